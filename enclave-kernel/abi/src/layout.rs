@@ -1,0 +1,78 @@
+//! Guest-physical and kernel-virtual address constants: only named addresses.
+//!
+//! Used by the VMM (which builds the first page tables) and by the kernel.
+//! Drawn with host backing in `docs/memory-map.md`.
+
+use crate::addr::GIB;
+
+// --- guest-physical: low window -------------------------------------------
+
+/// [`crate::boot::BootInfo`], one page.
+pub const BOOT_INFO: u64 = 0x1_0000;
+/// Global descriptor table and task-state segment, one page.
+pub const GDT_TSS: u64 = 0x1_1000;
+/// Interrupt descriptor table, one page.
+pub const IDT: u64 = 0x1_2000;
+/// Command queue ([`crate::queue::QueuePage`]), two pages.
+pub const QUEUE: u64 = 0x1_4000;
+/// Lease page ([`crate::lease::LeasePage`]) of this enclave: its own memslot.
+pub const LEASE_PAGE: u64 = 0xd000_2000;
+/// Console ring ([`crate::queue::ConsoleRing`]), 64 KiB with its header.
+pub const CONSOLE: u64 = 0x2_0000;
+/// Bytes of the console ring, header included.
+pub const CONSOLE_BYTES: u64 = 0x1_0000;
+/// Bounce area for the data of forwarded calls.
+pub const BOUNCE: u64 = 0x10_0000;
+/// Bytes of the bounce area.
+pub const BOUNCE_BYTES: u64 = 0x10_0000;
+/// Physical address the kernel image is loaded at.
+pub const KERNEL_IMAGE: u64 = 0x20_0000;
+
+/// End of the low RAM window: RAM beyond goes to [`HIGH_RAM`].
+pub const LOW_RAM_END: u64 = 3 * GIB;
+/// Start of RAM above the hole below 4 GiB.
+pub const HIGH_RAM: u64 = 4 * GIB;
+
+/// Doorbell page: an unbacked page whose stores leave the guest.
+pub const DOORBELL_PAGE: u64 = 0xd000_0000;
+/// Local APIC page (architectural address, SDM vol. 3 §12.4.1).
+pub const APIC_PAGE: u64 = 0xfee0_0000;
+
+/// Window of this enclave's own arenas.
+pub const ARENA_WINDOW: u64 = 64 * GIB;
+/// End of the arena window; with [`ARENA_WINDOW`] it fits 40 address bits.
+pub const ARENA_WINDOW_END: u64 = 256 * GIB;
+/// Window of arenas imported from other enclaves, read-only.
+pub const IMPORT_WINDOW: u64 = 256 * GIB;
+/// End of the import window.
+pub const IMPORT_WINDOW_END: u64 = 448 * GIB;
+
+// --- kernel-virtual ---------------------------------------------------------
+
+/// Base of the kernel's direct map: virtual = base + guest-physical.
+pub const DIRECT_MAP: u64 = 0xffff_9000_0000_0000;
+/// Virtual address of [`KERNEL_IMAGE`].
+pub const KERNEL_VIRT: u64 = 0xffff_ffff_8020_0000;
+/// First address that is not a program's.
+pub const USER_END: u64 = 0x0000_8000_0000_0000;
+/// Lowest address a program may map (a far return plus `syscall` enters ring 0
+/// at a low address on the nested KVM; nothing may ever be mapped there).
+pub const USER_MIN: u64 = 0x1_0000;
+
+// --- selectors, laid out as Linux does ---------------------------------------
+
+/// Kernel code segment.
+pub const SEL_KERNEL_CS: u16 = 0x10;
+/// Kernel stack segment.
+pub const SEL_KERNEL_SS: u16 = 0x18;
+/// User data and stack segment with its privilege level.
+pub const SEL_USER_SS: u16 = 0x2b;
+/// User code segment with its privilege level.
+pub const SEL_USER_CS: u16 = 0x33;
+/// Task-state segment.
+pub const SEL_TSS: u16 = 0x40;
+
+// --- vectors ------------------------------------------------------------------
+
+/// Interrupt that tells the kernel to look at the command queue.
+pub const VECTOR_COMMAND: u8 = 0x40;

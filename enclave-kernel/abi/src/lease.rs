@@ -1,0 +1,103 @@
+//! The lease page: which generations of an enclave's arenas must stay.
+//!
+//! One page per enclave, its own sealed memfd, mapped writable by the broker,
+//! the VMM and the kernel, and by nobody else. It replaces messages on the
+//! publish path: both sides move a word by compare-and-swap and never wait.
+//!
+//! ```text
+//!            kernel: publish g              broker: first lease of g
+//!   EMPTY ───────────────────► PUBLISHED ─────────────────────────► LEASED
+//!     ▲                          │   ▲                                │
+//!     └── kernel: g superseded ──┘   └── broker: last lease goes ─────┘
+//! ```
+//!
+//! The kernel keeps the newest `retain` published generations and takes back
+//! older ones that nobody leased. A generation whose word is PUBLISHED or
+//! LEASED is *held*: the kernel reuses none of its frames. A hostile kernel or
+//! broker can only spoil snapshots of this one enclave.
+
+/// Arenas an enclave may have at once.
+pub const MAX_ARENAS: usize = 32;
+/// Generation words of one arena.
+pub const SLOTS: usize = 15;
+/// Words of one arena: the slots and the `retain` word.
+pub const WORDS_PER_ARENA: usize = 16;
+
+/// Word index of slot `slot` of arena `arena`, or `None` out of range.
+#[must_use]
+pub fn slot_word(arena: usize, slot: usize) -> Option<usize> {
+    (arena < MAX_ARENAS && slot < SLOTS).then(|| arena * WORDS_PER_ARENA + slot)
+}
+
+/// Word index of the `retain` count of arena `arena` (written by the broker;
+/// 0 counts as 1).
+#[must_use]
+pub fn retain_word(arena: usize) -> Option<usize> {
+    (arena < MAX_ARENAS).then(|| arena * WORDS_PER_ARENA + SLOTS)
+}
+
+/// State of one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// Free for the next publish.
+    Empty,
+    /// Published, leased by nobody; the kernel may take it back.
+    Published(u64),
+    /// At least one reader; only the broker may change it.
+    Leased(u64),
+}
+
+impl Slot {
+    /// Decodes a word; the unused fourth state counts as empty.
+    #[must_use]
+    pub const fn decode(word: u64) -> Self {
+        match word & 3 {
+            1 => Self::Published(word >> 2),
+            2 => Self::Leased(word >> 2),
+            _ => Self::Empty,
+        }
+    }
+
+    /// The word of this state. Generations stay below 2^62.
+    #[must_use]
+    pub const fn encode(self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Published(generation) => generation << 2 | 1,
+            Self::Leased(generation) => generation << 2 | 2,
+        }
+    }
+
+    /// The generation this slot holds.
+    #[must_use]
+    pub const fn held(self) -> Option<u64> {
+        match self {
+            Self::Empty => None,
+            Self::Published(generation) | Self::Leased(generation) => Some(generation),
+        }
+    }
+}
+
+const _: () = assert!(MAX_ARENAS * WORDS_PER_ARENA * 8 == 4096);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_survive_encoding() {
+        for slot in [Slot::Empty, Slot::Published(1), Slot::Leased((1 << 62) - 1)] {
+            assert_eq!(Slot::decode(slot.encode()), slot);
+        }
+        assert_eq!(Slot::decode(3), Slot::Empty);
+    }
+
+    #[test]
+    fn words_stay_inside_the_page() {
+        assert_eq!(slot_word(MAX_ARENAS - 1, SLOTS - 1), Some(510));
+        assert_eq!(retain_word(MAX_ARENAS - 1), Some(511));
+        assert_eq!(slot_word(MAX_ARENAS, 0), None);
+        assert_eq!(slot_word(0, SLOTS), None);
+        assert_eq!(retain_word(MAX_ARENAS), None);
+    }
+}

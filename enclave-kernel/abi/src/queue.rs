@@ -1,0 +1,193 @@
+//! The command queue and the console ring between a kernel and its VMM.
+//!
+//! Two single-producer single-consumer rings of 64-byte records in one shared
+//! page pair. The kernel posts a [`Record`] to `to_host` and stores to the
+//! queue doorbell; the VMM answers in `to_guest` with the same `seq`. Unasked
+//! commands (`seq` 0) travel the same way. Either side treats the other's
+//! indices as hostile: the difference is checked, a record is copied once and
+//! then decoded.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `"XASMQUEU"` in little endian.
+pub const QUEUE_MAGIC: u64 = u64::from_le_bytes(*b"XASMQUEU");
+/// Records in each ring; a power of two.
+pub const RING_RECORDS: u32 = 32;
+
+/// One message.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Record {
+    /// Record format; [`RECORD_VERSION`].
+    pub version: u16,
+    /// One of [`Call`] (to host) or [`Command`] (to guest) as a number.
+    pub kind: u16,
+    /// Number chosen by the asker; answers repeat it; 0 = unasked.
+    pub seq: u32,
+    /// Meaning depends on `kind`.
+    pub args: [u64; 7],
+}
+
+/// Version of [`Record`].
+pub const RECORD_VERSION: u16 = 1;
+
+/// A ring: free-running indices, entry = index modulo [`RING_RECORDS`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ring {
+    /// Next record the producer writes (written by the producer only).
+    pub head: u32,
+    /// Padding to a cache line.
+    pub pad0: [u32; 15],
+    /// Next record the consumer reads (written by the consumer only).
+    pub tail: u32,
+    /// Padding to a cache line.
+    pub pad1: [u32; 15],
+    /// The records.
+    pub records: [Record; RING_RECORDS as usize],
+}
+
+/// The shared pages.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct QueuePage {
+    /// [`QUEUE_MAGIC`].
+    pub magic: u64,
+    /// [`crate::ABI_VERSION`].
+    pub abi_version: u32,
+    /// Padding.
+    pub pad: [u32; 13],
+    /// Kernel → VMM.
+    pub to_host: Ring,
+    /// VMM → kernel.
+    pub to_guest: Ring,
+}
+
+const _: () = assert!(size_of::<Record>() == 64);
+const _: () = assert!(size_of::<Ring>() == 128 + 2048);
+const _: () = assert!(size_of::<QueuePage>() == 64 + 2 * 2176);
+const _: () = assert!(size_of::<QueuePage>() <= 8192);
+
+macro_rules! numbers {
+    ($(#[$m:meta])* $name:ident { $($(#[$v:meta])* $var:ident = $n:literal),* $(,)? }) => {
+        $(#[$m])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u16)]
+        pub enum $name { $($(#[$v])* $var = $n),* }
+        impl TryFrom<u16> for $name {
+            type Error = u16;
+            fn try_from(value: u16) -> Result<Self, u16> {
+                match value { $($n => Ok(Self::$var),)* other => Err(other) }
+            }
+        }
+    };
+}
+
+numbers! {
+    /// Kernel → VMM: what the kernel asks. Every call is answered by one
+    /// record with the same `kind` and `seq`; `args[0]` of the answer is the
+    /// result, negative Linux errno on failure.
+    Call {
+        /// Nothing to run: block until a [`Command`] is there. No answer.
+        Idle = 1,
+        /// The kernel is up. `args` = {mode, selftest result (0 = none, 1 = passed,
+        /// 2 = failed), flush method, gate seen}. No answer.
+        Booted = 2,
+        /// A process ended. `args` = {run id, wait status as of wait(2), reason
+        /// bytes in the bounce area}. No answer.
+        ProcessExit = 3,
+        /// Read the program image of run `args[0]`: {run id, file offset,
+        /// guest-physical target, length}. Answer: bytes read.
+        ImageRead = 4,
+        /// A forwarded system call. `args` = {number, a0..a4, bytes of the bounce
+        /// area that go along}; pointers are replaced as in [`crate::syscall`].
+        Forward = 5,
+        /// Make an arena. An [`crate::syscall::ArenaArgs`] stands in the bounce
+        /// area; `args[0]` = arena slot. Answer: {0 or -errno, guest-physical
+        /// address, segid, object bytes, page bytes of the backing}.
+        ArenaMake = 6,
+        /// The arena in slot `args[0]` ended; reason `args[1]` (0 = closed by its
+        /// program, 1 = program died). The VMM unmaps it. Answer: 0.
+        ArenaEnd = 7,
+        /// Give arena slot `args[0]` a further name: bytes in the bounce area,
+        /// length `args[1]`. Answer: segid or -errno.
+        ArenaName = 8,
+        /// The kernel met a state it cannot go on from; text in the bounce area,
+        /// length `args[0]`. Never answered.
+        Panic = 9,
+        /// A kernel self-test or probe result: {id, value, …}. No answer.
+        Report = 10,
+    }
+}
+
+numbers! {
+    /// VMM → kernel, unasked.
+    Command {
+        /// Start a program: `args` = {run id, image bytes, bytes of the bounce
+        /// area that hold [`RunArgs`] strings}.
+        Run = 1,
+        /// Kill the running process of run `args[0]` with signal `args[1]`.
+        Kill = 2,
+        /// Stop: answer with nothing, go idle for ever.
+        Stop = 3,
+    }
+}
+
+/// Head of the strings of [`Command::Run`] in the bounce area, followed by
+/// `argc` then `envc` zero-terminated strings, then the program's path.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RunArgs {
+    /// Number of argument strings.
+    pub argc: u32,
+    /// Number of environment strings.
+    pub envc: u32,
+    /// Bytes of all strings, path included.
+    pub strings_bytes: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Stack bytes wanted; 0 = default.
+    pub stack_bytes: u64,
+}
+
+/// Head of the console ring; `data_bytes` bytes of data follow it.
+///
+/// The kernel writes at `head`, the VMM reads at `tail`; both run freely,
+/// position = index modulo `data_bytes` (a power of two below the ring size).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ConsoleRing {
+    /// Written by the kernel.
+    pub head: u32,
+    /// Written by the VMM.
+    pub tail: u32,
+    /// Bytes the kernel had to drop because the ring was full.
+    pub dropped: u64,
+}
+
+/// Offset of the console data from the ring's start.
+pub const CONSOLE_DATA_OFFSET: u64 = 64;
+/// Bytes of console data; a power of two.
+pub const CONSOLE_DATA_BYTES: u32 = 0x8000;
+
+/// Doorbell offsets in [`crate::layout::DOORBELL_PAGE`].
+pub mod doorbell {
+    /// Leaves to the VMM's vCPU thread, which drains the command queue.
+    pub const QUEUE: u64 = 0;
+    /// First arena doorbell; slot `n` is at `ARENA_BASE + 8 n`, 4 bytes wide.
+    pub const ARENA_BASE: u64 = 0x100;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_numbers_stay_numbers() {
+        assert_eq!(Call::try_from(5), Ok(Call::Forward));
+        assert_eq!(Call::try_from(0), Err(0));
+        assert_eq!(Command::try_from(77), Err(77));
+    }
+}

@@ -1,0 +1,113 @@
+//! System calls beyond Linux's, and how forwarded Linux calls are packed.
+//!
+//! Numbers from 1024 up are ours; Linux answers them with ENOSYS, which is how
+//! a program finds out where it runs. Arguments go in the Linux registers
+//! (RDI, RSI, RDX, R10, R8, R9), results come back in RAX, negative errno on
+//! failure.
+//!
+//! A *forwarded* call ([`crate::queue::Call::Forward`]) replaces each pointer
+//! argument by an offset into the bounce area; what goes there and back:
+//!
+//! | call | to host | to guest |
+//! |---|---|---|
+//! | write, pwrite64 | the data at 0 | – |
+//! | read, pread64, getdents64, getcwd, readlink, readlinkat | – | the data at 0 |
+//! | open, stat, access, chdir, mkdir, unlink, rmdir … and their `at` forms | path at 0, zero terminated | struct stat at 4096 where there is one |
+//! | rename, renameat, renameat2 | old path at 0, new path at 4096 | – |
+//! | fstat, ioctl, pipe2 | in-out argument at 4096 | the same |
+//! | poll | array of pollfd at 0 | the same |
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First number that is ours.
+pub const BASE: u64 = 1024;
+/// `() → ABI version`.
+pub const XASM_VERSION: u64 = BASE;
+/// `(*mut ArenaArgs) → arena slot`; fills in `start`.
+pub const ARENA_CREATE: u64 = BASE + 1;
+/// `(slot, *const VarDesc) → index`: adds or replaces a variable by name.
+pub const ARENA_VAR: u64 = BASE + 2;
+/// `(slot, step, time bits) → generation`; EAGAIN when the pool is exhausted.
+pub const ARENA_PUBLISH: u64 = BASE + 3;
+/// `(slot) → 0`: ends the arena and unmaps it.
+pub const ARENA_DESTROY: u64 = BASE + 4;
+/// `(slot, *mut ArenaStats) → 0`.
+pub const ARENA_STATS: u64 = BASE + 5;
+/// `(address, length, name, name length) → segid`: a (further) name for the
+/// arena that starts at `address`.
+pub const XEMEM_MAKE: u64 = BASE + 6;
+/// `(*mut KernelStats) → 0`: counters of this kernel.
+pub const KERNEL_STATS: u64 = BASE + 7;
+/// `(address) → arena slot` of the arena that contains `address`.
+pub const ARENA_FIND: u64 = BASE + 8;
+
+/// Policy when the pool is exhausted: refuse the publish, count it.
+pub const POLICY_DISCARD_NEWEST: u32 = 0;
+
+/// Arguments of [`ARENA_CREATE`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ArenaArgs {
+    /// Name, UTF-8, zero padded; all zero = no name yet.
+    pub name: [u8; 64],
+    /// Payload bytes, a multiple of `chunk_bytes`.
+    pub size_bytes: u64,
+    /// 4 KiB or 2 MiB.
+    pub chunk_bytes: u64,
+    /// Banks, see [`crate::arena`].
+    pub nr_banks: u32,
+    /// One of `POLICY_*`.
+    pub policy: u32,
+    /// In: wanted address (512 GiB aligned) or 0; out: address.
+    pub start: u64,
+    /// Group id that may read besides the owner; `u32::MAX` = none.
+    pub reader_gid: u32,
+    /// Padding, zero.
+    pub pad: u32,
+}
+
+/// Result of [`ARENA_STATS`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ArenaStats {
+    /// Newest generation.
+    pub generation: u64,
+    /// Publishes refused.
+    pub dropped: u64,
+    /// Copy-on-write faults.
+    pub cow_faults: u64,
+    /// Generations held (published or leased).
+    pub held: u64,
+    /// XEMEM segment id.
+    pub segid: u64,
+    /// Bytes of a host page behind the arena: 4 KiB or 2 MiB.
+    pub backing_page_bytes: u64,
+}
+
+/// Result of [`KERNEL_STATS`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct KernelStats {
+    /// 0 or 3.
+    pub mode: u64,
+    /// System calls served.
+    pub syscalls: u64,
+    /// Calls forwarded to the host.
+    pub forwarded: u64,
+    /// Page faults taken.
+    pub page_faults: u64,
+    /// Copy-on-write faults among them.
+    pub cow_faults: u64,
+    /// Publishes.
+    pub publishes: u64,
+    /// Free bytes of RAM.
+    pub free_bytes: u64,
+    /// 0: upper-level store flushes; 1: CR3 reload.
+    pub flush_method: u64,
+}
+
+const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 5);

@@ -1,0 +1,4 @@
+//! One enclave under KVM: what `enclave-vmm` is made of, and the part of it
+//! that `enclavectl` shares (configuration, ledger, control protocol).
+
+pub mod machine;

@@ -1,0 +1,185 @@
+//! The running machine of one enclave, seen from the host side of the VMM.
+//!
+//! Called by the lifecycle and control code; hides KVM. Every method may be
+//! called from any thread. A machine never panics on guest behaviour: it ends
+//! in a [`MachineState`] that says why.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What a machine is made from.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Enclave name.
+    pub name: String,
+    /// Kernel image (ELF).
+    pub kernel: PathBuf,
+    /// Private RAM in bytes, multiple of 2 MiB.
+    pub mem_bytes: u64,
+    /// Host cores; the vCPU thread of index i is pinned to `cores[i]`.
+    pub cores: Vec<usize>,
+    /// Which page size backs private RAM.
+    pub backing: Backing,
+    /// Touch all private RAM at create.
+    pub prefault: bool,
+    /// Privilege mode wanted.
+    pub ring: Ring,
+    /// Socket of the XEMEM broker.
+    pub broker_socket: PathBuf,
+    /// Directories the programs may reach.
+    pub exports: Vec<Export>,
+    /// Kernel self-test to run at boot; 0 = none.
+    pub selftest: u32,
+}
+
+/// Page size behind private RAM and arenas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backing {
+    /// hugetlb 2 MiB when enough are free, else 4 KiB with a warning.
+    Auto,
+    /// hugetlb 2 MiB or fail.
+    Huge2m,
+    /// 4 KiB pages.
+    Small,
+}
+
+/// Privilege mode asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ring {
+    /// Ring 3 where the host interprets ring 0, else ring 0.
+    Auto,
+    /// Kernel in ring 0.
+    Ring0,
+    /// Kernel in ring 3.
+    Ring3,
+}
+
+/// A host directory programs may reach under a guest path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Directory on the host.
+    pub host: PathBuf,
+    /// Absolute path in the enclave.
+    pub guest: String,
+    /// May programs write?
+    pub writable: bool,
+}
+
+/// A program to run.
+#[derive(Debug)]
+pub struct RunSpec {
+    /// The program image, open for reading.
+    pub image: OwnedFd,
+    /// Path shown as AT_EXECFN and in reports.
+    pub path: String,
+    /// Argument strings, the program's name first.
+    pub argv: Vec<String>,
+    /// Environment, `KEY=value`.
+    pub envp: Vec<String>,
+    /// Working directory (guest path).
+    pub cwd: String,
+    /// Standard input, output and error.
+    pub stdio: [OwnedFd; 3],
+    /// Stack bytes; 0 = default.
+    pub stack_bytes: u64,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum RunOutcome {
+    /// By exit or exit_group.
+    Exited {
+        /// 0..=255.
+        code: u8,
+    },
+    /// By a signal; the kernel's report where there is one.
+    Signaled {
+        /// Signal number.
+        signal: u8,
+        /// Address, RIP, nearest region; empty if none.
+        report: String,
+    },
+    /// It never started: the image was refused.
+    Refused {
+        /// Why, for the user.
+        reason: String,
+    },
+    /// The machine stopped under it.
+    MachineStopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// State of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum MachineState {
+    /// The kernel has not reported yet.
+    Booting,
+    /// Up, nothing to run.
+    Idle,
+    /// A program runs.
+    Running {
+        /// Its path.
+        program: String,
+    },
+    /// The kernel or the vCPU failed; the VMM still answers.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Stopped on request.
+    Stopped,
+}
+
+/// Why a run was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// One program at a time in this version.
+    #[error("the enclave already runs {0}")]
+    Busy(String),
+    /// The machine is not up.
+    #[error("the enclave is not running: {0}")]
+    NotRunning(String),
+    /// Strings too long for the bounce area.
+    #[error("arguments and environment take {got} bytes, at most {max} fit")]
+    ArgumentsTooLong {
+        /// Bytes wanted.
+        got: usize,
+        /// Bytes that fit.
+        max: usize,
+    },
+}
+
+/// Counters and facts shown by `inspect` and used by the benchmarks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MachineReport {
+    /// "ring0" or "ring3"; empty before boot.
+    pub kernel_mode: String,
+    /// "nested" (ring 0 is interpreted) or "hardware".
+    pub platform: String,
+    /// "upper-store" or "cr3".
+    pub flush: String,
+    /// Bytes of a page behind private RAM.
+    pub backing_page_bytes: u64,
+    /// Warnings given at create (such as 4 KiB backing).
+    pub warnings: Vec<String>,
+    /// Create phases in order: name, microseconds since the VMM started.
+    pub phases: Vec<(String, u64)>,
+    /// KVM statistics of the vCPU by name (exact counts).
+    pub kvm: std::collections::BTreeMap<String, u64>,
+    /// Exits to user space by reason.
+    pub exits: std::collections::BTreeMap<String, u64>,
+    /// Forwarded calls by name.
+    pub forwarded: std::collections::BTreeMap<String, u64>,
+    /// Bytes the kernel's console ring dropped.
+    pub console_dropped: u64,
+    /// Arenas: (slot, name, segid, bytes of the object, page bytes behind it).
+    pub arenas: Vec<(u32, String, u64, u64, u64)>,
+}
