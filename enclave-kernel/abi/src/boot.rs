@@ -69,6 +69,9 @@ pub struct KernelHeader {
     /// The page (virtual, page aligned) that holds code ring 3 must reach in
     /// ring-0 mode where SYSCALL stays in ring 3.
     pub user_text: u64,
+    /// The page (virtual, page aligned) of the ring-0 stubs of ring-3 mode; it
+    /// stays supervisor-only in both modes because SMEP is on.
+    pub ring0_text: u64,
 }
 
 /// Privilege mode of the kernel, fixed at boot.
@@ -158,4 +161,4 @@ pub struct BootInfo {
 
 const _: () = assert!(size_of::<GateSpec>() == 16);
 const _: () = assert!(size_of::<BootInfo>() <= 4096);
-const _: () = assert!(size_of::<KernelHeader>() == 8 * 15 + 2 * NR_GATES * 16);
+const _: () = assert!(size_of::<KernelHeader>() == 8 * 16 + 2 * NR_GATES * 16);

@@ -119,6 +119,10 @@ numbers! {
         Panic = 9,
         /// A kernel self-test or probe result: {id, value, …}. No answer.
         Report = 10,
+        /// KVM's counters of this vCPU, for benchmarks. Answer: `args` = {0,
+        /// insn_emulation, exits, pf_guest, irq_injections, …}; the call
+        /// itself costs a fixed number of emulated instructions.
+        HostCounters = 11,
     }
 }
 

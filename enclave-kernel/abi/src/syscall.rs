@@ -40,6 +40,9 @@ pub const XEMEM_MAKE: u64 = BASE + 6;
 pub const KERNEL_STATS: u64 = BASE + 7;
 /// `(address) → arena slot` of the arena that contains `address`.
 pub const ARENA_FIND: u64 = BASE + 8;
+/// `(*mut [u64; 4]) → 0`: KVM's exact counters of this vCPU, as
+/// [`crate::queue::Call::HostCounters`] gives them, for benchmarks.
+pub const HOST_COUNTERS: u64 = BASE + 9;
 
 /// Policy when the pool is exhausted: refuse the publish, count it.
 pub const POLICY_DISCARD_NEWEST: u32 = 0;

@@ -4,6 +4,8 @@
 //! called from any thread. A machine never panics on guest behaviour: it ends
 //! in a [`MachineState`] that says why.
 
+pub mod queue;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 

@@ -1,0 +1,81 @@
+//! Finds out whether this host interprets guest ring 0.
+//!
+//! Called once per machine, on its own vCPU, before the kernel's registers are
+//! set. Runs 64 `nop`s in ring 0 and compares KVM's exact count of emulated
+//! instructions: a fact, not a timing.
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::Ram;
+use crate::stats::KvmStats;
+use crate::tables::{TableBuilder, TableError};
+use crate::vcpu::{CpuFacts, VcpuError, set_up_probe};
+
+const CODE: u64 = 0x8000;
+const TABLES: u64 = 0x9000;
+const TABLES_END: u64 = 0xe000;
+const NOPS: usize = 64;
+
+/// Why the probe did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Tables could not be written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// Registers could not be set.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The probe code did not come back.
+    #[error("the ring-0 probe ended with {0}")]
+    Run(String),
+}
+
+/// Whether ring-0 code of this vCPU is interpreted.
+///
+/// # Errors
+/// [`ProbeError`]; guest RAM below 64 KiB is zero again in every case.
+pub fn ring0_is_interpreted(
+    vcpu: &mut VcpuFd,
+    stats: &KvmStats,
+    facts: &CpuFacts,
+    ram: &Ram,
+) -> Result<bool, ProbeError> {
+    let outcome = run(vcpu, stats, facts, ram);
+    let zeros = [0; 0x8000];
+    ram.write_slice(&zeros, GuestAddress(CODE))
+        .map_err(TableError::from)?;
+    outcome
+}
+
+fn run(
+    vcpu: &mut VcpuFd,
+    stats: &KvmStats,
+    facts: &CpuFacts,
+    ram: &Ram,
+) -> Result<bool, ProbeError> {
+    let mut code = vec![0x90; NOPS];
+    code.extend([0xe6, 0x80]); // out 0x80, al
+    ram.write_slice(&code, GuestAddress(CODE))
+        .map_err(TableError::from)?;
+    let mut tables = TableBuilder::new(ram, TABLES, TABLES_END)?;
+    tables.map(CODE, CODE, 4096, 0, false)?;
+    set_up_probe(vcpu, facts, tables.root(), CODE)?;
+    let before = stats.get("insn_emulation");
+    match vcpu.run() {
+        Ok(VcpuExit::IoOut(0x80, _)) => {}
+        Ok(other) => return Err(ProbeError::Run(format!("{other:?}"))),
+        Err(error) => return Err(ProbeError::Run(error.to_string())),
+    }
+    // The port access completes on the next entry; make it one that runs nothing.
+    vcpu.set_kvm_immediate_exit(1);
+    let completed = vcpu.run().map(|_| ());
+    vcpu.set_kvm_immediate_exit(0);
+    if let Err(error) = completed
+        && error.errno() != libc::EINTR
+    {
+        return Err(ProbeError::Run(error.to_string()));
+    }
+    let emulated = stats.get("insn_emulation").saturating_sub(before);
+    Ok(emulated >= NOPS as u64 / 2)
+}

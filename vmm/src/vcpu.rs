@@ -1,0 +1,304 @@
+//! A vCPU before it runs: feature set, registers, MSRs, local APIC.
+//!
+//! Called by [`crate::machine`] and [`crate::probe`]. Everything the kernel
+//! would need privileged instructions for is set here from its image header;
+//! which registers depend on the privilege mode is decided in this file only.
+
+use enclave_abi::boot::{BOOT_SYSCALL_STAYS_IN_RING3, Mode};
+use enclave_abi::layout::{
+    BOOT_INFO, DIRECT_MAP, GDT_TSS, IDT, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS, SEL_USER_CS,
+    SEL_USER_SS,
+};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr,
+    kvm_xcrs,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+
+use crate::loader::LoadedKernel;
+use crate::tables::{GDT_LIMIT, TSS_BYTES, TSS_OFFSET};
+
+/// Why a vCPU could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// A KVM call failed.
+    #[error("KVM refused {0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// KVM wrote fewer MSRs than asked.
+    #[error("KVM refused MSR {0:#x}")]
+    Msr(u32),
+    /// The CPU lacks something the kernel cannot do without.
+    #[error("this CPU has no {0}")]
+    Missing(&'static str),
+}
+
+fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
+    move |error| VcpuError::Kvm(what, error)
+}
+
+/// What KVM offers a guest on this host.
+#[derive(Clone, Debug)]
+pub struct CpuFacts {
+    /// CPUID leaves to give to the vCPU.
+    pub cpuid: CpuId,
+    /// XCR0: x87, SSE, AVX and AVX-512 state where supported (SDM vol. 1 §13.3).
+    pub xcr0: u64,
+    /// Leaf 1 EDX.
+    pub hwcap: u64,
+    /// FSGSBASE.
+    pub fsgsbase: bool,
+    /// SMEP.
+    pub smep: bool,
+    /// UMIP.
+    pub umip: bool,
+}
+
+/// x87 | SSE | AVX | AVX-512 (opmask, ZMM_Hi256, Hi16_ZMM).
+const XCR0_WANTED: u64 = 0b1110_0111;
+
+impl CpuFacts {
+    /// Asks KVM.
+    ///
+    /// # Errors
+    /// [`VcpuError`] when a feature that every x86-64 program relies on is missing.
+    pub fn read(kvm_fd: &Kvm) -> Result<Self, VcpuError> {
+        let cpuid = kvm_fd
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let leaf = |function: u32, index: u32| {
+            cpuid
+                .as_slice()
+                .iter()
+                .find(|e| e.function == function && e.index == index)
+                .copied()
+        };
+        let one = leaf(1, 0).ok_or(VcpuError::Missing("CPUID leaf 1"))?;
+        let seven = leaf(7, 0).map_or(0, |entry| entry.ebx);
+        let seven_ecx = leaf(7, 0).map_or(0, |entry| entry.ecx);
+        if one.ecx & 1 << 26 == 0 {
+            return Err(VcpuError::Missing("XSAVE"));
+        }
+        let xcr0 = leaf(0xd, 0).map_or(3, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
+        Ok(Self {
+            xcr0: xcr0 & XCR0_WANTED | 3,
+            hwcap: u64::from(one.edx),
+            fsgsbase: seven & 1 != 0,
+            smep: seven & 1 << 7 != 0,
+            umip: seven_ecx & 1 << 2 != 0,
+            cpuid,
+        })
+    }
+}
+
+fn segment(selector: u16, kind: u8, code: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl: u8::try_from(selector & 3).unwrap_or(0),
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+const CR0: u64 = 0x8005_0033 & !(1 << 18) | 1 << 16; // PE MP ET NE WP PG
+const CR4_PAE: u64 = 1 << 5;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+const CR4_UMIP: u64 = 1 << 11;
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_SMEP: u64 = 1 << 20;
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11; // SCE LME LMA NXE
+const APIC_BASE: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
+const APIC_X2: u64 = 1 << 10;
+
+/// Sets control registers and segments for 64-bit mode at privilege `ring`.
+fn sregs(base: kvm_sregs, page_table: u64, ring: u16, facts: &CpuFacts, x2apic: bool) -> kvm_sregs {
+    let (cs, ss) = if ring == 3 {
+        (SEL_USER_CS, SEL_USER_SS)
+    } else {
+        (SEL_KERNEL_CS, SEL_KERNEL_SS)
+    };
+    let data = segment(ss, 3, false);
+    let mut s = base;
+    s.cs = segment(cs, 11, true);
+    (s.ss, s.ds, s.es, s.fs, s.gs) = (data, data, data, data, data);
+    s.cr0 = CR0;
+    s.cr3 = page_table;
+    s.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+    for (have, bit) in [
+        (facts.fsgsbase, CR4_FSGSBASE),
+        (facts.smep, CR4_SMEP),
+        (facts.umip, CR4_UMIP),
+    ] {
+        if have {
+            s.cr4 |= bit;
+        }
+    }
+    s.efer = EFER;
+    s.apic_base = APIC_BASE | if x2apic { APIC_X2 } else { 0 };
+    s
+}
+
+/// Gives the vCPU its features and its minimum state: long mode at ring 0 with
+/// the tables at `page_table`, about to execute `rip`. Used by the probe.
+///
+/// # Errors
+/// [`VcpuError`] names what KVM refused.
+pub fn set_up_probe(
+    vcpu: &VcpuFd,
+    facts: &CpuFacts,
+    page_table: u64,
+    rip: u64,
+) -> Result<(), VcpuError> {
+    vcpu.set_cpuid2(&facts.cpuid)
+        .map_err(kvm("KVM_SET_CPUID2"))?;
+    let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+    vcpu.set_sregs(&sregs(base, page_table, 0, facts, false))
+        .map_err(kvm("KVM_SET_SREGS"))?;
+    let regs = kvm_regs {
+        rip,
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
+}
+
+/// Gives the vCPU everything the kernel expects at its first instruction.
+///
+/// # Errors
+/// [`VcpuError`] names what KVM refused.
+pub fn set_up(
+    vcpu: &VcpuFd,
+    facts: &CpuFacts,
+    kernel: &LoadedKernel,
+    mode: Mode,
+    flags: u64,
+) -> Result<(), VcpuError> {
+    let ring = if mode == Mode::Ring3 { 3 } else { 0 };
+    set_xcr0(vcpu, facts.xcr0, kernel.page_table, facts)?;
+    let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+    // Ring 3 cannot reach x2APIC MSRs, so ring-3 mode uses the APIC page.
+    let mut s = sregs(base, kernel.page_table, ring, facts, mode == Mode::Ring0);
+    s.gdt.base = DIRECT_MAP + GDT_TSS;
+    s.gdt.limit = GDT_LIMIT;
+    s.idt.base = DIRECT_MAP + IDT;
+    s.idt.limit = u16::try_from(enclave_abi::boot::NR_GATES * 16 - 1).unwrap_or(u16::MAX);
+    s.tr = kvm_segment {
+        base: DIRECT_MAP + GDT_TSS + TSS_OFFSET,
+        limit: u32::try_from(TSS_BYTES - 1).unwrap_or(103),
+        selector: SEL_TSS,
+        type_: 11,
+        present: 1,
+        ..Default::default()
+    };
+    vcpu.set_sregs(&s).map_err(kvm("KVM_SET_SREGS"))?;
+    set_msrs(vcpu, kernel, mode, flags)?;
+    enable_apic(vcpu)?;
+    let rflags = if mode == Mode::Ring3 { 0x202 } else { 2 };
+    let regs = kvm_regs {
+        rip: kernel.header.entry,
+        rsp: kernel.header.boot_stack,
+        rdi: DIRECT_MAP + BOOT_INFO,
+        rflags,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
+}
+
+/// XCR0 needs CR4.OSXSAVE first; both before the first run (QEMU's SVM does
+/// not intercept XSETBV, so the guest must never have to execute it).
+fn set_xcr0(vcpu: &VcpuFd, xcr0: u64, page_table: u64, facts: &CpuFacts) -> Result<(), VcpuError> {
+    vcpu.set_cpuid2(&facts.cpuid)
+        .map_err(kvm("KVM_SET_CPUID2"))?;
+    let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+    vcpu.set_sregs(&sregs(base, page_table, 0, facts, false))
+        .map_err(kvm("KVM_SET_SREGS"))?;
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0] = kvm_xcr {
+        xcr: 0,
+        value: xcr0,
+        ..Default::default()
+    };
+    vcpu.set_xcrs(&xcrs).map_err(kvm("KVM_SET_XCRS"))
+}
+
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_CSTAR: u32 = 0xc000_0083;
+const MSR_SFMASK: u32 = 0xc000_0084;
+/// AC, NT, DF, TF: what a kernel never wants set on entry.
+const SFMASK_ALWAYS: u64 = 1 << 18 | 1 << 14 | 1 << 10 | 1 << 8;
+const RFLAGS_IF: u64 = 1 << 9;
+
+fn set_msrs(vcpu: &VcpuFd, kernel: &LoadedKernel, mode: Mode, flags: u64) -> Result<(), VcpuError> {
+    let header = &kernel.header;
+    let nested = flags & BOOT_SYSCALL_STAYS_IN_RING3 != 0;
+    let (lstar, mask) = match mode {
+        // Ring 3 could never set IF again.
+        Mode::Ring3 => (header.lstar_ring3, SFMASK_ALWAYS),
+        Mode::Ring0 if nested => (header.lstar_ring0_nested, SFMASK_ALWAYS),
+        Mode::Ring0 => (header.lstar_ring0, SFMASK_ALWAYS | RFLAGS_IF),
+    };
+    let star = u64::from(SEL_KERNEL_CS) << 32 | 0x20 << 48;
+    // CSTAR stays 0: on the nested KVM a 32-bit SYSCALL enters ring 0 at its
+    // low half, and nothing is ever mapped there.
+    for (index, data) in [
+        (MSR_STAR, star),
+        (MSR_LSTAR, lstar),
+        (MSR_CSTAR, 0),
+        (MSR_SFMASK, mask),
+    ] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| VcpuError::Msr(index))?;
+        let written = vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
+        if written != 1 {
+            return Err(VcpuError::Msr(index));
+        }
+    }
+    Ok(())
+}
+
+/// Spurious-interrupt register: APIC software-enabled, vector 0xff
+/// (SDM vol. 3 §12.9).
+fn enable_apic(vcpu: &VcpuFd) -> Result<(), VcpuError> {
+    const SVR: usize = 0xf0;
+    let mut lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
+    for (register, byte) in lapic.regs.iter_mut().skip(SVR).zip(0x1ff_u32.to_le_bytes()) {
+        *register = i8::from_le_bytes([byte]);
+    }
+    vcpu.set_lapic(&lapic).map_err(kvm("KVM_SET_LAPIC"))
+}
+
+/// The guest's time-stamp counter now.
+///
+/// # Errors
+/// [`VcpuError`] when KVM does not give it.
+pub fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, VcpuError> {
+    const MSR_TSC: u32 = 0x10;
+    let entry = kvm_msr_entry {
+        index: MSR_TSC,
+        ..Default::default()
+    };
+    let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| VcpuError::Msr(MSR_TSC))?;
+    vcpu.get_msrs(&mut msrs).map_err(kvm("KVM_GET_MSRS"))?;
+    msrs.as_slice()
+        .first()
+        .map(|e| e.data)
+        .ok_or(VcpuError::Msr(MSR_TSC))
+}
