@@ -1,0 +1,1 @@
+//! Hostile and ordinary programs, made byte by byte.

@@ -1,0 +1,340 @@
+//! Frame allocator: hands out physically contiguous memory.
+//!
+//! Called by the kernel for programs' regions, page tables and stacks; filled
+//! once at boot from the extents of [`enclave_abi::boot::BootInfo`], later by
+//! memory blocks that are added. There is no demand paging, so requests are
+//! large and few; the allocator keeps two short sorted lists:
+//!
+//! ```text
+//! free   ▐██████████▌   ▐████████████████▌      merged, clean or not
+//! clean       ▐█████▌   ▐███▌   ▐████████▌      subset: never handed out
+//! ```
+//!
+//! Promises: granules of 4 KiB; no byte is in two blocks at a time; memory that
+//! was never added, or is free already, cannot be freed; small requests do not
+//! break a whole free 2 MiB block while a partly used one can serve them.
+//! Does not zero anything: [`Block::clean`] tells whether that is needed.
+//! The lists live on the heap, so a free or an allocation may grow them.
+
+use alloc::vec::Vec;
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_down, align_up, is_aligned};
+
+/// A piece of physically contiguous memory that was handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// First byte.
+    pub start: u64,
+    /// Length, a multiple of 4 KiB.
+    pub len_bytes: u64,
+    /// Whether no byte of it was handed out before since boot: it is zero.
+    pub clean: bool,
+}
+
+/// Which memory a search may use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Clean,
+    Any,
+}
+
+/// A half-open range; never empty in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    start: u64,
+    end: u64,
+}
+
+impl Span {
+    fn len(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    fn intersect(self, other: Self) -> Self {
+        Self {
+            start: self.start.max(other.start),
+            end: self.end.min(other.end),
+        }
+    }
+
+    /// Lowest multiple of `align` in the span from which `len` bytes fit.
+    fn fit(self, len: u64, align: u64) -> Option<u64> {
+        let start = align_up(self.start, align)?;
+        (start.checked_add(len)? <= self.end).then_some(start)
+    }
+
+    /// The parts that lie in 2 MiB blocks this span does not cover whole:
+    /// before the first boundary inside, and after the last one.
+    fn partial_blocks(self) -> [Self; 2] {
+        let first = align_up(self.start, LARGE_PAGE_SIZE).unwrap_or(self.end);
+        let last = align_down(self.end, LARGE_PAGE_SIZE);
+        let head = Self {
+            start: self.start,
+            end: first.min(self.end),
+        };
+        let tail = Self {
+            start: last.max(head.end),
+            end: self.end,
+        };
+        [head, tail]
+    }
+}
+
+/// Sorted, disjoint spans; neighbours that touch are one.
+#[derive(Debug, Default)]
+struct Spans(Vec<Span>);
+
+impl Spans {
+    /// Index of the first span that ends after `addr`.
+    fn first_ending_after(&self, addr: u64) -> usize {
+        self.0.partition_point(|span| span.end <= addr)
+    }
+
+    /// The spans that share a byte with `zone`, cut to it.
+    fn within(&self, zone: Span) -> impl Iterator<Item = Span> {
+        self.0
+            .iter()
+            .skip(self.first_ending_after(zone.start))
+            .take_while(move |span| span.start < zone.end)
+            .map(move |span| span.intersect(zone))
+    }
+
+    fn overlaps(&self, zone: Span) -> bool {
+        self.within(zone).next().is_some()
+    }
+
+    fn contains(&self, zone: Span) -> bool {
+        self.within(zone).next() == Some(zone)
+    }
+
+    /// Adds `new`, which overlaps nothing here.
+    fn insert(&mut self, new: Span) {
+        let index = self.first_ending_after(new.start);
+        let joins_next = self.0.get(index).is_some_and(|s| s.start == new.end);
+        let before = index.checked_sub(1);
+        let joins_before =
+            before.filter(|&i| self.0.get(i).is_some_and(|span| span.end == new.start));
+        match (joins_before, joins_next) {
+            (Some(i), true) => {
+                let next = self.0.remove(index);
+                self.set_end(i, next.end);
+            }
+            (Some(i), false) => self.set_end(i, new.end),
+            (None, true) => {
+                if let Some(span) = self.0.get_mut(index) {
+                    span.start = new.start;
+                }
+            }
+            (None, false) => self.0.insert(index, new),
+        }
+    }
+
+    fn set_end(&mut self, index: usize, end: u64) {
+        if let Some(span) = self.0.get_mut(index) {
+            span.end = end;
+        }
+    }
+
+    /// Takes every byte of `zone` out, whatever part of it is here.
+    fn remove(&mut self, zone: Span) {
+        let mut index = self.first_ending_after(zone.start);
+        while let Some(&span) = self.0.get(index) {
+            if span.start >= zone.end {
+                return;
+            }
+            let below = Span {
+                end: zone.start.max(span.start),
+                ..span
+            };
+            let above = Span {
+                start: zone.end.min(span.end),
+                ..span
+            };
+            match (below.len() > 0, above.len() > 0) {
+                (true, true) => {
+                    self.set_end(index, below.end);
+                    self.0.insert(index + 1, above);
+                    return;
+                }
+                (true, false) => {
+                    self.set_end(index, below.end);
+                    index += 1;
+                }
+                (false, true) => {
+                    if let Some(span) = self.0.get_mut(index) {
+                        span.start = above.start;
+                    }
+                    return;
+                }
+                (false, false) => {
+                    self.0.remove(index);
+                }
+            }
+        }
+    }
+}
+
+/// The allocator; see the module's text.
+#[derive(Debug, Default)]
+pub struct FrameAllocator {
+    /// Everything ever added.
+    owned: Spans,
+    /// What is free.
+    free: Spans,
+    /// The part of `free` that was never handed out and was zero when added.
+    clean: Spans,
+    free_bytes: u64,
+}
+
+impl FrameAllocator {
+    /// An allocator that owns nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds memory, cut to whole 4 KiB frames; `clean` promises that it is zero.
+    ///
+    /// Returns whether it was taken: a range that wraps, holds no whole frame
+    /// or overlaps memory already owned is refused as a whole.
+    pub fn add(&mut self, start: u64, len_bytes: u64, clean: bool) -> bool {
+        let end = start.checked_add(len_bytes);
+        let (Some(start), Some(end)) = (align_up(start, PAGE_SIZE), end) else {
+            return false;
+        };
+        let span = Span {
+            start,
+            end: align_down(end, PAGE_SIZE),
+        };
+        if span.len() == 0 || self.owned.overlaps(span) {
+            return false;
+        }
+        self.owned.insert(span);
+        self.free.insert(span);
+        if clean {
+            self.clean.insert(span);
+        }
+        self.free_bytes += span.len();
+        true
+    }
+
+    /// Hands out `len_bytes` (rounded up to 4 KiB) at a multiple of `align`
+    /// (a power of two; at least 4 KiB is used), lowest address first and clean
+    /// memory before used memory.
+    ///
+    /// `None` when no free piece is large enough, for no bytes, or when `align`
+    /// is no power of two.
+    pub fn alloc(&mut self, len_bytes: u64, align: u64) -> Option<Block> {
+        let (len, align) = rounded(len_bytes, align)?;
+        let start = self.find(len, align)?;
+        Some(self.take(Span {
+            start,
+            end: start.checked_add(len)?,
+        }))
+    }
+
+    /// Hands out the largest piece there is, up to `len_bytes` (rounded up to
+    /// 4 KiB), at a multiple of `align`; so a request may be served in pieces.
+    ///
+    /// `None` when nothing at all is free at that alignment, and as in
+    /// [`FrameAllocator::alloc`].
+    pub fn alloc_up_to(&mut self, len_bytes: u64, align: u64) -> Option<Block> {
+        if let Some(block) = self.alloc(len_bytes, align) {
+            return Some(block);
+        }
+        let (_, align) = rounded(len_bytes, align)?;
+        let mut best = Span { start: 0, end: 0 };
+        for span in &self.free.0 {
+            let Some(start) = align_up(span.start, align) else {
+                break;
+            };
+            let piece = Span { start, ..*span };
+            if piece.len() > best.len() {
+                best = piece;
+            }
+        }
+        (best.len() > 0).then(|| self.take(best))
+    }
+
+    /// Takes memory back; it is not clean any more.
+    ///
+    /// Returns whether it was taken: a range that is empty, not made of whole
+    /// frames, not owned or (in part) free already is refused as a whole.
+    pub fn free(&mut self, start: u64, len_bytes: u64) -> bool {
+        let Some(end) = start.checked_add(len_bytes) else {
+            return false;
+        };
+        let span = Span { start, end };
+        let whole = is_aligned(start, PAGE_SIZE) && is_aligned(end, PAGE_SIZE) && len_bytes > 0;
+        if !whole || !self.owned.contains(span) || self.free.overlaps(span) {
+            return false;
+        }
+        self.free.insert(span);
+        self.free_bytes += len_bytes;
+        true
+    }
+
+    /// Bytes that are free.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes
+    }
+
+    /// Bytes of the largest free piece.
+    #[must_use]
+    pub fn largest(&self) -> u64 {
+        self.free.0.iter().map(|span| span.len()).max().unwrap_or(0)
+    }
+
+    /// The place for `len` bytes. Breaking a whole 2 MiB block costs a later
+    /// large page, zeroing used memory only time: so the former decides first.
+    fn find(&self, len: u64, align: u64) -> Option<u64> {
+        if len < LARGE_PAGE_SIZE && align < LARGE_PAGE_SIZE {
+            for wanted in [Wanted::Clean, Wanted::Any] {
+                for span in &self.free.0 {
+                    for zone in span.partial_blocks() {
+                        if let Some(start) = self.fit(zone, len, align, wanted) {
+                            return Some(start);
+                        }
+                    }
+                }
+            }
+        }
+        [Wanted::Clean, Wanted::Any].into_iter().find_map(|wanted| {
+            let spans = self.free.0.iter();
+            let mut fits = spans.filter_map(|&span| self.fit(span, len, align, wanted));
+            fits.next()
+        })
+    }
+
+    /// The lowest fit in `zone`, a part of a free span.
+    fn fit(&self, zone: Span, len: u64, align: u64, wanted: Wanted) -> Option<u64> {
+        let start = zone.fit(len, align)?;
+        match wanted {
+            Wanted::Any => Some(start),
+            Wanted::Clean => self
+                .clean
+                .within(zone)
+                .find_map(|span| span.fit(len, align)),
+        }
+    }
+
+    /// Hands out `span`, which is free.
+    fn take(&mut self, span: Span) -> Block {
+        let clean = self.clean.contains(span);
+        self.free.remove(span);
+        self.clean.remove(span);
+        self.free_bytes -= span.len();
+        Block {
+            start: span.start,
+            len_bytes: span.len(),
+            clean,
+        }
+    }
+}
+
+/// `len` and `align` in whole frames, or `None` when they cannot be served.
+fn rounded(len_bytes: u64, align: u64) -> Option<(u64, u64)> {
+    let len = align_up(len_bytes, PAGE_SIZE)?;
+    (len > 0 && align.is_power_of_two()).then_some((len, align.max(PAGE_SIZE)))
+}
