@@ -1,2 +1,85 @@
-//! Placeholder until the first working version.
-fn main() {}
+//! `cargo xtask …`: everything the project does to itself.
+//!
+//! A developer, a user on the first day and the continuous integration call
+//! the same commands. This program depends on none of the project's crates: it
+//! runs cargo and the built binaries, and judges what they say. Each
+//! subcommand has its own file; here they are only named.
+
+mod demo;
+mod failure;
+mod image;
+mod libtest;
+mod lint;
+mod proc;
+mod setup;
+mod test;
+mod tool;
+mod warden;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Project commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask demo            build everything and watch one enclave publish snapshots
+  cargo xtask demo --json     the same, with one JSON object as the last line
+  cargo xtask test            every check that continuous integration runs
+  cargo xtask test --quick    the checks that need neither image nor KVM";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Add the build target, tools and packages that are missing.
+    Setup,
+    /// Build kernel, host programs and guests into `out/`.
+    Image,
+    /// Run an enclave from create to destroy and prove that nothing is left.
+    Demo(demo::Options),
+    /// Run every check in order, stop at the first failure.
+    Test(test::Options),
+    /// Check the rules that no compiler checks.
+    Lint(lint::Options),
+    /// Clean up after a demo whose process died (started by `demo`).
+    #[command(hide = true)]
+    Warden(warden::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    if let Command::Warden(options) = command {
+        return warden::serve(&options);
+    }
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Setup => setup::run(&workspace).map(drop),
+        Command::Image => {
+            setup::require(&workspace, setup::Purpose::Build)?;
+            image::run(&workspace)
+        }
+        Command::Demo(options) => demo::run(&workspace, &options),
+        Command::Test(options) => test::run(&workspace, &options),
+        Command::Lint(options) => lint::run(&workspace, &options),
+        Command::Warden(_) => Ok(()),
+    }
+}

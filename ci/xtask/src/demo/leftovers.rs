@@ -1,0 +1,101 @@
+//! The proof that a run left nothing behind.
+//!
+//! While the enclave lives, [`Inventory::take`] notes the memory objects its
+//! processes hold. After destroy, [`Inventory::leftovers`] looks for processes,
+//! memory, locks and files. Everything is looked up by what belongs to this run
+//! alone, so other enclaves on the same host do not disturb the verdict.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::proc::{self, Object};
+
+/// How long the last processes may take to end after destroy.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What a run held while it lived.
+#[derive(Debug)]
+pub(crate) struct Inventory {
+    run_dir: PathBuf,
+    objects: BTreeSet<Object>,
+}
+
+impl Inventory {
+    /// Notes what the processes of `run_dir` hold now.
+    pub(crate) fn take(run_dir: &Path) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            objects: proc::objects(&proc::of_run(run_dir)),
+        }
+    }
+
+    /// Notes further objects of processes that started later.
+    pub(crate) fn extend(&mut self) {
+        let more = proc::objects(&proc::of_run(&self.run_dir));
+        self.objects.extend(more);
+    }
+
+    /// Number of memory objects seen.
+    pub(crate) fn objects(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Everything of the run that is still there, one sentence each.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for process in wait_for_processes(&self.run_dir) {
+            found.push(format!("process {process} runs"));
+        }
+        for process in proc::holders(&self.objects) {
+            found.push(format!("{} holds memory of the run", proc::name(&process)));
+        }
+        let locked = proc::locked_files(&self.run_dir);
+        for path in &locked {
+            found.push(format!("{} is locked", path.display()));
+        }
+        for path in proc::files_below(&self.run_dir) {
+            if !locked.contains(&path) {
+                found.push(format!("{} exists", path.display()));
+            }
+        }
+        found
+    }
+}
+
+/// The processes that do not end by themselves.
+fn wait_for_processes(run_dir: &Path) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let processes = proc::of_run(run_dir);
+        if processes.is_empty() || Instant::now() > deadline {
+            return processes.iter().map(proc::name).collect();
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    #[test]
+    fn files_and_locks_are_found_and_an_empty_directory_is_nothing() {
+        let folder = std::env::temp_dir().join(format!("xtask-leftovers-{}", std::process::id()));
+        fs::create_dir_all(folder.join("parts")).unwrap();
+        let inventory = Inventory::take(&folder);
+        let clean = inventory.leftovers();
+        let locked = File::create(folder.join("parts/core-1")).unwrap();
+        locked.lock().unwrap();
+        File::create(folder.join("socket")).unwrap();
+        let found = inventory.leftovers();
+        drop(locked);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(clean, Vec::<String>::new());
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].ends_with("parts/core-1 is locked"), "{found:?}");
+        assert!(found[1].ends_with("socket exists"), "{found:?}");
+    }
+}

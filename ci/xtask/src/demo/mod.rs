@@ -1,0 +1,202 @@
+//! `demo`: one enclave from create to destroy, watched from Linux.
+//!
+//! Builds everything, creates an enclave in a private run directory, runs
+//! `snap-mini` in it while `spectrum` reads each snapshot from a process of
+//! its own, destroys the enclave and proves that nothing is left. Uses only
+//! the programs in `out/`, as a user would. Whatever happens, the
+//! [`crate::warden`] cleans up.
+
+pub(crate) mod hugepages;
+mod leftovers;
+mod outcome;
+mod stage;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+use crate::failure::Failure;
+use crate::image;
+use crate::setup::{self, Purpose};
+use crate::warden::Warden;
+use crate::workspace::Workspace;
+
+use self::leftovers::Inventory;
+use self::outcome::Outcome;
+use self::stage::Stage;
+
+/// Memory of the demo's enclave in MiB.
+const ENCLAVE_MIB: u64 = 512;
+/// Room for its arenas in MiB.
+const ARENA_MIB: u64 = 256;
+/// Name of the enclave.
+const ENCLAVE: &str = "demo";
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    json: bool,
+    /// Time steps to compute.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: u32,
+    /// Privilege mode of the kernel.
+    #[arg(long, value_enum, default_value_t = Ring::Auto)]
+    ring: Ring,
+    /// Keep the run directory (logs, input) for a look at it.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Privilege mode wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ring {
+    /// What fits the host.
+    Auto,
+    /// Kernel in ring 0.
+    #[value(name = "0")]
+    Zero,
+    /// Kernel in ring 3.
+    #[value(name = "3")]
+    Three,
+}
+
+impl Ring {
+    /// The value as `enclavectl create --ring` takes it.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Zero => "0",
+            Self::Three => "3",
+        }
+    }
+}
+
+/// Builds, runs, shows.
+///
+/// # Errors
+/// When a step fails, a snapshot is torn, or something is left behind.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
+    require_kvm()?;
+    setup::require(workspace, Purpose::Build)?;
+    image::run(workspace)?;
+    let outcome = play(workspace, options)?;
+    print!("{}", outcome.table());
+    println!("{}", outcome.summary());
+    if options.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    }
+    judge(&outcome)
+}
+
+/// Is there a KVM that this user may use?
+///
+/// # Errors
+/// Says what is missing and what to do about it.
+pub(crate) fn require_kvm() -> anyhow::Result<()> {
+    let device = Path::new("/dev/kvm");
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device);
+    let Err(error) = opened else {
+        return Ok(());
+    };
+    let fix = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "sudo usermod -aG kvm $USER  (then log in again)",
+        _ => {
+            "sudo modprobe kvm_intel || sudo modprobe kvm_amd  (in a virtual machine: switch \
+             nested virtualisation on; on a bare machine: virtualisation in the firmware)"
+        }
+    };
+    Err(Failure::error(
+        "no enclave can run on this machine",
+        format!("/dev/kvm: {error}"),
+        fix,
+    ))
+}
+
+/// The run itself, between the start and the end of the warden.
+fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
+    let stage = Stage::set(workspace, options.keep)?;
+    let wanted = if setup::is_root() {
+        (ENCLAVE_MIB + ARENA_MIB) * (1 << 20) / hugepages::PAGE_BYTES
+    } else {
+        0
+    };
+    let warden = Warden::start(stage.run_dir(), stage.to_remove(), wanted)?;
+    if warden.hugepages < wanted || wanted == 0 {
+        eprintln!(
+            "==> demo: {} of {} huge pages reserved ({} free); the rest falls back to 4 KiB",
+            warden.hugepages,
+            wanted,
+            hugepages::free(),
+        );
+    }
+    let played = perform(&stage, options);
+    let report = warden.dismiss()?;
+    let mut outcome = played?;
+    for process in report.ended {
+        outcome
+            .leftovers_found
+            .push(format!("{process} had to be ended"));
+    }
+    if report.hugepages_in_use > 0 {
+        let message = format!("{} huge pages are still in use", report.hugepages_in_use);
+        outcome.leftovers_found.push(message);
+    }
+    outcome.leftovers = outcome.leftovers_found.len();
+    Ok(outcome)
+}
+
+/// Create, publish, read, inspect, destroy, look for leftovers.
+fn perform(stage: &Stage, options: &Options) -> anyhow::Result<Outcome> {
+    stage.create(ENCLAVE, ENCLAVE_MIB, options.ring)?;
+    let mut inventory = Inventory::take(stage.run_dir());
+    let reader = stage.start_reader(options.steps)?;
+    let summary = stage.run_producer(ENCLAVE, options.steps, &mut inventory)?;
+    let rows = reader.finish()?;
+    let mut outcome = Outcome::join(rows, &summary);
+    let counts = stage.count_instructions(ENCLAVE);
+    let report = stage.inspect(ENCLAVE).context("inspect the enclave")?;
+    stage.fill_in(&mut outcome, &report, counts.as_ref());
+    inventory.extend();
+    stage.destroy(ENCLAVE)?;
+    if inventory.objects() == 0 {
+        return Err(Failure::error(
+            "demo: the check for leftovers would prove nothing",
+            "no memory object of the enclave was seen while it lived",
+            "cargo xtask demo --keep",
+        ));
+    }
+    outcome.leftovers_found = inventory.leftovers();
+    Ok(outcome)
+}
+
+/// A run that showed a torn snapshot or left something behind has failed.
+fn judge(outcome: &Outcome) -> anyhow::Result<()> {
+    if outcome.snapshots_torn > 0 {
+        return Err(Failure::error(
+            "demo: torn snapshots",
+            format!("{} of {}", outcome.snapshots_torn, outcome.snapshots.len()),
+            "cargo xtask demo --keep",
+        ));
+    }
+    if outcome.snapshots_verified == 0 {
+        return Err(Failure::error(
+            "demo: no snapshot was verified",
+            format!("{} were read", outcome.snapshots.len()),
+            "cargo xtask demo --keep",
+        ));
+    }
+    if outcome.leftovers > 0 {
+        return Err(Failure::error(
+            "demo: something was left behind",
+            outcome.leftovers_found.join("; "),
+            "cargo xtask demo --keep",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! What a demo run showed: rows, sums, table and the JSON object.
+//!
+//! Pure. The rows come from two sides that do not know each other: the program
+//! in the enclave says what it published, the analytics process on Linux what
+//! it read. They are joined by generation.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// One published snapshot as both sides saw it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Row {
+    /// Generation of the arena.
+    pub(crate) generation: u64,
+    /// The program's time step.
+    pub(crate) step: u64,
+    /// The program's time.
+    pub(crate) time: f64,
+    /// Bytes the reader saw.
+    pub(crate) bytes: u64,
+    /// Contiguous pieces they came in.
+    pub(crate) runs: u64,
+    /// Chunks copied since the publish before.
+    pub(crate) chunks_copied: u64,
+    /// Microseconds the kernel spent in this publish.
+    pub(crate) publish_us: f64,
+    /// Where the reader found the spectrum's peak.
+    pub(crate) peak: Option<String>,
+    /// Did the reader's checksum equal the program's? `None`: not compared.
+    pub(crate) checksum_ok: Option<bool>,
+}
+
+/// Everything a run showed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Outcome {
+    /// Time steps the program computed.
+    pub(crate) steps: u64,
+    /// Snapshots whose contents both sides agree on.
+    pub(crate) snapshots_verified: u64,
+    /// Snapshots read whose contents differ from what was published.
+    pub(crate) snapshots_torn: u64,
+    /// Publishes refused because the pool was exhausted.
+    pub(crate) snapshots_dropped: u64,
+    /// Median of the publish times in microseconds.
+    pub(crate) publish_us_median: Option<f64>,
+    /// Ring-0 instructions the host emulated per publish; exact.
+    pub(crate) emulated_instructions_per_publish: Option<f64>,
+    /// The same per copy-on-write fault.
+    pub(crate) emulated_instructions_per_cow_fault: Option<f64>,
+    /// `ring0` or `ring3`.
+    pub(crate) kernel_mode: Option<String>,
+    /// `nested` or `hardware`.
+    pub(crate) platform: Option<String>,
+    /// Number of things the run left behind.
+    pub(crate) leftovers: usize,
+    /// What they are.
+    pub(crate) leftovers_found: Vec<String>,
+    /// One entry per snapshot.
+    pub(crate) snapshots: Vec<Row>,
+}
+
+/// The first of `keys` that `line` has.
+fn pick<'a>(line: &'a Value, keys: &[&str]) -> Option<&'a Value> {
+    keys.iter()
+        .filter_map(|key| line.get(key))
+        .find(|value| !value.is_null())
+}
+
+fn number(line: &Value, keys: &[&str]) -> u64 {
+    pick(line, keys).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn real(line: &Value, keys: &[&str]) -> Option<f64> {
+    pick(line, keys).and_then(Value::as_f64)
+}
+
+/// One line of the analytics process as a row; `None` for lines that describe
+/// no snapshot.
+pub(crate) fn row(line: &Value) -> Option<Row> {
+    let generation = pick(line, &["generation"])?.as_u64()?;
+    Some(Row {
+        generation,
+        step: pick(line, &["step"])?.as_u64()?,
+        time: real(line, &["time"]).unwrap_or(0.0),
+        bytes: number(line, &["bytes"]),
+        runs: number(line, &["runs"]),
+        chunks_copied: number(line, &["chunks_copied"]),
+        publish_us: real(line, &["publish_us"]).unwrap_or(0.0),
+        peak: pick(line, &["peak"]).map(plain),
+        checksum_ok: pick(line, &["checksum_ok"]).and_then(Value::as_bool),
+    })
+}
+
+/// A value as a person writes it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => match number.as_f64() {
+            Some(real) if !number.is_u64() && !number.is_i64() => format!("{real:.4}"),
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+impl Outcome {
+    /// Joins what the reader saw with the program's summary.
+    pub(crate) fn join(mut rows: Vec<Row>, summary: &Value) -> Self {
+        let published: BTreeMap<u64, &Value> = pick(summary, &["snapshots", "publishes"])
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some((entry.get("generation")?.as_u64()?, entry)))
+            .collect();
+        for row in &mut rows {
+            let Some(entry) = published.get(&row.generation) else {
+                continue;
+            };
+            if row.publish_us == 0.0 {
+                row.publish_us = real(entry, &["publish_us"]).unwrap_or(0.0);
+            }
+        }
+        let count = |want| {
+            rows.iter()
+                .filter(|row| row.checksum_ok == Some(want))
+                .count() as u64
+        };
+        let mut times: Vec<f64> = rows.iter().map(|row| row.publish_us).collect();
+        times.retain(|time| *time > 0.0);
+        Self {
+            steps: number(summary, &["steps"]),
+            snapshots_verified: count(true),
+            snapshots_torn: count(false),
+            snapshots_dropped: number(summary, &["dropped", "snapshots_dropped"]),
+            publish_us_median: median(&mut times),
+            snapshots: rows,
+            ..Self::default()
+        }
+    }
+
+    /// The table for people, one line per snapshot.
+    pub(crate) fn table(&self) -> String {
+        let mut text = format!(
+            "{:>5} {:>10} {:>4} {:>10} {:>5} {:>7} {:>10} {:>12}  {}\n",
+            "STEP", "TIME", "GEN", "BYTES", "RUNS", "COPIED", "PUBLISH", "PEAK", "CHECKSUM"
+        );
+        for row in &self.snapshots {
+            let checksum = match row.checksum_ok {
+                Some(true) => "ok",
+                Some(false) => "TORN",
+                None => "-",
+            };
+            let _ = writeln!(
+                text,
+                "{:>5} {:>10.4} {:>4} {:>10} {:>5} {:>7} {:>7.1} µs {:>12}  {checksum}",
+                row.step,
+                row.time,
+                row.generation,
+                bytes(row.bytes),
+                row.runs,
+                row.chunks_copied,
+                row.publish_us,
+                row.peak.as_deref().unwrap_or("-"),
+            );
+        }
+        text
+    }
+
+    /// One paragraph under the table.
+    pub(crate) fn summary(&self) -> String {
+        let median = self
+            .publish_us_median
+            .map_or_else(|| "-".to_owned(), |median| format!("{median:.1} µs"));
+        format!(
+            "{} steps, {} snapshots verified, {} torn, {} dropped; publish median {median}; \
+             kernel in {} on {}; leftovers: {}",
+            self.steps,
+            self.snapshots_verified,
+            self.snapshots_torn,
+            self.snapshots_dropped,
+            self.kernel_mode.as_deref().unwrap_or("an unknown mode"),
+            self.platform.as_deref().unwrap_or("an unknown platform"),
+            self.leftovers,
+        )
+    }
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = *values.get(values.len().saturating_sub(1) / 2)?;
+    Some(f64::midpoint(lower, upper))
+}
+
+/// Bytes with a binary unit.
+fn bytes(count: u64) -> String {
+    match count {
+        n if n >= 10 << 20 => format!("{} MiB", n >> 20),
+        n if n >= 10 << 10 => format!("{} KiB", n >> 10),
+        n => format!("{n} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn line(generation: u64, ok: bool) -> Value {
+        json!({"generation": generation, "step": generation, "time": 0.5, "bytes": 65536,
+               "runs": 1, "chunks_copied": 3, "peak": 7, "checksum_ok": ok})
+    }
+
+    #[test]
+    fn lines_without_a_snapshot_are_no_rows() {
+        assert_eq!(row(&json!({"event": "end"})), None);
+        assert_eq!(row(&json!({"generation": 1})), None);
+        assert_eq!(row(&line(4, true)).unwrap().generation, 4);
+    }
+
+    #[test]
+    fn a_torn_snapshot_is_counted_and_shown() {
+        let lines = [line(1, true), line(2, false)];
+        let rows = lines.iter().filter_map(row);
+        let outcome = Outcome::join(rows.collect(), &json!({"steps": 2, "dropped": 1}));
+        assert_eq!(outcome.snapshots_verified, 1);
+        assert_eq!(outcome.snapshots_torn, 1);
+        assert_eq!(outcome.snapshots_dropped, 1);
+        assert!(outcome.table().contains("TORN"));
+    }
+
+    #[test]
+    fn publish_times_come_from_the_program_when_the_reader_has_none() {
+        let summary = json!({"steps": 2, "snapshots": [
+            {"generation": 1, "publish_us": 10.0}, {"generation": 2, "publish_us": 30.0}]});
+        let lines = [line(1, true), line(2, true)];
+        let rows = lines.iter().filter_map(row);
+        let outcome = Outcome::join(rows.collect(), &summary);
+        assert_eq!(outcome.publish_us_median, Some(20.0));
+    }
+
+    #[test]
+    fn the_median_of_nothing_is_nothing() {
+        assert_eq!(median(&mut []), None);
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), Some(2.0));
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(bytes(9999), "9999 B");
+        assert_eq!(bytes(64 << 10), "64 KiB");
+        assert_eq!(bytes(64 << 20), "64 MiB");
+    }
+}

@@ -1,0 +1,208 @@
+//! `image`: kernel, host programs and guests side by side in `out/`.
+//!
+//! `enclavectl` looks for `enclave-vmm`, `xemem-broker` and `enclave-kernel`
+//! next to itself, so this one folder is a complete installation. Three cargo
+//! runs and not one: kernel and host crates built together would share the
+//! features of their common dependencies, and guests need their own flags.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+use crate::tool;
+use crate::workspace::Workspace;
+
+/// Packages of the host side.
+const HOST_PACKAGES: &[&str] = &["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
+/// Folder of programs that run inside an enclave (and one that does not).
+const GUEST_FOLDER: &str = "guests";
+/// Target of guest programs: never the kernel's, which has no floating point.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Static executables at fixed addresses, the form the kernel loads.
+const GUEST_FLAGS: &str = "target.x86_64-unknown-linux-gnu.rustflags=\
+    [\"-Ctarget-feature=+crt-static\",\"-Crelocation-model=static\"]";
+
+/// Builds everything and copies it to `out/`.
+///
+/// # Errors
+/// When a build fails or `out/` cannot be written.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    let mut files = build(workspace, "image: kernel", &["kernel".to_owned()])?;
+    files.extend(build(workspace, "image: host programs", &host_arguments())?);
+    let guests = guest_packages(&metadata(workspace)?);
+    files.extend(build(
+        workspace,
+        "image: guests",
+        &guest_arguments(&guests),
+    )?);
+    fs::create_dir_all(&workspace.out).context("create out/")?;
+    for file in &files {
+        install(file, &workspace.out)?;
+    }
+    install_headers(workspace)?;
+    eprintln!(
+        "==> image: {} files in {}",
+        files.len(),
+        workspace.out.display()
+    );
+    Ok(())
+}
+
+fn host_arguments() -> Vec<String> {
+    let mut arguments = vec![
+        "build".to_owned(),
+        "--release".to_owned(),
+        "--bins".to_owned(),
+    ];
+    for package in HOST_PACKAGES {
+        arguments.extend(["--package".to_owned(), (*package).to_owned()]);
+    }
+    arguments
+}
+
+fn guest_arguments(packages: &[String]) -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "build",
+        "--release",
+        "--lib",
+        "--bins",
+        "--target",
+        GUEST_TARGET,
+        "--config",
+        GUEST_FLAGS,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for package in packages {
+        arguments.extend(["--package".to_owned(), package.clone()]);
+    }
+    arguments
+}
+
+/// Runs one cargo build and returns the executables and static libraries it
+/// made, as cargo itself names them.
+fn build(workspace: &Workspace, what: &str, arguments: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut command = workspace.cargo();
+    command
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics");
+    tool::run_lines(what, &mut command, |line| files.extend(artifacts(line)))?;
+    Ok(files)
+}
+
+/// One message of cargo's JSON output, as far as it matters here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+/// Executables and static libraries named by one line of cargo's JSON output.
+fn artifacts(line: &str) -> Vec<PathBuf> {
+    let Ok(message) = serde_json::from_str::<Message>(line) else {
+        return Vec::new();
+    };
+    if message.reason != "compiler-artifact" {
+        return Vec::new();
+    }
+    let is_archive = |path: &PathBuf| path.extension().is_some_and(|ext| ext == "a");
+    let archives = message.filenames.into_iter().filter(is_archive);
+    message.executable.into_iter().chain(archives).collect()
+}
+
+/// What `cargo metadata` says about the workspace.
+pub(crate) fn metadata(workspace: &Workspace) -> anyhow::Result<serde_json::Value> {
+    let mut command = workspace.cargo();
+    command.args(["metadata", "--format-version=1"]);
+    let text = tool::capture("read the crate graph", &mut command)?;
+    serde_json::from_str(&text).context("parse cargo metadata")
+}
+
+/// Workspace packages below `guests/` that run inside an enclave.
+fn guest_packages(metadata: &serde_json::Value) -> Vec<String> {
+    let root = metadata["workspace_root"].as_str().unwrap_or_default();
+    let folder = Path::new(root).join(GUEST_FOLDER);
+    metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|package| {
+            let manifest = package["manifest_path"].as_str().unwrap_or_default();
+            Path::new(manifest).starts_with(&folder)
+        })
+        .filter_map(|package| package["name"].as_str())
+        .filter(|name| !HOST_PACKAGES.contains(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Copies `file` into `folder`; a program that runs from there is replaced, not
+/// overwritten.
+fn install(file: &Path, folder: &Path) -> anyhow::Result<()> {
+    let name = file.file_name().context("artifact without a name")?;
+    let mut fresh = name.to_owned();
+    fresh.push(".new");
+    let fresh = folder.join(fresh);
+    fs::copy(file, &fresh).with_context(|| format!("copy {}", file.display()))?;
+    fs::rename(&fresh, folder.join(name)).with_context(|| format!("install {}", file.display()))
+}
+
+/// Copies the C header and the Fortran module next to the static library.
+fn install_headers(workspace: &Workspace) -> anyhow::Result<()> {
+    for folder in ["guests/libxasm/include", "guests/libxasm/fortran"] {
+        let Ok(entries) = fs::read_dir(workspace.root.join(folder)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let wanted = |ext: &std::ffi::OsStr| ext == "h" || ext == "f90";
+            if path.extension().is_some_and(wanted) {
+                install(&path, &workspace.out)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn executables_and_archives_are_picked_from_cargo_messages() {
+        let line = json!({
+            "reason": "compiler-artifact",
+            "executable": "/t/release/snap-mini",
+            "filenames": ["/t/release/snap-mini", "/t/libxasm.a", "/t/libxasm.rlib"],
+        });
+        assert_eq!(
+            artifacts(&line.to_string()),
+            [Path::new("/t/release/snap-mini"), Path::new("/t/libxasm.a")]
+        );
+    }
+
+    #[test]
+    fn other_messages_name_nothing() {
+        assert!(artifacts(r#"{"reason":"build-finished","success":true}"#).is_empty());
+        assert!(artifacts("warning: something").is_empty());
+    }
+
+    #[test]
+    fn guests_are_the_members_below_guests_without_the_host_program() {
+        let metadata = json!({
+            "workspace_root": "/w",
+            "packages": [
+                {"name": "xasm", "manifest_path": "/w/guests/libxasm/Cargo.toml"},
+                {"name": "spectrum", "manifest_path": "/w/guests/spectrum/Cargo.toml"},
+                {"name": "enclave-vmm", "manifest_path": "/w/vmm/Cargo.toml"},
+            ],
+        });
+        assert_eq!(guest_packages(&metadata), ["xasm"]);
+    }
+}
