@@ -20,7 +20,7 @@ pub(crate) enum Purpose {
     Test,
 }
 
-/// A program that comes in a Debian package.
+/// A program, or a file by its full path, that comes in a Debian package.
 #[derive(Debug)]
 struct Need {
     program: &'static str,
@@ -32,6 +32,11 @@ const NEEDS: &[Need] = &[
     Need {
         program: "gcc",
         package: "gcc",
+        purpose: Purpose::Build,
+    },
+    Need {
+        program: "/usr/include/stdio.h",
+        package: "libc6-dev",
         purpose: Purpose::Build,
     },
     Need {
@@ -112,7 +117,7 @@ pub(crate) fn require(workspace: &Workspace, purpose: Purpose) -> anyhow::Result
     let packages: Vec<&str> = needed.iter().map(|need| need.package).collect();
     Err(Failure::error(
         "setup: programs are missing",
-        format!("not on the PATH: {}", programs.join(", ")),
+        format!("not found: {}", programs.join(", ")),
         format!("sudo sh -c '{}'", apt_line(&packages)),
     ))
 }
@@ -120,7 +125,13 @@ pub(crate) fn require(workspace: &Workspace, purpose: Purpose) -> anyhow::Result
 fn missing_needs() -> Vec<&'static Need> {
     NEEDS
         .iter()
-        .filter(|need| !tool::on_path(need.program))
+        .filter(|need| {
+            if need.program.starts_with('/') {
+                !Path::new(need.program).exists()
+            } else {
+                !tool::on_path(need.program)
+            }
+        })
         .collect()
 }
 
@@ -182,7 +193,8 @@ mod tests {
     #[test]
     fn building_needs_less_than_testing() {
         let build = NEEDS.iter().filter(|need| need.purpose == Purpose::Build);
-        assert_eq!(build.map(|need| need.program).collect::<Vec<_>>(), ["gcc"]);
+        let packages: Vec<_> = build.map(|need| need.package).collect();
+        assert_eq!(packages, ["gcc", "libc6-dev"]);
     }
 
     #[test]
