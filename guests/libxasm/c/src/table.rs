@@ -1,0 +1,171 @@
+//! The arenas of this process, by slot.
+//!
+//! Written when an arena is made or ended, read by every other function. All
+//! words are atomic, so any thread may call any function; making and ending
+//! the same arena at once is the program's mistake and yields an errno, not a
+//! wild access.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use enclave_abi::lease::MAX_ARENAS;
+use guest::{Errno, bump};
+
+/// One arena; `bytes` is 0 while the slot is free.
+#[derive(Debug)]
+struct Entry {
+    base: AtomicU64,
+    bytes: AtomicU64,
+    used: AtomicU64,
+}
+
+/// What is known of a live arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The kernel's number for it.
+    pub(crate) slot: u32,
+    /// Address of the first byte.
+    pub(crate) base: u64,
+    /// Bytes of it.
+    pub(crate) bytes: u64,
+}
+
+/// The table; one per process, more of them in tests.
+#[derive(Debug)]
+pub(crate) struct Table {
+    entries: [Entry; MAX_ARENAS],
+}
+
+/// The arenas of this process.
+pub(crate) static ARENAS: Table = Table::new();
+
+impl Table {
+    /// An empty table.
+    pub(crate) const fn new() -> Self {
+        Self {
+            entries: [const {
+                Entry {
+                    base: AtomicU64::new(0),
+                    bytes: AtomicU64::new(0),
+                    used: AtomicU64::new(0),
+                }
+            }; MAX_ARENAS],
+        }
+    }
+
+    /// Notes a new arena. EPROTO when the kernel's slot is beyond the table.
+    pub(crate) fn insert(&self, place: Place) -> Result<(), Errno> {
+        let index = usize::try_from(place.slot).map_err(|_| Errno::EPROTO)?;
+        let entry = self.entries.get(index).ok_or(Errno::EPROTO)?;
+        entry.used.store(0, Ordering::Relaxed);
+        entry.base.store(place.base, Ordering::Relaxed);
+        entry.bytes.store(place.bytes, Ordering::Release);
+        Ok(())
+    }
+
+    /// The arena with that number. ENOENT when there is none.
+    pub(crate) fn find(&self, arena: i32) -> Result<Place, Errno> {
+        let (slot, entry) = self.entry(arena)?;
+        let bytes = entry.bytes.load(Ordering::Acquire);
+        if bytes == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let base = entry.base.load(Ordering::Relaxed);
+        Ok(Place { slot, base, bytes })
+    }
+
+    /// Takes room in an arena; returns its address. ENOMEM when it is full.
+    pub(crate) fn alloc(&self, arena: i32, bytes: u64, align: u64) -> Result<u64, Errno> {
+        let place = self.find(arena)?;
+        let (_, entry) = self.entry(arena)?;
+        let mut used = entry.used.load(Ordering::Relaxed);
+        loop {
+            let (offset, now) =
+                bump::place(used, bytes, align, place.bytes).ok_or(Errno::ENOMEM)?;
+            match entry
+                .used
+                .compare_exchange_weak(used, now, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return Ok(place.base + offset),
+                Err(other) => used = other,
+            }
+        }
+    }
+
+    /// Forgets an arena and says what it was. ENOENT when there is none.
+    pub(crate) fn remove(&self, arena: i32) -> Result<Place, Errno> {
+        let place = self.find(arena)?;
+        let (_, entry) = self.entry(arena)?;
+        match entry.bytes.swap(0, Ordering::AcqRel) {
+            0 => Err(Errno::ENOENT),
+            _ => Ok(place),
+        }
+    }
+
+    /// Every live arena.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Place> {
+        (0i32..)
+            .zip(&self.entries)
+            .filter_map(|(arena, _)| self.find(arena).ok())
+    }
+
+    fn entry(&self, arena: i32) -> Result<(u32, &Entry), Errno> {
+        let slot = u32::try_from(arena).map_err(|_| Errno::ENOENT)?;
+        let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
+        let entry = self.entries.get(index).ok_or(Errno::ENOENT)?;
+        Ok((slot, entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let table = Table::new();
+        for slot in [0, 31] {
+            let base = 0x80_0000_0000 * u64::from(slot + 1);
+            table
+                .insert(Place {
+                    slot,
+                    base,
+                    bytes: 4096,
+                })
+                .unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn arenas_are_found_until_they_are_removed() {
+        let table = table();
+        assert_eq!(table.find(31).unwrap().base, 0x80_0000_0000 * 32);
+        assert_eq!(table.iter().map(|p| p.slot).collect::<Vec<_>>(), [0, 31]);
+        assert!(table.remove(31).is_ok());
+        assert_eq!(table.remove(31), Err(Errno::ENOENT));
+        assert_eq!(table.iter().count(), 1);
+    }
+
+    #[test]
+    fn numbers_that_are_no_arena_are_refused() {
+        let table = table();
+        for arena in [-38, -1, 1, 32, i32::MAX] {
+            assert_eq!(table.find(arena), Err(Errno::ENOENT));
+            assert_eq!(table.alloc(arena, 8, 8), Err(Errno::ENOENT));
+        }
+        let beyond = Place {
+            slot: 32,
+            base: 0,
+            bytes: 1,
+        };
+        assert_eq!(table.insert(beyond), Err(Errno::EPROTO));
+    }
+
+    #[test]
+    fn allocations_move_on_and_end_with_the_arena() {
+        let table = table();
+        let base = table.find(0).unwrap().base;
+        assert_eq!(table.alloc(0, 100, 0), Ok(base));
+        assert_eq!(table.alloc(0, 100, 256), Ok(base + 256));
+        assert_eq!(table.alloc(0, 4096, 0), Err(Errno::ENOMEM));
+        assert_eq!(table.alloc(0, 8, 24), Err(Errno::ENOMEM));
+    }
+}

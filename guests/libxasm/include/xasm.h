@@ -1,0 +1,273 @@
+/*
+ * xasm.h - how a C program inside an enclave publishes snapshots.
+ *
+ * Link with libxasm.a:
+ *
+ *     gcc -static prog.c -I.../include -L... -lxasm      (or musl-gcc)
+ *
+ * An *arena* is memory of which the program publishes *generations*: frozen
+ * states that readers on the Linux host, or in other enclaves, attach without
+ * a copy while the program writes on. Publishing takes constant time, whatever
+ * the size; the first write to a chunk after it copies that chunk.
+ *
+ *     xasm_arena a = xasm_arena_create("heat", 4 << 20, NULL);
+ *     double *t = xasm_arena_alloc(a, sizeof(double) * nx * ny, 0);
+ *     xasm_var(a, "temperature", XASM_F64, 2, (uint64_t[]){ny, nx}, 'C', t);
+ *     for (step = 0; step < nr_steps; step++) {
+ *             compute(t);
+ *             xasm_publish(a, step, step * dt);
+ *     }
+ *
+ * Functions return a value >= 0 or a negative errno, as Linux system calls do
+ * (strerror(-result) tells more). They never print, never abort and may be
+ * called from any thread. Outside an enclave each returns -ENOSYS (-EPROTO
+ * under a kernel of another version), and xasm_available() is 0.
+ */
+#ifndef XASM_H
+#define XASM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- the three calls ---------------------------------------------------- */
+
+/* An arena of this process: a small number >= 0, or a negative errno. */
+typedef int xasm_arena;
+
+/* Element types. */
+enum {
+	XASM_F64 = 1,
+	XASM_F32 = 2,
+	XASM_I64 = 3,
+	XASM_I32 = 4,
+	XASM_I16 = 5,
+	XASM_I8 = 6,
+	XASM_U64 = 7,
+	XASM_U32 = 8,
+	XASM_U16 = 9,
+	XASM_U8 = 10,
+	XASM_C128 = 11, /* double complex */
+	XASM_C64 = 12   /* float complex */
+};
+
+/* Copy-on-write granularity. */
+#define XASM_CHUNK_4K UINT64_C(0x1000)
+#define XASM_CHUNK_2M UINT64_C(0x200000)
+
+/* xasm_options.flags: reader_gid counts. */
+#define XASM_READER_GID 1u
+
+/* How an arena is made. All zero, or NULL in its place, is a good choice. */
+struct xasm_options {
+	uint64_t chunk_bytes; /* XASM_CHUNK_4K, XASM_CHUNK_2M; 0 = 2 MiB */
+	uint64_t start;       /* wanted address, multiple of 512 GiB; 0 = any */
+	uint32_t nr_banks;    /* versions of a chunk at once, 2..16; 0 = 4 */
+	uint32_t flags;       /* XASM_READER_GID or 0 */
+	uint32_t reader_gid;  /* group that may read besides the owner */
+	uint32_t reserved;    /* 0 */
+};
+
+/*
+ * 1 when an enclave kernel that speaks this library's version is below, else
+ * 0: then run without snapshots.
+ */
+int xasm_available(void);
+
+/*
+ * Makes an arena of at least `bytes` bytes (rounded up to whole chunks), all
+ * zero. `name` is what readers ask for: UTF-8, 1 to 63 bytes, '/' makes a path.
+ *
+ * -EINVAL        name, size, chunk, banks, address or flags cannot be
+ * -ENAMETOOLONG  name of more than 63 bytes
+ * -EEXIST        name already taken
+ * -EACCES        the broker's permits forbid the name
+ * -ENOMEM        no memory for `nr_banks` times the size
+ * -ENOSPC        the enclave has all its arenas (32)
+ */
+xasm_arena xasm_arena_create(const char *name, uint64_t bytes,
+			     const struct xasm_options *options);
+
+/*
+ * Describes a variable to readers, or describes it anew (by name): `ndim`
+ * dimensions (0 to 8; 0 = scalar) with `shape[i]` elements, order 'C' (last
+ * index fastest) or 'F' (first index fastest), dense, beginning at `data`
+ * inside the arena. Returns the variable's index.
+ *
+ * -ENOENT        no such arena
+ * -EINVAL        NULL or empty name, unknown type or order, a dimension of 0
+ * -ENAMETOOLONG  name of more than 119 bytes
+ * -EFAULT        not wholly inside the arena
+ * -EOVERFLOW     size beyond 64 bits
+ * -ENOSPC        128 variables already
+ */
+int xasm_var(xasm_arena arena, const char *name, uint32_t dtype, uint32_t ndim,
+	     const uint64_t *shape, char order, const void *data);
+
+/*
+ * Publishes the arena's present contents as one snapshot. `step` and `time`
+ * are the program's own; readers see them. Returns the generation (1, 2, ...).
+ *
+ * All threads must be between writes that belong together: what has been
+ * stored before the call is in the snapshot.
+ *
+ * -EAGAIN  every bank is held by readers; this state is not published and is
+ *          counted as dropped. Go on and publish the next one.
+ * -ENOENT  no such arena
+ */
+int64_t xasm_publish(xasm_arena arena, uint64_t step, double time);
+
+/* ---- around them ---------------------------------------------------------- */
+
+/* Address of the first byte, or NULL when there is no such arena. */
+void *xasm_arena_base(xasm_arena arena);
+
+/* Bytes of the arena, or 0 when there is no such arena. */
+uint64_t xasm_arena_size(xasm_arena arena);
+
+/*
+ * Takes room for `bytes` bytes at a multiple of `align` (a power of two; at
+ * least 64 is used, 0 = 64). Never given back. NULL when the arena is full,
+ * does not exist, or `align` is no power of two.
+ */
+void *xasm_arena_alloc(xasm_arena arena, uint64_t bytes, uint64_t align);
+
+/* xasm_var_spec.role: what a variable is on a mesh. */
+enum {
+	XASM_ROLE_DATA = 0,
+	XASM_ROLE_COORDINATE = 1,
+	XASM_ROLE_ELEMENT_FIELD = 2,
+	XASM_ROLE_VERTEX_FIELD = 3
+};
+
+/* A variable with everything readers can be told. */
+struct xasm_var_spec {
+	const char *name;      /* 1 to 119 bytes */
+	const char *unit;      /* at most 31 bytes, or NULL */
+	const char *axes;      /* comma separated, at most 63 bytes, or NULL */
+	const uint64_t *shape; /* `ndim` numbers; NULL when ndim is 0 */
+	uint64_t offset;       /* bytes from the arena's start */
+	uint32_t dtype;        /* XASM_F64, ... */
+	uint32_t ndim;         /* 0 to 8 */
+	char order;            /* 'C' or 'F' */
+	uint8_t role;          /* XASM_ROLE_... */
+	uint8_t reserved[6];   /* 0 */
+};
+
+/* xasm_var() with unit, axes, role and an offset. Errors as there. */
+int xasm_var_describe(xasm_arena arena, const struct xasm_var_spec *spec);
+
+/* Counters of an arena. */
+struct xasm_stats {
+	uint64_t generation;         /* newest generation */
+	uint64_t dropped;            /* publishes refused */
+	uint64_t cow_faults;         /* chunks copied */
+	uint64_t held;               /* generations published or leased */
+	uint64_t segid;              /* XEMEM segment id */
+	uint64_t backing_page_bytes; /* host page: 4 KiB or 2 MiB */
+};
+
+/* Fills in `stats`; 0, -ENOENT, or -EINVAL for NULL. */
+int xasm_arena_stats(xasm_arena arena, struct xasm_stats *stats);
+
+/* The arena that contains `pointer`; -ENOENT when none does. */
+xasm_arena xasm_arena_find(const void *pointer);
+
+/*
+ * Ends an arena: its memory must not be used any more, no further generation
+ * comes. Readers keep what they hold. The end of the process does the same.
+ * 0 or -ENOENT.
+ */
+int xasm_arena_destroy(xasm_arena arena);
+
+/* Counters of the enclave's kernel. */
+struct xasm_kernel_stats {
+	uint64_t mode;         /* ring the kernel runs in: 0 or 3 */
+	uint64_t syscalls;     /* system calls served */
+	uint64_t forwarded;    /* of them, forwarded to the host */
+	uint64_t page_faults;  /* page faults taken */
+	uint64_t cow_faults;   /* of them, copies of chunks */
+	uint64_t publishes;    /* publishes */
+	uint64_t free_bytes;   /* free memory */
+	uint64_t flush_method; /* 0 upper-level store, 1 CR3 reload */
+};
+
+/* Fills in `stats`; 0, or -EINVAL for NULL. */
+int xasm_kernel_stats(struct xasm_kernel_stats *stats);
+
+/* ---- the XASM paper's names ------------------------------------------------ */
+
+/*
+ * The same arenas under the names of the paper. Ids are 32-bit numbers (id_t).
+ * Differences: the pool consists of whole banks, so its size should be a
+ * multiple of the extent; the kernel chooses the physical memory; a snapshot is
+ * a generation of the arenas, not an address space of its own.
+ */
+#ifndef XASM_NO_PAPER_NAMES
+
+#define VM_READ (UINT64_C(1) << 0)
+#define VM_WRITE (UINT64_C(1) << 1)
+#define VM_USER (UINT64_C(1) << 6)
+#define BK_ARENA (UINT64_C(1) << 0)
+
+/* Stores the id of the calling process's address space; 0 or -EINVAL. */
+int aspace_get_myid(uint32_t *id);
+
+/*
+ * Maps a region of `extent` bytes at `start` with a backing pool of
+ * `backing_extent` bytes, from which copy-on-write faults take their frames.
+ * It is an arena of 1 + backing_extent / extent banks.
+ *
+ * id              from aspace_get_myid()
+ * start           multiple of 512 GiB, not NULL
+ * extent          bytes, a multiple of `pagesz`
+ * backing_extent  bytes, from `extent` to 15 times `extent`
+ * vmflags         of VM_READ, VM_WRITE, VM_USER; all three hold anyway
+ * bkflags         BK_ARENA or 0
+ * pagesz          copy-on-write granularity: XASM_CHUNK_4K or XASM_CHUNK_2M
+ * name            what readers ask for; NULL or "": named later by xemem_make()
+ * pmem            0
+ *
+ * 0, -EINVAL when an argument breaks these rules, else as xasm_arena_create().
+ */
+int arena_map_backed_region(uint32_t id, void *start, uint64_t extent,
+			    uint64_t backing_extent, uint64_t vmflags,
+			    uint64_t bkflags, uint64_t pagesz, const char *name,
+			    uint64_t pmem);
+
+/* The same at an address of the kernel's choice, stored to `*start`. */
+int arena_map_backed_region_anywhere(uint32_t id, void **start, uint64_t extent,
+				     uint64_t backing_extent, uint64_t vmflags,
+				     uint64_t bkflags, uint64_t pagesz,
+				     const char *name, uint64_t pmem);
+
+/*
+ * Snapshots the address space `src`, which must be the caller's: publishes
+ * each of its arenas (also those of xasm_arena_create()) and stores the number
+ * of the snapshot (1, 2, ...) to `*dst`. Readers see that number as the step
+ * and the time of each arena's new generation. `flags` is 0.
+ *
+ * When some arena could not be published the others are, `*dst` is 0 and the
+ * first arena's errno is returned: -EAGAIN as for xasm_publish(). -ENOENT
+ * without any arena; -EINVAL for another address space, flags, or NULL.
+ */
+int aspace_copy(uint32_t src, uint32_t *dst, int flags);
+
+/*
+ * Gives the arena that is mapped at `region`, `size` bytes long, a (further)
+ * name. One name serves all of its snapshots. Returns the segment id.
+ *
+ * -EINVAL no such arena, or the name cannot be; -EEXIST the name is taken.
+ */
+int64_t xemem_make(void *region, uint64_t size, const char *name);
+
+#endif /* XASM_NO_PAPER_NAMES */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* XASM_H */

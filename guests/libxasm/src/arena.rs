@@ -1,0 +1,321 @@
+//! [`Arena`]: memory whose published states readers see without a copy.
+//!
+//! The Rust form of the library. An arena is one object per name; it ends when
+//! it is dropped or when the process ends.
+//!
+//! Access is by borrow, on purpose: a slice of arena memory cannot be kept
+//! across [`Arena::publish`], because the compiler may delay stores through a
+//! `&mut` slice past any call that cannot see it, and the snapshot would lack
+//! them. [`Array`] handles survive; take the slice anew in each step.
+
+use crate::array::{Array, Element};
+use crate::bump;
+use crate::calls;
+use crate::errno::Errno;
+use crate::mapping::Mapping;
+use crate::var::{Var, field};
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
+use enclave_abi::arena::Geometry;
+use enclave_abi::syscall::{ArenaArgs, ArenaStats, POLICY_DISCARD_NEWEST};
+
+/// Banks when nothing is said: one live, one published, two for readers.
+pub const DEFAULT_BANKS: u32 = 4;
+
+/// Bytes that are copied on the first write after a publish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Chunk {
+    /// 4 KiB: for sparse writes.
+    Kib4,
+    /// 2 MiB: for arrays that are rewritten in each step.
+    #[default]
+    Mib2,
+}
+
+impl Chunk {
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Kib4 => PAGE_SIZE,
+            Self::Mib2 => LARGE_PAGE_SIZE,
+        }
+    }
+
+    /// The chunk of that many bytes, if there is one.
+    #[must_use]
+    pub const fn from_bytes(bytes: u64) -> Option<Self> {
+        match bytes {
+            PAGE_SIZE => Some(Self::Kib4),
+            LARGE_PAGE_SIZE => Some(Self::Mib2),
+            _ => None,
+        }
+    }
+}
+
+/// How an arena is made; [`Options::default`] suits most programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Copy-on-write granularity.
+    pub chunk: Chunk,
+    /// Versions of a chunk that can exist at once, 2 to 16; memory is
+    /// `banks` times the arena.
+    pub banks: u32,
+    /// Group that may read besides the owner.
+    pub reader_gid: Option<u32>,
+    /// Wanted address, a multiple of 512 GiB, or 0 for any.
+    pub start: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            chunk: Chunk::default(),
+            banks: DEFAULT_BANKS,
+            reader_gid: None,
+            start: 0,
+        }
+    }
+}
+
+/// An arena of this process.
+#[derive(Debug)]
+pub struct Arena {
+    mapping: Mapping,
+    used: u64,
+}
+
+impl Arena {
+    /// Makes an arena of at least `bytes` (rounded up to whole chunks), zeroed.
+    ///
+    /// `name` has at most 63 bytes; `/` makes a path.
+    ///
+    /// # Errors
+    /// As [`pack_args`] and [`calls::arena_create`]; ENOSYS outside an
+    /// enclave, EPROTO when the kernel speaks another version.
+    pub fn create(name: &str, bytes: u64, options: Options) -> Result<Self, Errno> {
+        let args = pack_args(Some(name), bytes, options)?;
+        calls::require()?;
+        let mapping = Mapping::create(args)?;
+        Ok(Self { mapping, used: 0 })
+    }
+
+    /// Takes room for `len` elements, aligned to a cache line.
+    ///
+    /// # Errors
+    /// ENOMEM when the arena has no room left.
+    pub fn alloc<T: Element>(&mut self, len: usize) -> Result<Array<T>, Errno> {
+        self.alloc_aligned(len, bump::MIN_ALIGN)
+    }
+
+    /// Takes room for `len` elements at a multiple of `align` bytes (a power
+    /// of two, at least a cache line is used).
+    ///
+    /// # Errors
+    /// ENOMEM when the arena has no room left or `align` is no power of two.
+    pub fn alloc_aligned<T: Element>(&mut self, len: usize, align: u64) -> Result<Array<T>, Errno> {
+        let bytes = Array::<T>::at(0, len).nbytes().ok_or(Errno::ENOMEM)?;
+        let limit = self.mapping.bytes();
+        let (offset, used) = bump::place(self.used, bytes, align, limit).ok_or(Errno::ENOMEM)?;
+        self.used = used;
+        Ok(Array::at(offset, len))
+    }
+
+    /// Reads an array.
+    ///
+    /// # Errors
+    /// EFAULT when it is not inside this arena, EINVAL when it is misaligned.
+    pub fn get<T: Element>(&self, array: Array<T>) -> Result<&[T], Errno> {
+        self.mapping.get(array)
+    }
+
+    /// Writes an array.
+    ///
+    /// # Errors
+    /// As [`Arena::get`].
+    pub fn get_mut<T: Element>(&mut self, array: Array<T>) -> Result<&mut [T], Errno> {
+        let [slice] = self.mapping.get_disjoint_mut([array])?;
+        Ok(slice)
+    }
+
+    /// Writes several arrays at a time.
+    ///
+    /// # Errors
+    /// As [`Arena::get`]; EINVAL when two of them share a byte.
+    pub fn get_disjoint_mut<T: Element, const N: usize>(
+        &mut self,
+        arrays: [Array<T>; N],
+    ) -> Result<[&mut [T]; N], Errno> {
+        self.mapping.get_disjoint_mut(arrays)
+    }
+
+    /// Writes `len` elements at `offset` bytes from the start.
+    ///
+    /// # Errors
+    /// As [`Arena::get`].
+    pub fn slice_mut<T: Element>(&mut self, offset: u64, len: usize) -> Result<&mut [T], Errno> {
+        self.get_mut(Array::at(offset, len))
+    }
+
+    /// Adds or replaces (by name) a variable; returns its index.
+    ///
+    /// # Errors
+    /// As [`Var::pack`] and [`calls::arena_var`].
+    pub fn var(&mut self, var: &Var<'_>) -> Result<u32, Errno> {
+        calls::arena_var(self.mapping.slot(), &var.pack(self.mapping.bytes())?)
+    }
+
+    /// Publishes the present contents as a snapshot; returns its generation.
+    ///
+    /// Constant time, whatever the size. The memory stays where it is and can
+    /// be written at once.
+    ///
+    /// # Errors
+    /// EAGAIN when every bank is held by readers: this state is not published
+    /// and counted as dropped, the program goes on and may publish the next.
+    pub fn publish(&mut self, step: u64, time: f64) -> Result<u64, Errno> {
+        calls::arena_publish(self.mapping.slot(), step, time)
+    }
+
+    /// Gives the arena a further name; returns the segid.
+    ///
+    /// # Errors
+    /// As [`calls::xemem_make`].
+    pub fn make(&self, name: &str) -> Result<u64, Errno> {
+        calls::xemem_make(self.mapping.base(), self.mapping.bytes(), name)
+    }
+
+    /// Counters of this arena.
+    ///
+    /// # Errors
+    /// As [`calls::arena_stats`].
+    pub fn stats(&self) -> Result<ArenaStats, Errno> {
+        calls::arena_stats(self.mapping.slot())
+    }
+
+    /// Address of the first byte.
+    #[must_use]
+    pub fn base(&self) -> *mut u8 {
+        self.mapping.base()
+    }
+
+    /// Bytes of the arena, a multiple of its chunk.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.mapping.bytes()
+    }
+}
+
+/// The argument structure of an arena of at least `bytes`; `name` may be given
+/// later.
+///
+/// # Errors
+/// EINVAL for 0 bytes, a size or bank count that cannot be, an empty name or
+/// one with control characters, an address that is no multiple of 512 GiB;
+/// ENAMETOOLONG for a name of more than 63 bytes.
+pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<ArenaArgs, Errno> {
+    /// What one top-level page-table entry maps; arenas start there.
+    const START_ALIGN: u64 = 512 << 30;
+    let chunk_bytes = options.chunk.bytes();
+    let size_bytes = align_up(bytes, chunk_bytes).ok_or(Errno::EINVAL)?;
+    Geometry::new(size_bytes, chunk_bytes, options.banks).map_err(|_| Errno::EINVAL)?;
+    if name == Some("") || !options.start.is_multiple_of(START_ALIGN) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(ArenaArgs {
+        name: field(name.unwrap_or(""))?,
+        size_bytes,
+        chunk_bytes,
+        nr_banks: options.banks,
+        policy: POLICY_DISCARD_NEWEST,
+        start: options.start,
+        reader_gid: options.reader_gid.unwrap_or(u32::MAX),
+        pad: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(bytes: usize) -> Arena {
+        Arena {
+            mapping: Mapping::ordinary(bytes),
+            used: 0,
+        }
+    }
+
+    #[test]
+    fn plain_linux_has_no_arenas() {
+        let made = Arena::create("heat", 4096, Options::default());
+        assert_eq!(made.map(|_| ()), Err(Errno::ENOSYS));
+    }
+
+    #[test]
+    fn sizes_are_rounded_up_to_chunks() {
+        let small = Options {
+            chunk: Chunk::Kib4,
+            ..Options::default()
+        };
+        assert_eq!(pack_args(Some("a"), 1, small).unwrap().size_bytes, 4096);
+        let args = pack_args(Some("snap/flux"), 3 << 20, Options::default()).unwrap();
+        assert_eq!((args.size_bytes, args.chunk_bytes), (4 << 20, 2 << 20));
+        assert_eq!((args.nr_banks, args.reader_gid), (4, u32::MAX));
+        assert_eq!(&args.name[..10], b"snap/flux\0");
+    }
+
+    #[test]
+    fn impossible_arenas_are_refused_before_the_call() {
+        let default = Options::default();
+        let refused = |name, bytes, options| pack_args(name, bytes, options).unwrap_err();
+        assert_eq!(refused(Some("a"), 0, default), Errno::EINVAL);
+        assert_eq!(refused(Some("a"), u64::MAX, default), Errno::EINVAL);
+        assert_eq!(refused(Some("a"), 1 << 50, default), Errno::EINVAL);
+        assert_eq!(refused(Some(""), 4096, default), Errno::EINVAL);
+        let long = "x".repeat(64);
+        assert_eq!(refused(Some(&long), 4096, default), Errno::ENAMETOOLONG);
+        for banks in [0, 1, 17] {
+            let options = Options { banks, ..default };
+            assert_eq!(refused(Some("a"), 4096, options), Errno::EINVAL);
+        }
+        let start = Options {
+            start: 4096,
+            ..default
+        };
+        assert_eq!(refused(Some("a"), 4096, start), Errno::EINVAL);
+    }
+
+    #[test]
+    fn arrays_keep_their_values_and_do_not_overlap() {
+        let mut arena = arena(4096);
+        let a = arena.alloc::<f64>(10).unwrap();
+        let b = arena.alloc::<f64>(20).unwrap();
+        let n = arena.alloc::<u64>(1).unwrap();
+        arena.get_mut(n).unwrap()[0] = 7;
+        let [first, second] = arena.get_disjoint_mut([a, b]).unwrap();
+        first.fill(1.0);
+        second.fill(2.0);
+        assert_eq!(arena.get(a).unwrap(), [1.0; 10]);
+        assert_eq!(arena.get(b).unwrap(), [2.0; 20]);
+        assert_eq!(arena.get(n).unwrap(), [7]);
+        assert_eq!(arena.get_disjoint_mut([a, a]).unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn places_outside_or_between_elements_are_refused() {
+        let mut arena = arena(4096);
+        assert_eq!(arena.slice_mut::<f64>(0, 512).map(|s| s.len()), Ok(512));
+        assert_eq!(arena.slice_mut::<f64>(0, 513).unwrap_err(), Errno::EFAULT);
+        assert_eq!(arena.slice_mut::<f64>(4096, 1).unwrap_err(), Errno::EFAULT);
+        assert_eq!(
+            arena.slice_mut::<u8>(u64::MAX, 1).unwrap_err(),
+            Errno::EFAULT
+        );
+        assert_eq!(arena.slice_mut::<f64>(4, 1).unwrap_err(), Errno::EINVAL);
+        assert_eq!(
+            arena.slice_mut::<f64>(0, usize::MAX).unwrap_err(),
+            Errno::EOVERFLOW
+        );
+        assert_eq!(arena.alloc::<f64>(513).unwrap_err(), Errno::ENOMEM);
+        assert_eq!(arena.alloc::<f64>(usize::MAX).unwrap_err(), Errno::ENOMEM);
+    }
+}

@@ -1,0 +1,214 @@
+//! The enclave's system calls, one function each, by arena slot.
+//!
+//! [`crate::Arena`] is built on these; they are public for other language
+//! forms (`xasm-c`), which keep their own table of arenas. Each function is
+//! documented with the errors of the kernel.
+
+// UNSAFETY: passes addresses of arguments to the kernel.
+#![expect(unsafe_code)]
+
+use crate::errno::Errno;
+use crate::sys::syscall;
+use enclave_abi::arena::VarDesc;
+use enclave_abi::syscall::{self as numbers, ArenaArgs, ArenaStats, KernelStats};
+
+/// Linux's `getpid`, which the enclave's kernel serves too.
+const GETPID: u64 = 39;
+
+/// Whether an enclave kernel that speaks this library's version is below.
+#[must_use]
+pub fn available() -> bool {
+    require().is_ok()
+}
+
+/// Fails unless [`available`], and says why.
+///
+/// # Errors
+/// ENOSYS outside an enclave, EPROTO when the kernel speaks another version.
+pub fn require() -> Result<(), Errno> {
+    if version()? == enclave_abi::ABI_VERSION {
+        Ok(())
+    } else {
+        Err(Errno::EPROTO)
+    }
+}
+
+/// Version of the interface the kernel speaks.
+///
+/// # Errors
+/// ENOSYS outside an enclave, also where a system-call filter answers
+/// something else for numbers it does not know.
+pub fn version() -> Result<u32, Errno> {
+    // SAFETY: the call takes no pointers and changes nothing.
+    let result = unsafe { syscall(numbers::XASM_VERSION, [0; 4]) };
+    let version = Errno::from_result(result).map_err(|_| Errno::ENOSYS)?;
+    u32::try_from(version).map_err(|_| Errno::EPROTO)
+}
+
+/// Makes an arena and returns its slot; `args.start` becomes its address.
+///
+/// # Errors
+/// EINVAL for a size, chunk, bank count, address or name that cannot be;
+/// EEXIST when the name is taken; ENOMEM when the host has no memory for it;
+/// ENOSPC when the enclave has all its arenas; EACCES when the broker's
+/// permits forbid the name; ENOSYS outside an enclave.
+pub fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
+    let pointer = core::ptr::from_mut(args).expose_provenance();
+    // SAFETY: `args` is a live exclusive reference to exactly the structure
+    // that the call reads and writes; new mappings overlap nothing.
+    let result = unsafe { syscall(numbers::ARENA_CREATE, [address(pointer), 0, 0, 0]) };
+    slot(Errno::from_result(result)?)
+}
+
+/// Adds or replaces (by name) a variable of an arena; returns its index.
+///
+/// # Errors
+/// ENOENT for an unknown slot, EINVAL when [`VarDesc::check`] refuses the
+/// description, ENOSPC when the table is full, ENOSYS outside an enclave.
+pub fn arena_var(slot: u32, desc: &VarDesc) -> Result<u32, Errno> {
+    let pointer = core::ptr::from_ref(desc).expose_provenance();
+    // SAFETY: `desc` is a live reference to the structure the call reads.
+    let result = unsafe {
+        syscall(
+            numbers::ARENA_VAR,
+            [u64::from(slot), address(pointer), 0, 0],
+        )
+    };
+    let index = Errno::from_result(result)?;
+    u32::try_from(index).map_err(|_| Errno::EPROTO)
+}
+
+/// Publishes the arena's present contents; returns the new generation.
+///
+/// The caller must not hold a mutable Rust borrow of arena memory across this
+/// call: the compiler could delay its stores past it and the snapshot would
+/// lack them. [`crate::Arena::publish`] enforces that.
+///
+/// # Errors
+/// EAGAIN when every bank is held (the refusal is counted), ENOENT for an
+/// unknown slot, ENOSYS outside an enclave.
+pub fn arena_publish(slot: u32, step: u64, time: f64) -> Result<u64, Errno> {
+    // SAFETY: no pointers; the arena keeps its contents and its address.
+    let result = unsafe {
+        syscall(
+            numbers::ARENA_PUBLISH,
+            [u64::from(slot), step, time.to_bits(), 0],
+        )
+    };
+    Errno::from_result(result)
+}
+
+/// Ends an arena and unmaps it.
+///
+/// # Errors
+/// ENOENT for an unknown slot, ENOSYS outside an enclave.
+///
+/// # Safety
+/// Nothing may use the arena's memory afterwards.
+pub unsafe fn arena_destroy(slot: u32) -> Result<(), Errno> {
+    // SAFETY: the caller gives up the mapping; nothing else is touched.
+    let result = unsafe { syscall(numbers::ARENA_DESTROY, [u64::from(slot), 0, 0, 0]) };
+    Errno::from_result(result).map(|_| ())
+}
+
+/// Counters of an arena.
+///
+/// # Errors
+/// ENOENT for an unknown slot, ENOSYS outside an enclave.
+pub fn arena_stats(slot: u32) -> Result<ArenaStats, Errno> {
+    let mut stats = ArenaStats::default();
+    let pointer = core::ptr::from_mut(&mut stats).expose_provenance();
+    // SAFETY: `stats` is a live local of exactly the type the call writes.
+    let result = unsafe {
+        syscall(
+            numbers::ARENA_STATS,
+            [u64::from(slot), address(pointer), 0, 0],
+        )
+    };
+    Errno::from_result(result)?;
+    Ok(stats)
+}
+
+/// Slot of the arena that contains `pointer`; the pointee is not touched.
+///
+/// # Errors
+/// ENOENT when no arena does, ENOSYS outside an enclave.
+pub fn arena_find(pointer: *const u8) -> Result<u32, Errno> {
+    // SAFETY: the call compares the address and dereferences nothing.
+    let result = unsafe { syscall(numbers::ARENA_FIND, [address(pointer.addr()), 0, 0, 0]) };
+    slot(Errno::from_result(result)?)
+}
+
+/// Gives the arena that starts at `start` a further name; returns the segid.
+///
+/// # Errors
+/// EINVAL when no arena of `bytes` starts there or the name cannot be, EEXIST
+/// when the name is taken, ENOSYS outside an enclave.
+pub fn xemem_make(start: *const u8, bytes: u64, name: &str) -> Result<u64, Errno> {
+    let name_pointer = name.as_ptr().expose_provenance();
+    let args = [
+        address(start.addr()),
+        bytes,
+        address(name_pointer),
+        address(name.len()),
+    ];
+    // SAFETY: `name` is a live string of the length passed, which the call
+    // reads; the arena itself is only looked up.
+    let result = unsafe { syscall(numbers::XEMEM_MAKE, args) };
+    Errno::from_result(result)
+}
+
+/// Counters of the kernel below.
+///
+/// # Errors
+/// ENOSYS outside an enclave.
+pub fn kernel_stats() -> Result<KernelStats, Errno> {
+    let mut stats = KernelStats::default();
+    let pointer = core::ptr::from_mut(&mut stats).expose_provenance();
+    // SAFETY: `stats` is a live local of exactly the type the call writes.
+    let result = unsafe { syscall(numbers::KERNEL_STATS, [address(pointer), 0, 0, 0]) };
+    Errno::from_result(result)?;
+    Ok(stats)
+}
+
+/// Id of the calling process, which is the id of its address space.
+///
+/// # Errors
+/// None known; the kernel's word is passed on.
+pub fn process_id() -> Result<u32, Errno> {
+    // SAFETY: the call takes no pointers and changes nothing.
+    let result = unsafe { syscall(GETPID, [0; 4]) };
+    slot(Errno::from_result(result)?)
+}
+
+/// A machine word as an argument register.
+fn address(word: usize) -> u64 {
+    const { assert!(size_of::<usize>() <= size_of::<u64>()) };
+    word as u64
+}
+
+/// A small number out of a result register.
+fn slot(value: u64) -> Result<u32, Errno> {
+    u32::try_from(value).map_err(|_| Errno::EPROTO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_linux_answers_enosys_to_every_call() {
+        assert!(!available());
+        assert_eq!(version(), Err(Errno::ENOSYS));
+        assert_eq!(arena_publish(0, 1, 0.0), Err(Errno::ENOSYS));
+        assert_eq!(arena_stats(0), Err(Errno::ENOSYS));
+        assert_eq!(arena_find(core::ptr::null()), Err(Errno::ENOSYS));
+        assert_eq!(xemem_make(core::ptr::null(), 0, "x"), Err(Errno::ENOSYS));
+        assert_eq!(kernel_stats(), Err(Errno::ENOSYS));
+    }
+
+    #[test]
+    fn linux_calls_go_through_the_same_instruction() {
+        assert_eq!(process_id(), Ok(std::process::id()));
+    }
+}
