@@ -1,0 +1,94 @@
+//! `poll`: waiting for several descriptors of a program at once.
+//!
+//! Handler of the table in [`super::calls`]. Numbers that are not open answer
+//! POLLNVAL and synthetic directories are always ready, as on Linux; the
+//! cancel eventfd is watched along with the rest.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::table::{Object, TABLE_SLOTS};
+use super::{Reply, Request, Session};
+
+/// Bytes of `struct pollfd`.
+const ENTRY_BYTES: usize = 8;
+/// What a file that never waits answers, of what was asked.
+const ALWAYS_READY: PollFlags = PollFlags::IN
+    .union(PollFlags::OUT)
+    .union(PollFlags::RDNORM)
+    .union(PollFlags::WRNORM);
+
+/// `poll(array at 0, entries, timeout in milliseconds)`.
+pub(super) fn poll(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    let count = usize::try_from(request.unsigned(1)).map_err(|_| Errno::INVAL)?;
+    if count > TABLE_SLOTS {
+        return Err(Errno::INVAL);
+    }
+    let mut data = request
+        .input
+        .get(..count * ENTRY_BYTES)
+        .ok_or(Errno::FAULT)?
+        .to_vec();
+    // Which entry each host descriptor answers for; the last is the cancel.
+    let mut owners = Vec::with_capacity(count);
+    let mut fds = Vec::with_capacity(count + 1);
+    let mut ready = 0;
+    for (at, entry) in data.chunks_exact_mut(ENTRY_BYTES).enumerate() {
+        let [a, b, c, d, low, high, _, _] = *entry else {
+            return Err(Errno::FAULT);
+        };
+        let fd = i32::from_le_bytes([a, b, c, d]);
+        let events = PollFlags::from_bits_retain(u16::from_le_bytes([low, high]));
+        let answer = match session.table.get(fd) {
+            Ok(description) => match &description.object {
+                Object::Host(file) => {
+                    owners.push(at);
+                    fds.push(PollFd::from_borrowed_fd(file.fd.as_fd(), events));
+                    PollFlags::empty()
+                }
+                Object::Listing { .. } => events & ALWAYS_READY,
+            },
+            Err(_) if fd < 0 => PollFlags::empty(),
+            Err(_) => PollFlags::NVAL,
+        };
+        ready += i64::from(!answer.is_empty());
+        entry[6..].copy_from_slice(&answer.bits().to_le_bytes());
+    }
+    fds.push(PollFd::from_borrowed_fd(request.cancel, PollFlags::IN));
+    let timeout = if ready > 0 { 0 } else { request.int(2) };
+    wait(&mut fds, timeout)?;
+    for (fd, at) in fds.iter().zip(owners) {
+        let answer = fd.revents();
+        ready += i64::from(!answer.is_empty());
+        let start = at * ENTRY_BYTES + 6;
+        data[start..start + 2].copy_from_slice(&answer.bits().to_le_bytes());
+    }
+    Ok(Reply {
+        result: ready,
+        data,
+        data_offset: 0,
+    })
+}
+
+/// Waits until one of `fds` answers or `timeout_ms` (negative: never) is over.
+fn wait(fds: &mut [PollFd<'_>], timeout_ms: i32) -> Result<(), Errno> {
+    let deadline = u64::try_from(timeout_ms)
+        .ok()
+        .map(|millis| Instant::now() + Duration::from_millis(millis));
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) => break,
+        }
+    }
+    match fds.last() {
+        Some(cancel) if !cancel.revents().is_empty() => Err(Errno::INTR),
+        _ => Ok(()),
+    }
+}

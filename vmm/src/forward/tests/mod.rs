@@ -1,0 +1,1 @@
+//! Behaviour of a session on the host, against real files.
