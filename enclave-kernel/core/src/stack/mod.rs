@@ -20,6 +20,9 @@
 //! Promises: total on any strings; every pointer points into `[rsp, top)`.
 //! Does not know the stack's size: the caller compares.
 
+#[cfg(test)]
+mod tests;
+
 use alloc::vec::Vec;
 use core::fmt;
 

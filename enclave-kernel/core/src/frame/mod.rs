@@ -16,8 +16,11 @@
 //! Does not zero anything: [`Block::clean`] tells whether that is needed.
 //! The lists live on the heap, so a free or an allocation may grow them.
 
-use alloc::vec::Vec;
+mod spans;
+#[cfg(test)]
+mod tests;
 
+use self::spans::{Span, Spans};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_down, align_up, is_aligned};
 
 /// A piece of physically contiguous memory that was handed out.
@@ -36,142 +39,6 @@ pub struct Block {
 enum Wanted {
     Clean,
     Any,
-}
-
-/// A half-open range; never empty in a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
-    start: u64,
-    end: u64,
-}
-
-impl Span {
-    fn len(self) -> u64 {
-        self.end.saturating_sub(self.start)
-    }
-
-    fn intersect(self, other: Self) -> Self {
-        Self {
-            start: self.start.max(other.start),
-            end: self.end.min(other.end),
-        }
-    }
-
-    /// Lowest multiple of `align` in the span from which `len` bytes fit.
-    fn fit(self, len: u64, align: u64) -> Option<u64> {
-        let start = align_up(self.start, align)?;
-        (start.checked_add(len)? <= self.end).then_some(start)
-    }
-
-    /// The parts that lie in 2 MiB blocks this span does not cover whole:
-    /// before the first boundary inside, and after the last one.
-    fn partial_blocks(self) -> [Self; 2] {
-        let first = align_up(self.start, LARGE_PAGE_SIZE).unwrap_or(self.end);
-        let last = align_down(self.end, LARGE_PAGE_SIZE);
-        let head = Self {
-            start: self.start,
-            end: first.min(self.end),
-        };
-        let tail = Self {
-            start: last.max(head.end),
-            end: self.end,
-        };
-        [head, tail]
-    }
-}
-
-/// Sorted, disjoint spans; neighbours that touch are one.
-#[derive(Debug, Default)]
-struct Spans(Vec<Span>);
-
-impl Spans {
-    /// Index of the first span that ends after `addr`.
-    fn first_ending_after(&self, addr: u64) -> usize {
-        self.0.partition_point(|span| span.end <= addr)
-    }
-
-    /// The spans that share a byte with `zone`, cut to it.
-    fn within(&self, zone: Span) -> impl Iterator<Item = Span> {
-        self.0
-            .iter()
-            .skip(self.first_ending_after(zone.start))
-            .take_while(move |span| span.start < zone.end)
-            .map(move |span| span.intersect(zone))
-    }
-
-    fn overlaps(&self, zone: Span) -> bool {
-        self.within(zone).next().is_some()
-    }
-
-    fn contains(&self, zone: Span) -> bool {
-        self.within(zone).next() == Some(zone)
-    }
-
-    /// Adds `new`, which overlaps nothing here.
-    fn insert(&mut self, new: Span) {
-        let index = self.first_ending_after(new.start);
-        let joins_next = self.0.get(index).is_some_and(|s| s.start == new.end);
-        let before = index.checked_sub(1);
-        let joins_before =
-            before.filter(|&i| self.0.get(i).is_some_and(|span| span.end == new.start));
-        match (joins_before, joins_next) {
-            (Some(i), true) => {
-                let next = self.0.remove(index);
-                self.set_end(i, next.end);
-            }
-            (Some(i), false) => self.set_end(i, new.end),
-            (None, true) => {
-                if let Some(span) = self.0.get_mut(index) {
-                    span.start = new.start;
-                }
-            }
-            (None, false) => self.0.insert(index, new),
-        }
-    }
-
-    fn set_end(&mut self, index: usize, end: u64) {
-        if let Some(span) = self.0.get_mut(index) {
-            span.end = end;
-        }
-    }
-
-    /// Takes every byte of `zone` out, whatever part of it is here.
-    fn remove(&mut self, zone: Span) {
-        let mut index = self.first_ending_after(zone.start);
-        while let Some(&span) = self.0.get(index) {
-            if span.start >= zone.end {
-                return;
-            }
-            let below = Span {
-                end: zone.start.max(span.start),
-                ..span
-            };
-            let above = Span {
-                start: zone.end.min(span.end),
-                ..span
-            };
-            match (below.len() > 0, above.len() > 0) {
-                (true, true) => {
-                    self.set_end(index, below.end);
-                    self.0.insert(index + 1, above);
-                    return;
-                }
-                (true, false) => {
-                    self.set_end(index, below.end);
-                    index += 1;
-                }
-                (false, true) => {
-                    if let Some(span) = self.0.get_mut(index) {
-                        span.start = above.start;
-                    }
-                    return;
-                }
-                (false, false) => {
-                    self.0.remove(index);
-                }
-            }
-        }
-    }
 }
 
 /// The allocator; see the module's text.
@@ -244,11 +111,11 @@ impl FrameAllocator {
         }
         let (_, align) = rounded(len_bytes, align)?;
         let mut best = Span { start: 0, end: 0 };
-        for span in &self.free.0 {
+        for span in self.free.iter() {
             let Some(start) = align_up(span.start, align) else {
                 break;
             };
-            let piece = Span { start, ..*span };
+            let piece = Span { start, ..span };
             if piece.len() > best.len() {
                 best = piece;
             }
@@ -283,7 +150,7 @@ impl FrameAllocator {
     /// Bytes of the largest free piece.
     #[must_use]
     pub fn largest(&self) -> u64 {
-        self.free.0.iter().map(|span| span.len()).max().unwrap_or(0)
+        self.free.iter().map(Span::len).max().unwrap_or(0)
     }
 
     /// The place for `len` bytes. Breaking a whole 2 MiB block costs a later
@@ -291,7 +158,7 @@ impl FrameAllocator {
     fn find(&self, len: u64, align: u64) -> Option<u64> {
         if len < LARGE_PAGE_SIZE && align < LARGE_PAGE_SIZE {
             for wanted in [Wanted::Clean, Wanted::Any] {
-                for span in &self.free.0 {
+                for span in self.free.iter() {
                     for zone in span.partial_blocks() {
                         if let Some(start) = self.fit(zone, len, align, wanted) {
                             return Some(start);
@@ -301,9 +168,8 @@ impl FrameAllocator {
             }
         }
         [Wanted::Clean, Wanted::Any].into_iter().find_map(|wanted| {
-            let spans = self.free.0.iter();
-            let mut fits = spans.filter_map(|&span| self.fit(span, len, align, wanted));
-            fits.next()
+            let mut spans = self.free.iter();
+            spans.find_map(|span| self.fit(span, len, align, wanted))
         })
     }
 
