@@ -89,6 +89,7 @@ pub fn syscall_name(nr: u64) -> Option<&'static str> {
         syscall::XEMEM_MAKE => "xemem_make",
         syscall::KERNEL_STATS => "kernel_stats",
         syscall::ARENA_FIND => "arena_find",
+        syscall::HOST_COUNTERS => "host_counters",
         _ => return linux_name(nr),
     };
     Some(own)
@@ -134,8 +135,14 @@ mod tests {
     }
 
     #[test]
+    fn our_own_calls_have_names() {
+        assert_eq!(syscall_name(syscall::BASE), Some("xasm_version"));
+        assert_eq!(syscall_name(syscall::HOST_COUNTERS), Some("host_counters"));
+    }
+
+    #[test]
     fn numbers_nobody_defines_have_no_name() {
-        for nr in [335, 423, 463, 1023, syscall::ARENA_FIND + 1, u64::MAX] {
+        for nr in [335, 423, 463, 1023, syscall::HOST_COUNTERS + 1, u64::MAX] {
             assert_eq!(syscall_name(nr), None, "{nr}");
         }
     }
