@@ -1,5 +1,23 @@
 //! One enclave under KVM: what `enclave-vmm` is made of, and the part of it
 //! that `enclavectl` shares (configuration, ledger, control protocol).
 
+pub mod config;
+pub mod console_log;
+pub mod control;
+pub mod exit;
+pub mod failure;
 pub mod forward;
+pub mod ledger;
+pub mod lifecycle;
+pub mod loader;
 pub mod machine;
+pub mod memory;
+pub mod probe;
+pub mod signals;
+pub mod stats;
+pub mod tables;
+pub mod topology;
+pub mod vcpu;
+
+#[cfg(test)]
+mod scratch;

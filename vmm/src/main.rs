@@ -1,2 +1,179 @@
-//! Placeholder until the first working version.
-fn main() {}
+//! `enclave-vmm`: one process per enclave.
+//!
+//! Started by `enclavectl create`, or by hand in the foreground. Confines
+//! itself, takes the locks, boots the kernel, serves the control socket, and
+//! removes its files when told to stop. If it is killed instead, the host
+//! kernel frees all it held; the files left tell `enclavectl list` why.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use enclave_vmm::config::EnclaveConfig;
+use enclave_vmm::console_log::ConsoleLog;
+use enclave_vmm::control::Control;
+use enclave_vmm::control::protocol::{Ready, encode};
+use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::ledger::{EnclaveDir, Reservation, RunDir, allowed_cores};
+use enclave_vmm::lifecycle::Enclave;
+use enclave_vmm::machine::MachineConfig;
+use enclave_vmm::signals::{SIGHUP, SIGINT, SIGTERM, SignalFd, keep_only};
+use enclave_vmm::topology::Topology;
+
+/// Longest configuration that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Runs one enclave until it is told to stop.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// Configuration as JSON: a file, or - for standard input.
+    #[arg(long, value_name = "FILE|-")]
+    config: PathBuf,
+    /// Descriptor that gets one line of JSON when the enclave is up or has
+    /// failed; also detaches from the terminal and logs to the enclave's
+    /// vmm.log.
+    #[arg(long, value_name = "N")]
+    ready_fd: Option<RawFd>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut ready = match keep_only(args.ready_fd) {
+        Ok(fd) => fd.map(File::from),
+        Err(error) => return fail(&Failure::io("close inherited descriptors", error)),
+    };
+    match run(&args, &mut ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Told through the pipe if the creator still waits there.
+            drop(tell(&mut ready, &Ready::Error(failure.clone())));
+            fail(&failure)
+        }
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("enclave-vmm: {failure}");
+    ExitCode::from(failure.class.exit_code())
+}
+
+fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
+    // Before any thread, so that all inherit the mask and the confinement.
+    let signals =
+        SignalFd::new(&[SIGTERM, SIGINT, SIGHUP]).map_err(|e| Failure::io("block signals", e))?;
+    confine()?;
+    let detached = ready.is_some();
+    if detached {
+        // Fails only for a process that leads its group already.
+        drop(rustix::process::setsid());
+    }
+    let config = read_config(&args.config)?;
+    config
+        .check()
+        .map_err(|e| e.into_failure(format!("create enclave {}", config.name)))?;
+    let path = xemem_host::run_dir()
+        .map_err(|e| Failure::new(Class::Permission, "find the run directory", e))?;
+    let run_dir = RunDir::create(&path)?;
+    let reservation = Reservation::take_name(run_dir, &config.name)?;
+    write_last_words(reservation.dir())?;
+    if detached {
+        redirect(reservation.dir())?;
+    }
+    let topology = Topology::read(Path::new("/"))
+        .map_err(|e| Failure::new(Class::Failure, "read the host's topology", e))?;
+    let (enclave, started) = Enclave::bring_up(
+        reservation,
+        config,
+        &topology,
+        &allowed_cores()?,
+        make_machine,
+    )?;
+    if let Err(error) = tell(ready, &Ready::Ok(Box::new(started))) {
+        // Whoever asked for the enclave is gone: nobody would know of it.
+        enclave.abandon()?;
+        return Err(Failure::io("report to the creator", error));
+    }
+    enclave.serve(signals).map(|_| ())
+}
+
+/// Builds the machine under KVM.
+fn make_machine(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure> {
+    log.write(b"");
+    let what = format!("create enclave {}", config.name);
+    Err(Failure::new(
+        Class::Failure,
+        what,
+        "this build has no machine",
+    ))
+}
+
+/// Gives up what a VMM never needs: being dumped or traced by its user, and
+/// gaining rights through a program.
+fn confine() -> Result<(), Failure> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    let failed = |e| Failure::io("confine this process", e);
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed)?;
+    rustix::thread::set_no_new_privs(true).map_err(failed)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    Ok(())
+}
+
+fn read_config(path: &Path) -> Result<EnclaveConfig, Failure> {
+    let what = || format!("read the configuration {}", path.display());
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin()
+            .take(MAX_CONFIG_BYTES)
+            .read_to_string(&mut text)
+    } else {
+        File::open(path).and_then(|f| f.take(MAX_CONFIG_BYTES).read_to_string(&mut text))
+    };
+    read.map_err(|e| Failure::io(what(), e))?;
+    serde_json::from_str(&text).map_err(|e| Failure::new(Class::Usage, what(), e))
+}
+
+/// From here on a panic leaves a note for `enclavectl list`, and ends the
+/// whole process: a VMM in an unknown state must not hold an enclave.
+fn write_last_words(dir: &EnclaveDir) -> Result<(), Failure> {
+    let fd: OwnedFd = dir
+        .fd()
+        .try_clone_to_owned()
+        .map_err(|e| Failure::io("keep the enclave's directory", e))?;
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.to_string().replace('\n', " ");
+        eprintln!("enclave-vmm: {text}");
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        if let Ok(crash) = rustix::fs::openat(&fd, "crash", flags, mode) {
+            drop(File::from(crash).write_all(text.as_bytes()));
+        }
+        std::process::abort();
+    }));
+    Ok(())
+}
+
+/// Sends standard output and error to the enclave's vmm.log.
+fn redirect(dir: &EnclaveDir) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::io("open vmm.log", e);
+    let log = dir.append_file("vmm.log").map_err(failed)?;
+    let null = File::open("/dev/null").map_err(failed)?;
+    let dup = rustix::stdio::dup2_stdin(&null)
+        .and_then(|()| rustix::stdio::dup2_stdout(&log))
+        .and_then(|()| rustix::stdio::dup2_stderr(&log));
+    dup.map_err(|e| failed(e.into()))
+}
+
+/// Writes the one line to the ready pipe and closes it.
+fn tell(ready: &mut Option<File>, message: &Ready) -> std::io::Result<()> {
+    let Some(mut pipe) = ready.take() else {
+        return Ok(());
+    };
+    let line = encode(message).map_err(std::io::Error::other)?;
+    pipe.write_all(&line)
+}

@@ -1,0 +1,466 @@
+//! What a user asks for when creating an enclave, and its checks.
+//!
+//! Filled from the command line by `enclavectl`, passed as JSON to
+//! `enclave-vmm`, checked by both (pure, no system call). Whether the host can
+//! give what is asked is decided later, in [`crate::ledger`].
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
+use enclave_abi::arena::NAME_BYTES;
+use enclave_abi::layout;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Class, Failure};
+use crate::machine::{Backing, Export, MachineConfig, Ring};
+
+/// Least private RAM of an enclave in bytes.
+pub const MIN_MEM_BYTES: u64 = 32 << 20;
+/// Most private RAM of an enclave in bytes: the low window and the one above
+/// 4 GiB, up to the arenas.
+pub const MAX_MEM_BYTES: u64 = layout::LOW_RAM_END + (layout::ARENA_WINDOW - layout::HIGH_RAM);
+/// Highest core number that is understood.
+pub const MAX_CORE: usize = 4095;
+/// Cores one enclave can boot in this version.
+pub const MAX_BOOTED_CORES: usize = 1;
+/// Most exported directories.
+pub const MAX_EXPORTS: usize = 64;
+
+/// Which cores are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CoreRequest {
+    /// So many, chosen from the highest-numbered free ones.
+    Count(usize),
+    /// Exactly these, ascending.
+    List(Vec<usize>),
+}
+
+impl CoreRequest {
+    /// How many cores are wanted.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Count(count) => *count,
+            Self::List(list) => list.len(),
+        }
+    }
+}
+
+/// The request for one enclave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnclaveConfig {
+    /// Enclave name.
+    pub name: String,
+    /// Cores wanted.
+    pub cores: CoreRequest,
+    /// May the cores be shared with other enclaves that say so too?
+    #[serde(default)]
+    pub share_cores: bool,
+    /// Private RAM in bytes.
+    pub mem_bytes: u64,
+    /// Directories the programs may reach.
+    #[serde(default)]
+    pub exports: Vec<Export>,
+    /// Privilege mode wanted.
+    pub ring: Ring,
+    /// Page size behind private RAM.
+    pub backing: Backing,
+    /// Touch all private RAM at create?
+    pub prefault: bool,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Socket of the XEMEM broker.
+    pub broker_socket: PathBuf,
+    /// Kernel self-test to run at boot; 0 = none.
+    #[serde(default)]
+    pub selftest: u32,
+}
+
+/// A value that cannot be what the user meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Name empty, too long or with odd characters.
+    #[error(
+        "name \"{0}\" is not 1 to {max} letters, digits, '.', '_' or '-' starting with a letter or digit",
+        max = NAME_BYTES - 1
+    )]
+    Name(String),
+    /// A size that is no number with a unit, or overflows.
+    #[error("size \"{0}\" is not a number of bytes, or one followed by K, M, G or T (binary)")]
+    Size(String),
+    /// A memory size out of range or not in 2 MiB steps.
+    #[error("{0} bytes of memory: wanted a multiple of 2 MiB from 32 MiB to 63 GiB")]
+    Memory(u64),
+    /// A core list that cannot be read.
+    #[error("cores \"{0}\" is neither a count nor a list such as 2,4-5 (one core by number: 2-2)")]
+    Cores(String),
+    /// No core at all.
+    #[error("0 cores: an enclave needs one")]
+    NoCore,
+    /// More than this version boots.
+    #[error("{0} cores: this version boots one core per enclave")]
+    TooManyCores(usize),
+    /// An export that cannot be read.
+    #[error("export \"{0}\" is not HOST[=GUEST][:rw] with absolute paths without \"..\"")]
+    Export(String),
+    /// The same guest path twice.
+    #[error("two exports have the guest path {0}")]
+    ExportTwice(String),
+    /// Too many exports.
+    #[error("{0} exports: at most {MAX_EXPORTS} are possible")]
+    TooManyExports(usize),
+}
+
+impl ConfigError {
+    /// The error as the user sees it: a usage failure of `what`.
+    #[must_use]
+    pub fn into_failure(self, what: impl Into<String>) -> Failure {
+        let hint = match self {
+            Self::TooManyCores(_) => "--cores 1",
+            _ => "enclavectl create --help",
+        };
+        Failure::new(Class::Usage, what, self).with_hint(hint)
+    }
+}
+
+impl EnclaveConfig {
+    /// Checks everything that can be checked without looking at the host.
+    ///
+    /// # Errors
+    /// The first value that cannot be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_name(&self.name)?;
+        let in_range = (MIN_MEM_BYTES..=MAX_MEM_BYTES).contains(&self.mem_bytes);
+        if !in_range || !is_aligned(self.mem_bytes, LARGE_PAGE_SIZE) {
+            return Err(ConfigError::Memory(self.mem_bytes));
+        }
+        match self.cores.count() {
+            0 => return Err(ConfigError::NoCore),
+            1..=MAX_BOOTED_CORES => {}
+            more => return Err(ConfigError::TooManyCores(more)),
+        }
+        if self.exports.len() > MAX_EXPORTS {
+            return Err(ConfigError::TooManyExports(self.exports.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for export in &self.exports {
+            if !is_plain_absolute(&export.guest) || !export.host.is_absolute() {
+                return Err(ConfigError::Export(export.guest.clone()));
+            }
+            if !seen.insert(export.guest.as_str()) {
+                return Err(ConfigError::ExportTwice(export.guest.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the machine is made from, once `cores` were granted.
+    #[must_use]
+    pub fn machine(&self, cores: Vec<usize>) -> MachineConfig {
+        MachineConfig {
+            name: self.name.clone(),
+            kernel: self.kernel.clone(),
+            mem_bytes: self.mem_bytes,
+            cores,
+            backing: self.backing,
+            prefault: self.prefault,
+            ring: self.ring,
+            broker_socket: self.broker_socket.clone(),
+            exports: self.exports.clone(),
+            selftest: self.selftest,
+        }
+    }
+
+    /// The guest path of the host directory `host`, if some export holds it.
+    #[must_use]
+    pub fn guest_path(&self, host: &Path) -> Option<String> {
+        self.exports
+            .iter()
+            .filter_map(|export| {
+                let rest = host.strip_prefix(&export.host).ok()?.to_str()?;
+                Some((export.host.as_os_str().len(), join(&export.guest, rest)))
+            })
+            .max_by_key(|(matched, _)| *matched)
+            .map(|(_, guest)| guest)
+    }
+}
+
+fn join(guest: &str, rest: &str) -> String {
+    let base = guest.trim_end_matches('/');
+    match (base, rest) {
+        ("", "") => "/".to_owned(),
+        (base, "") => base.to_owned(),
+        (base, rest) => format!("{base}/{rest}"),
+    }
+}
+
+/// Checks an enclave name: it becomes a directory name and a kernel field.
+///
+/// # Errors
+/// [`ConfigError::Name`].
+pub fn check_name(name: &str) -> Result<(), ConfigError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !starts_well || name.len() >= NAME_BYTES || !name.chars().all(allowed) {
+        return Err(ConfigError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Reads a size: digits, then nothing, or one of K M G T with or without
+/// "iB" (all binary). "MB" and its like are refused: they mean two things.
+///
+/// # Errors
+/// [`ConfigError::Size`], also when the value does not fit.
+pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
+    let wrong = || ConfigError::Size(text.to_owned());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Reads `--cores`: a lone number is a count, anything with ',' or '-' a list.
+///
+/// # Errors
+/// [`ConfigError::Cores`].
+pub fn parse_cores(text: &str) -> Result<CoreRequest, ConfigError> {
+    let wrong = || ConfigError::Cores(text.to_owned());
+    if text.contains([',', '-']) {
+        let list = parse_cpu_list(text).ok_or_else(wrong)?;
+        return Ok(CoreRequest::List(list.into_iter().collect()));
+    }
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(count) if plain && count <= MAX_CORE => Ok(CoreRequest::Count(count)),
+        _ => Err(wrong()),
+    }
+}
+
+/// Reads a list in the form of the Linux CPU files (`0-3,8`); an empty list
+/// is allowed. `None` for anything else, and for numbers above [`MAX_CORE`].
+#[must_use]
+pub fn parse_cpu_list(text: &str) -> Option<BTreeSet<usize>> {
+    let mut cores = BTreeSet::new();
+    let text = text.trim();
+    if text.is_empty() {
+        return Some(cores);
+    }
+    let number = |digits: &str| -> Option<usize> {
+        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse().ok().filter(|&n| plain && n <= MAX_CORE)
+    };
+    for piece in text.split(',') {
+        let (first, last) = match piece.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(piece)?, number(piece)?),
+        };
+        if first > last {
+            return None;
+        }
+        cores.extend(first..=last);
+    }
+    Some(cores)
+}
+
+/// Reads `--export HOST[=GUEST][:rw]`; without GUEST the paths are the same.
+///
+/// # Errors
+/// [`ConfigError::Export`].
+pub fn parse_export(text: &str) -> Result<Export, ConfigError> {
+    let wrong = || ConfigError::Export(text.to_owned());
+    let (paths, writable) = match text.strip_suffix(":rw") {
+        Some(paths) => (paths, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    let (host, guest) = paths.split_once('=').unwrap_or((paths, paths));
+    if !Path::new(host).is_absolute() || !is_plain_absolute(guest) {
+        return Err(wrong());
+    }
+    Ok(Export {
+        host: PathBuf::from(host),
+        guest: guest.to_owned(),
+        writable,
+    })
+}
+
+/// Whether a guest path is absolute, without "..", "." and control characters.
+fn is_plain_absolute(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.chars().any(char::is_control)
+        && path.split('/').all(|part| part != ".." && part != ".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn config() -> EnclaveConfig {
+        EnclaveConfig {
+            name: "a1".into(),
+            cores: CoreRequest::Count(1),
+            share_cores: false,
+            mem_bytes: 64 << 20,
+            exports: Vec::new(),
+            ring: Ring::Auto,
+            backing: Backing::Auto,
+            prefault: true,
+            kernel: "/k".into(),
+            broker_socket: "/b".into(),
+            selftest: 0,
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary_and_checked() {
+        for (text, want) in [
+            ("4096", 4096),
+            ("512M", 512 << 20),
+            ("512MiB", 512 << 20),
+            ("1G", 1 << 30),
+            ("2g", 2 << 30),
+            ("16777215T", 16_777_215 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(want), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "-1",
+            "+1",
+            "1.5G",
+            "12MB",
+            "1 G",
+            "16777216T",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                parse_size(text),
+                Err(ConfigError::Size(text.into())),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_lone_number_is_a_count_and_the_rest_a_list() {
+        assert_eq!(parse_cores("3"), Ok(CoreRequest::Count(3)));
+        assert_eq!(parse_cores("2-2"), Ok(CoreRequest::List(vec![2])));
+        assert_eq!(parse_cores("2,4-5"), Ok(CoreRequest::List(vec![2, 4, 5])));
+        assert_eq!(parse_cores("5,2,2"), Ok(CoreRequest::List(vec![2, 5])));
+        for text in [
+            "", "a", "-", "5-2", "1,,2", "1-2-3", "+1", "-1", "0-4096", "99999",
+        ] {
+            assert!(parse_cores(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_files_of_the_kernel_are_read() {
+        assert_eq!(parse_cpu_list("\n"), Some(BTreeSet::new()));
+        assert_eq!(
+            parse_cpu_list("0-2,8\n"),
+            Some(BTreeSet::from([0, 1, 2, 8]))
+        );
+        assert_eq!(parse_cpu_list("0-18446744073709551615"), None);
+    }
+
+    #[test]
+    fn exports_have_a_host_a_guest_and_rights() {
+        let same = parse_export("/data").unwrap();
+        assert_eq!((same.guest.as_str(), same.writable), ("/data", false));
+        let other = parse_export("/data/run=/out:rw").unwrap();
+        assert_eq!(other.host, Path::new("/data/run"));
+        assert_eq!((other.guest.as_str(), other.writable), ("/out", true));
+        for text in [
+            "",
+            "data",
+            "/data=out",
+            "/data=/a/../b",
+            "=/out",
+            "/data=/a\n",
+        ] {
+            assert!(parse_export(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_could_leave_the_run_directory_are_refused() {
+        for name in ["", ".", "..", "a/b", "-a", ".hidden", "a b", "ä", "a\0b"] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_name(&"a".repeat(63)).is_ok());
+        assert!(check_name(&"a".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn memory_limits_hold_at_their_edges() {
+        let with = |mem_bytes| {
+            EnclaveConfig {
+                mem_bytes,
+                ..config()
+            }
+            .check()
+        };
+        assert_eq!(with(32 << 20), Ok(()));
+        assert_eq!(with(MAX_MEM_BYTES), Ok(()));
+        for bytes in [
+            0,
+            30 << 20,
+            (64 << 20) + 4096,
+            MAX_MEM_BYTES + (2 << 20),
+            u64::MAX,
+        ] {
+            assert_eq!(with(bytes), Err(ConfigError::Memory(bytes)));
+        }
+    }
+
+    #[test]
+    fn more_than_one_core_is_refused_by_name() {
+        let with = |cores| EnclaveConfig { cores, ..config() }.check();
+        assert_eq!(with(CoreRequest::Count(0)), Err(ConfigError::NoCore));
+        let error = with(CoreRequest::List(vec![2, 3])).unwrap_err();
+        assert!(error.to_string().contains("one core per enclave"));
+        assert_eq!(error.into_failure("create a1").class, Class::Usage);
+    }
+
+    #[test]
+    fn host_directories_map_through_the_longest_export() {
+        let mut config = config();
+        config.exports = vec![
+            parse_export("/data").unwrap(),
+            parse_export("/data/deep=/d:rw").unwrap(),
+            parse_export("/srv=/").unwrap(),
+        ];
+        let guest = |host: &str| config.guest_path(Path::new(host));
+        assert_eq!(guest("/data/x"), Some("/data/x".into()));
+        assert_eq!(guest("/data/deep/y"), Some("/d/y".into()));
+        assert_eq!(guest("/srv"), Some("/".into()));
+        assert_eq!(guest("/srv/z"), Some("/z".into()));
+        assert_eq!(guest("/database"), None);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let text = serde_json::to_string(&config()).unwrap();
+        assert_eq!(
+            serde_json::from_str::<EnclaveConfig>(&text).unwrap(),
+            config()
+        );
+        let more = text.replacen('{', "{\"colour\":1,", 1);
+        assert!(serde_json::from_str::<EnclaveConfig>(&more).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! A machine for tests: one program at a time, ended by kill, stop or the
+//! test itself.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use super::Control;
+use crate::failure::Failure;
+use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+
+/// The fake. A program whose image begins with `exit N` ends at once.
+#[derive(Debug, Default)]
+pub(crate) struct FakeMachine {
+    state: Mutex<State>,
+    changed: Condvar,
+    boot_failure: Option<String>,
+    stop_hangs: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    current: Option<(u64, String)>,
+    outcomes: BTreeMap<u64, RunOutcome>,
+    stopped: bool,
+    cwds: Vec<String>,
+}
+
+impl FakeMachine {
+    /// One whose kernel does not come up.
+    pub(crate) fn failing(reason: &str) -> Self {
+        Self {
+            boot_failure: Some(reason.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// One whose stop hangs, as a lost vCPU thread would.
+    pub(crate) fn never_stopping() -> Self {
+        Self {
+            stop_hangs: true,
+            ..Self::default()
+        }
+    }
+
+    /// Working directories of the runs so far.
+    pub(crate) fn cwds(&self) -> Vec<String> {
+        self.state.lock().unwrap().cwds.clone()
+    }
+
+    /// Blocks until some program runs; its number.
+    pub(crate) fn running(&self) -> u64 {
+        let state = self.state.lock().unwrap();
+        let state = self
+            .changed
+            .wait_while(state, |state| state.current.is_none())
+            .unwrap();
+        state.current.as_ref().map_or(0, |(run, _)| *run)
+    }
+
+    /// The outcome of `run`, once it has ended.
+    pub(crate) fn outcome(&self, run: u64) -> RunOutcome {
+        self.wait(run)
+    }
+
+    fn end(&self, state: &mut State, run: u64, outcome: RunOutcome) {
+        if state.current.as_ref().is_some_and(|(now, _)| *now == run) {
+            state.current = None;
+            state.outcomes.insert(run, outcome);
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Control for FakeMachine {
+    fn start(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn wait_ready(&self, _timeout: Duration) -> MachineState {
+        match &self.boot_failure {
+            Some(reason) => MachineState::Failed {
+                reason: reason.clone(),
+            },
+            None => self.state(),
+        }
+    }
+
+    fn state(&self) -> MachineState {
+        let state = self.state.lock().unwrap();
+        match &state.current {
+            _ if state.stopped => MachineState::Stopped,
+            Some((_, program)) => MachineState::Running {
+                program: program.clone(),
+            },
+            None => MachineState::Idle,
+        }
+    }
+
+    fn report(&self) -> MachineReport {
+        MachineReport {
+            kernel_mode: "fake".into(),
+            ..MachineReport::default()
+        }
+    }
+
+    fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
+        let mut text = String::new();
+        std::fs::File::from(spec.image)
+            .read_to_string(&mut text)
+            .unwrap();
+        let mut state = self.state.lock().unwrap();
+        if let Some((_, program)) = &state.current {
+            return Err(RunError::Busy(program.clone()));
+        }
+        state.next += 1;
+        let run = state.next;
+        state.cwds.push(spec.cwd);
+        state.current = Some((run, spec.path));
+        self.changed.notify_all();
+        if let Some(code) = text.strip_prefix("exit ") {
+            let code = code.trim().parse().unwrap();
+            self.end(&mut state, run, RunOutcome::Exited { code });
+        }
+        Ok(run)
+    }
+
+    fn wait(&self, run: u64) -> RunOutcome {
+        let state = self.state.lock().unwrap();
+        let state = self
+            .changed
+            .wait_while(state, |state| !state.outcomes.contains_key(&run))
+            .unwrap();
+        state.outcomes[&run].clone()
+    }
+
+    fn kill(&self, run: u64, signal: u8) {
+        let mut state = self.state.lock().unwrap();
+        let report = String::new();
+        self.end(&mut state, run, RunOutcome::Signaled { signal, report });
+    }
+
+    fn stop(&self) {
+        while self.stop_hangs {
+            std::thread::park();
+        }
+        let mut state = self.state.lock().unwrap();
+        state.stopped = true;
+        if let Some((run, _)) = state.current.clone() {
+            let reason = "stopped".into();
+            self.end(&mut state, run, RunOutcome::MachineStopped { reason });
+        }
+    }
+}

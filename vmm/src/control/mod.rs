@@ -1,0 +1,48 @@
+//! The control socket of an enclave: `enclavectl` asks, `enclave-vmm` answers.
+//!
+//! [`protocol`] has the messages, [`channel`] the framing and descriptor
+//! passing, [`server`] the VMM's event loop, [`client`] the asking side.
+//! The machine itself is seen only through [`Control`], so that everything
+//! here is tested without KVM.
+
+pub mod channel;
+pub mod client;
+pub mod protocol;
+pub mod server;
+
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+
+/// What the control side needs from a machine. Every method may be called
+/// from any thread; the waits and [`Control::stop`] may block.
+pub trait Control: Send + Sync {
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn start(&self) -> Result<(), Failure>;
+    /// Blocks until it has left [`MachineState::Booting`] or `timeout` is over.
+    fn wait_ready(&self, timeout: Duration) -> MachineState;
+    /// Its state now.
+    fn state(&self) -> MachineState;
+    /// Facts and counters.
+    fn report(&self) -> MachineReport;
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// When it is not accepted.
+    fn run(&self, spec: RunSpec) -> Result<u64, RunError>;
+    /// Blocks until that run has ended.
+    fn wait(&self, run: u64) -> RunOutcome;
+    /// Kills the program of that run, if it still runs.
+    fn kill(&self, run: u64, signal: u8);
+    /// Stops the machine and ends every wait; may be called again.
+    fn stop(&self);
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+//! Messages of the control socket and of the ready pipe.
+//!
+//! One JSON object per line, at most [`MAX_LINE_BYTES`], over a stream
+//! socket. Each carries the protocol number, checked before anything else is
+//! read. `run` brings four descriptors ([`RUN_FDS`]) with its first byte; no
+//! other message may bring any.
+//!
+//! ```text
+//! client                              server
+//!   run + 4 descriptors ─────────────►
+//!                      ◄───────────── accepted {run}   (or error, and closed)
+//!   kill {run, signal} ──────────────►   (any number, also from elsewhere)
+//!                      ◄───────────── ok
+//!                      ◄───────────── finished {run, outcome}
+//! ```
+//!
+//! A client that goes away before `finished` has its program killed (SIGHUP).
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::EnclaveConfig;
+use crate::failure::{Class, Failure};
+use crate::machine::{MachineReport, MachineState, RunOutcome};
+
+/// Version of every message here.
+pub const PROTOCOL: u32 = 1;
+/// Longest message, its newline included.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+/// Descriptors of a `run`: image, standard input, output, error.
+pub const RUN_FDS: usize = 4;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Are you there?
+    Ping {},
+    /// Run a program.
+    Run {
+        /// Shown as the program's path.
+        path: String,
+        /// Argument strings, the program's name first.
+        argv: Vec<String>,
+        /// Environment, `KEY=value`.
+        envp: Vec<String>,
+        /// Working directory in the enclave; `None`: where `host_cwd` is
+        /// exported, else `/`.
+        cwd: Option<String>,
+        /// Working directory of the client on the host.
+        host_cwd: String,
+        /// Stack bytes; 0 = default.
+        stack_bytes: u64,
+    },
+    /// Kill a running program.
+    Kill {
+        /// Which.
+        run: u64,
+        /// With which signal, 1 to 64.
+        signal: u8,
+    },
+    /// Tell everything.
+    Inspect {},
+    /// Stop the enclave and end.
+    Stop {},
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done, or yes.
+    Ok,
+    /// The program starts.
+    Accepted {
+        /// Its number.
+        run: u64,
+    },
+    /// The program has ended.
+    Finished {
+        /// Its number.
+        run: u64,
+        /// How.
+        outcome: RunOutcome,
+    },
+    /// Answer to `inspect`.
+    Inspection(Box<Inspection>),
+    /// Refused or failed.
+    Error(Failure),
+}
+
+/// The effective configuration: what was asked and what was granted. Also the
+/// content of `config.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// The request.
+    pub config: EnclaveConfig,
+    /// The cores granted.
+    pub cores: Vec<usize>,
+    /// Warnings given at admission.
+    pub warnings: Vec<String>,
+    /// Process id of the VMM.
+    pub pid: i32,
+    /// Wall-clock milliseconds since 1970 at creation.
+    pub created_unix_ms: u64,
+}
+
+/// Everything about a live enclave.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inspection {
+    /// What was asked and granted.
+    pub effective: Effective,
+    /// State of the machine.
+    pub machine: MachineState,
+    /// Facts and counters of the machine.
+    pub report: MachineReport,
+    /// Milliseconds since creation.
+    pub uptime_ms: u64,
+    /// Bytes the console log lost.
+    pub console_dropped: u64,
+    /// How the last program ended, if one has.
+    pub last_outcome: Option<RunOutcome>,
+    /// Version of the VMM.
+    pub version: String,
+}
+
+/// The one line a VMM writes to its ready pipe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// The enclave is up.
+    Ok(Box<Started>),
+    /// It is not, and nothing of it is left.
+    Error(Failure),
+}
+
+/// A fresh enclave.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// What was asked and granted.
+    pub effective: Effective,
+    /// State of the machine.
+    pub machine: MachineState,
+    /// Facts of the machine, warnings among them.
+    pub report: MachineReport,
+}
+
+/// The versioned envelope of every line.
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    protocol: u32,
+    body: T,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    protocol: u32,
+}
+
+/// Encodes a message as one line.
+///
+/// # Errors
+/// [`Class::Usage`] when it is longer than [`MAX_LINE_BYTES`].
+pub fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, Failure> {
+    let what = "encode a control message";
+    let envelope = Envelope {
+        protocol: PROTOCOL,
+        body,
+    };
+    let mut line =
+        serde_json::to_vec(&envelope).map_err(|e| Failure::new(Class::Failure, what, e))?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE_BYTES {
+        let why = format!(
+            "it takes {} bytes, at most {MAX_LINE_BYTES} fit",
+            line.len()
+        );
+        return Err(Failure::new(Class::Usage, what, why));
+    }
+    Ok(line)
+}
+
+/// Decodes one line.
+///
+/// # Errors
+/// [`Class::Protocol`]: another version, or not a message of this protocol.
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, Failure> {
+    let what = "read a control message";
+    let fail = |why: String| Failure::new(Class::Protocol, what, why);
+    let head: Head = serde_json::from_slice(line).map_err(|e| fail(e.to_string()))?;
+    if head.protocol != PROTOCOL {
+        let why = format!("protocol {}, this program speaks {PROTOCOL}", head.protocol);
+        return Err(fail(why).with_hint("enclavectl version"));
+    }
+    let envelope: Envelope<T> = serde_json::from_slice(line).map_err(|e| fail(e.to_string()))?;
+    Ok(envelope.body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(request: &Request) {
+        let line = encode(request).unwrap();
+        assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1);
+        assert_eq!(&decode::<Request>(&line).unwrap(), request);
+    }
+
+    #[test]
+    fn every_request_survives_encoding() {
+        round(&Request::Ping {});
+        round(&Request::Inspect {});
+        round(&Request::Stop {});
+        round(&Request::Kill { run: 7, signal: 15 });
+        round(&Request::Run {
+            path: "/a\nb".into(),
+            argv: vec!["a".into(), String::new()],
+            envp: vec!["K=\"v\"".into()],
+            cwd: None,
+            host_cwd: "/".into(),
+            stack_bytes: 1 << 20,
+        });
+    }
+
+    #[test]
+    fn outcomes_survive_encoding() {
+        let outcome = RunOutcome::Signaled {
+            signal: 11,
+            report: "at 0x0".into(),
+        };
+        let line = encode(&Reply::Finished {
+            run: 3,
+            outcome: outcome.clone(),
+        });
+        let reply: Reply = decode(&line.unwrap()).unwrap();
+        assert!(matches!(reply, Reply::Finished { run: 3, outcome: o } if o == outcome));
+    }
+
+    #[test]
+    fn another_version_is_named_before_the_body_is_read() {
+        let failure = decode::<Request>(b"{\"protocol\":9,\"body\":{\"op\":\"fly\"}}").unwrap_err();
+        assert_eq!(failure.class, Class::Protocol);
+        assert!(failure.why.contains("protocol 9"), "{failure}");
+    }
+
+    #[test]
+    fn nonsense_is_a_protocol_failure() {
+        for line in [
+            &b""[..],
+            b"{}",
+            b"[]",
+            b"null",
+            b"\xff\xfe",
+            b"{\"protocol\":1}",
+            b"{\"protocol\":-1,\"body\":{\"op\":\"ping\"}}",
+            b"{\"protocol\":1,\"body\":{\"op\":\"fly\"}}",
+            b"{\"protocol\":1,\"body\":{\"op\":\"kill\",\"run\":1,\"signal\":300}}",
+            b"{\"protocol\":1,\"body\":{\"op\":\"ping\",\"more\":1}}",
+        ] {
+            let failure = decode::<Request>(line).unwrap_err();
+            assert_eq!(failure.class, Class::Protocol, "{failure}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(decode::<Request>(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_message_too_long_is_refused_by_its_writer() {
+        let failure = encode(&"x".repeat(MAX_LINE_BYTES)).unwrap_err();
+        assert_eq!(failure.class, Class::Usage);
+    }
+}

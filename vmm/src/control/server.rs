@@ -1,0 +1,518 @@
+//! The VMM's event loop: control socket, signals, and the ends of runs.
+//!
+//! One thread owns every connection and never blocks on one: bytes go in and
+//! out as the sockets allow. What blocks ([`Control::run`], [`Control::wait`])
+//! happens on a thread per run, which reports back through a channel and an
+//! eventfd. At most [`MAX_CONNECTIONS`] connections and as many runs in
+//! flight. Nothing a client sends can stop the loop except `stop`.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::Control;
+use super::channel::{Inbox, Line, Progress, send};
+use super::protocol::{Effective, Inspection, RUN_FDS, Reply, Request, decode, encode};
+use crate::console_log::ConsoleLog;
+use crate::failure::{Class, Failure};
+use crate::machine::{RunError, RunOutcome, RunSpec};
+use crate::signals::{SIGHUP, SignalFd};
+
+/// Most connections at once, and most runs in flight.
+pub const MAX_CONNECTIONS: usize = 16;
+/// Most bytes kept for a client that does not read; more drops it.
+const MAX_OUTPUT_BYTES: usize = 4 << 20;
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A client asked to stop.
+    Requested,
+    /// A signal came.
+    Signal(i32),
+}
+
+/// What the server knows of the enclave besides the machine.
+#[derive(Debug)]
+pub struct Facts {
+    /// What was asked and granted.
+    pub effective: Effective,
+    /// When it was created.
+    pub created: Instant,
+    /// Its console log.
+    pub log: Arc<ConsoleLog>,
+}
+
+/// Serves until a client or a signal ends it.
+///
+/// # Errors
+/// When the loop cannot be set up or epoll fails.
+pub fn serve(
+    listener: UnixListener,
+    signals: SignalFd,
+    control: Arc<dyn Control>,
+    facts: Facts,
+) -> Result<Ended, Failure> {
+    let what = "serve the control socket";
+    let epoll = |error| Failure::new(Class::Failure, what, error);
+    listener
+        .set_nonblocking(true)
+        .map_err(|e| Failure::io(what, e))?;
+    let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|e| Failure::io(what, e))?;
+    let (reports_in, reports) = mpsc::channel();
+    let mut manager = EventManager::new().map_err(epoll)?;
+    let server = manager.add_subscriber(Server {
+        listener,
+        signals,
+        wake: Arc::new(wake),
+        reports,
+        reports_in,
+        control,
+        facts,
+        connections: BTreeMap::new(),
+        next_id: 0,
+        runs_in_flight: 0,
+        last_outcome: None,
+        ended: None,
+    });
+    loop {
+        manager.run().map_err(epoll)?;
+        let server = manager.subscriber_mut(server).map_err(epoll)?;
+        if let Some(ended) = server.ended {
+            return Ok(ended);
+        }
+    }
+}
+
+/// One client.
+struct Connection {
+    /// Never used again, unlike a descriptor's number.
+    id: u64,
+    stream: UnixStream,
+    inbox: Inbox,
+    output: Vec<u8>,
+    /// A run was asked for on this connection; its number once accepted.
+    run: Option<Option<u64>>,
+    /// Close once the output is out.
+    closing: bool,
+}
+
+/// What a run's thread reports.
+enum Report {
+    Accepted {
+        id: u64,
+        run: u64,
+    },
+    Refused {
+        id: u64,
+        error: RunError,
+    },
+    Finished {
+        id: u64,
+        run: u64,
+        outcome: RunOutcome,
+    },
+}
+
+struct Server {
+    listener: UnixListener,
+    signals: SignalFd,
+    wake: Arc<EventFd>,
+    reports: mpsc::Receiver<Report>,
+    reports_in: mpsc::Sender<Report>,
+    control: Arc<dyn Control>,
+    facts: Facts,
+    connections: BTreeMap<RawFd, Connection>,
+    next_id: u64,
+    runs_in_flight: usize,
+    last_outcome: Option<RunOutcome>,
+    ended: Option<Ended>,
+}
+
+impl MutEventSubscriber for Server {
+    fn init(&mut self, ops: &mut EventOps) {
+        let fds = [
+            self.listener.as_raw_fd(),
+            self.signals.as_raw_fd(),
+            self.wake.as_raw_fd(),
+        ];
+        for fd in fds {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                eprintln!("enclave-vmm: watch descriptor {fd}: {error}");
+                // Deaf to stop requests it must not run on.
+                self.ended = Some(Ended::Requested);
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.listener.as_raw_fd() {
+            self.accept(ops);
+        } else if fd == self.signals.as_raw_fd() {
+            if let Ok(Some(signal)) = self.signals.next() {
+                self.ended.get_or_insert(Ended::Signal(signal));
+            }
+        } else if fd == self.wake.as_raw_fd() {
+            // The count does not matter: the channel holds the reports.
+            drop(self.wake.read());
+            self.take_reports(ops);
+        } else {
+            self.connection_event(fd, ops);
+        }
+    }
+}
+
+impl Server {
+    fn accept(&mut self, ops: &mut EventOps) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let fd = stream.as_raw_fd();
+            let refusal = self.refusal(&stream);
+            let set = stream.set_nonblocking(true);
+            if set.is_err() || ops.add(Events::new_raw(fd, EventSet::IN)).is_err() {
+                continue;
+            }
+            self.next_id += 1;
+            self.connections.insert(
+                fd,
+                Connection {
+                    id: self.next_id,
+                    stream,
+                    inbox: Inbox::default(),
+                    output: Vec::new(),
+                    run: None,
+                    closing: false,
+                },
+            );
+            if let Some(failure) = refusal {
+                self.reply_and_close(fd, failure, ops);
+            }
+        }
+    }
+
+    /// Why a new connection is not served, if it is not.
+    fn refusal(&self, stream: &UnixStream) -> Option<Failure> {
+        let what = "use the control socket";
+        let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else {
+            return Some(Failure::new(Class::Permission, what, "the peer is unknown"));
+        };
+        let euid = rustix::process::geteuid();
+        if peer.uid != euid && !peer.uid.is_root() {
+            let why = format!("it belongs to uid {}", euid.as_raw());
+            return Some(Failure::new(Class::Permission, what, why));
+        }
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let why = format!("{MAX_CONNECTIONS} connections are open already");
+            return Some(Failure::new(Class::Busy, what, why));
+        }
+        None
+    }
+
+    fn connection_event(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        if !connection.output.is_empty() {
+            self.flush(fd, ops);
+        }
+        // One read per event: level-triggered epoll comes back for the rest,
+        // and no client keeps the others waiting.
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        let progress = connection.inbox.receive(connection.stream.as_fd());
+        match progress {
+            Ok(Progress::Closed) => return self.drop_connection(fd, ops),
+            Ok(Progress::Read | Progress::Empty) => {}
+            Err(error) => return self.protocol_error(fd, &error.to_string(), ops),
+        }
+        self.take_lines(fd, ops);
+    }
+
+    fn take_lines(&mut self, fd: RawFd, ops: &mut EventOps) {
+        while let Some(connection) = self.connections.get_mut(&fd) {
+            if connection.closing {
+                return;
+            }
+            match connection.inbox.next_line() {
+                Ok(Some(line)) => self.request(fd, line, ops),
+                Ok(None) => return,
+                Err(error) => return self.protocol_error(fd, &error.to_string(), ops),
+            }
+        }
+    }
+
+    fn request(&mut self, fd: RawFd, line: Line, ops: &mut EventOps) {
+        let request = match decode::<Request>(&line.bytes) {
+            Ok(request) => request,
+            Err(failure) => return self.reply_and_close(fd, failure, ops),
+        };
+        let is_run = matches!(request, Request::Run { .. });
+        if !is_run && !line.fds.is_empty() {
+            return self.protocol_error(fd, "descriptors with a message that takes none", ops);
+        }
+        match request {
+            Request::Ping {} => self.reply(fd, &Reply::Ok, ops),
+            Request::Inspect {} => {
+                let inspection = Box::new(self.inspect());
+                self.reply(fd, &Reply::Inspection(inspection), ops);
+            }
+            Request::Kill { run, signal } => {
+                if !(1..=64).contains(&signal) {
+                    return self.protocol_error(fd, &format!("signal {signal}"), ops);
+                }
+                self.control.kill(run, signal);
+                self.reply(fd, &Reply::Ok, ops);
+            }
+            Request::Stop {} => {
+                self.reply(fd, &Reply::Ok, ops);
+                self.ended.get_or_insert(Ended::Requested);
+            }
+            run @ Request::Run { .. } => self.start_run(fd, run, line.fds, ops),
+        }
+    }
+
+    fn inspect(&self) -> Inspection {
+        let uptime = self.facts.created.elapsed().as_millis();
+        Inspection {
+            effective: self.facts.effective.clone(),
+            machine: self.control.state(),
+            report: self.control.report(),
+            uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
+            console_dropped: self.facts.log.dropped(),
+            last_outcome: self.last_outcome.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn start_run(&mut self, fd: RawFd, request: Request, fds: Vec<OwnedFd>, ops: &mut EventOps) {
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        if connection.run.is_some() {
+            return self.protocol_error(fd, "a second run on one connection", ops);
+        }
+        if self.runs_in_flight >= MAX_CONNECTIONS {
+            let why = format!("{MAX_CONNECTIONS} runs are waiting already");
+            let failure = Failure::new(Class::Busy, "run a program", why);
+            return self.reply_and_close(fd, failure, ops);
+        }
+        let id = connection.id;
+        let spec = match run_spec(request, fds, &self.facts.effective) {
+            Ok(spec) => spec,
+            Err(failure) => return self.reply_and_close(fd, failure, ops),
+        };
+        connection.run = Some(None);
+        let control = Arc::clone(&self.control);
+        let reports = self.reports_in.clone();
+        let wake = Arc::clone(&self.wake);
+        let body = move || run_to_end(&*control, id, spec, &reports, &wake);
+        match std::thread::Builder::new().name("run".into()).spawn(body) {
+            Ok(_) => self.runs_in_flight += 1,
+            Err(error) => self.reply_and_close(fd, Failure::io("run a program", error), ops),
+        }
+    }
+
+    fn take_reports(&mut self, ops: &mut EventOps) {
+        while let Ok(report) = self.reports.try_recv() {
+            match report {
+                Report::Accepted { id, run } => match self.by_id(id) {
+                    Some((fd, connection)) => {
+                        connection.run = Some(Some(run));
+                        self.reply(fd, &Reply::Accepted { run }, ops);
+                    }
+                    None => self.control.kill(run, hangup()),
+                },
+                Report::Refused { id, error } => {
+                    self.runs_in_flight -= 1;
+                    if let Some((fd, _)) = self.by_id(id) {
+                        self.reply_and_close(fd, run_failure(&error), ops);
+                    }
+                }
+                Report::Finished { id, run, outcome } => {
+                    self.runs_in_flight -= 1;
+                    self.last_outcome = Some(outcome.clone());
+                    if let Some((fd, connection)) = self.by_id(id) {
+                        connection.run = None;
+                        self.reply(fd, &Reply::Finished { run, outcome }, ops);
+                    }
+                }
+            }
+        }
+    }
+
+    fn by_id(&mut self, id: u64) -> Option<(RawFd, &mut Connection)> {
+        self.connections
+            .iter_mut()
+            .find(|(_, connection)| connection.id == id)
+            .map(|(&fd, connection)| (fd, connection))
+    }
+
+    fn reply(&mut self, fd: RawFd, reply: &Reply, ops: &mut EventOps) {
+        let line = match encode(reply) {
+            Ok(line) => line,
+            Err(failure) => encode(&Reply::Error(failure)).unwrap_or_default(),
+        };
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        if connection.output.len() + line.len() > MAX_OUTPUT_BYTES {
+            return self.drop_connection(fd, ops);
+        }
+        connection.output.extend_from_slice(&line);
+        self.flush(fd, ops);
+    }
+
+    fn reply_and_close(&mut self, fd: RawFd, failure: Failure, ops: &mut EventOps) {
+        if let Some(connection) = self.connections.get_mut(&fd) {
+            connection.closing = true;
+        }
+        self.reply(fd, &Reply::Error(failure), ops);
+    }
+
+    fn protocol_error(&mut self, fd: RawFd, why: &str, ops: &mut EventOps) {
+        let failure = Failure::new(Class::Protocol, "read a control message", why);
+        self.reply_and_close(fd, failure, ops);
+    }
+
+    /// Sends what the socket takes and watches for room if some is left.
+    fn flush(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        while !connection.output.is_empty() {
+            match send(connection.stream.as_fd(), &connection.output, &[]) {
+                Ok(count) => {
+                    connection.output.drain(..count);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return self.drop_connection(fd, ops),
+            }
+        }
+        if connection.closing && connection.output.is_empty() {
+            return self.drop_connection(fd, ops);
+        }
+        let mut wanted = EventSet::IN;
+        if !connection.output.is_empty() {
+            wanted |= EventSet::OUT;
+        }
+        if ops.modify(Events::new_raw(fd, wanted)).is_err() {
+            self.drop_connection(fd, ops);
+        }
+    }
+
+    /// Forgets a client; a program it still runs is hung up on.
+    fn drop_connection(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let Some(connection) = self.connections.remove(&fd) else {
+            return;
+        };
+        if let Err(error) = ops.remove(Events::empty_raw(fd)) {
+            eprintln!("enclave-vmm: forget connection {fd}: {error}");
+        }
+        if let Some(Some(run)) = connection.run {
+            self.control.kill(run, hangup());
+        }
+    }
+}
+
+/// The whole life of one run, on its own thread.
+fn run_to_end(
+    control: &dyn Control,
+    id: u64,
+    spec: RunSpec,
+    reports: &mpsc::Sender<Report>,
+    wake: &EventFd,
+) {
+    // The loop may have ended already; then nobody needs the report.
+    let report = |report| {
+        drop(reports.send(report));
+        drop(wake.write(1));
+    };
+    match control.run(spec) {
+        Ok(run) => {
+            report(Report::Accepted { id, run });
+            let outcome = control.wait(run);
+            report(Report::Finished { id, run, outcome });
+        }
+        Err(error) => report(Report::Refused { id, error }),
+    }
+}
+
+/// Checks a run request and turns it into what the machine takes.
+fn run_spec(
+    request: Request,
+    fds: Vec<OwnedFd>,
+    effective: &Effective,
+) -> Result<RunSpec, Failure> {
+    let what = "run a program";
+    let usage = |why: String| Failure::new(Class::Usage, what, why);
+    let Request::Run {
+        path,
+        argv,
+        envp,
+        cwd,
+        host_cwd,
+        stack_bytes,
+    } = request
+    else {
+        return Err(usage("not a run request".to_owned()));
+    };
+    let count = fds.len();
+    let Ok([image, stdin, stdout, stderr]) = <[OwnedFd; RUN_FDS]>::try_from(fds) else {
+        let why = format!("{count} descriptors came, {RUN_FDS} are needed");
+        return Err(Failure::new(Class::Protocol, what, why));
+    };
+    let has_zero = |text: &String| text.contains('\0');
+    if argv
+        .iter()
+        .chain(&envp)
+        .chain([&path])
+        .chain(&cwd)
+        .any(has_zero)
+    {
+        return Err(usage("a string contains a zero byte".to_owned()));
+    }
+    if argv.is_empty() {
+        return Err(usage("no argument strings".to_owned()));
+    }
+    if cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/')) {
+        return Err(usage("the working directory is not absolute".to_owned()));
+    }
+    // Anything else (a pipe, a terminal) could block the reader for ever.
+    let stat = rustix::fs::fstat(&image).map_err(|e| Failure::io(what, e))?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(usage(format!("{path} is not a regular file")));
+    }
+    let cwd = cwd
+        .or_else(|| effective.config.guest_path(host_cwd.as_ref()))
+        .unwrap_or_else(|| "/".to_owned());
+    Ok(RunSpec {
+        image,
+        path,
+        argv,
+        envp,
+        cwd,
+        stdio: [stdin, stdout, stderr],
+        stack_bytes,
+    })
+}
+
+fn run_failure(error: &RunError) -> Failure {
+    let class = match error {
+        RunError::Busy(_) => Class::Busy,
+        RunError::NotRunning(_) => Class::Failure,
+        RunError::ArgumentsTooLong { .. } => Class::Usage,
+    };
+    Failure::new(class, "run a program", error)
+}
+
+/// SIGHUP as the machine takes it.
+fn hangup() -> u8 {
+    u8::try_from(SIGHUP).unwrap_or(1)
+}

@@ -1,0 +1,296 @@
+//! Admission: taking the locks of one enclave, in order.
+//!
+//! Called once by `enclave-vmm` at start. First the enclave's own lock, then,
+//! under the admission lock, the decision over cores and memory, the core
+//! locks and the record. All of it lives as long as the [`Reservation`] and is
+//! given back by the host kernel if the process dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::cores::{CoreQuery, Holder, choose};
+use super::enclave_dir::write_record;
+use super::{EnclaveDir, Occupancy, Record, RunDir};
+use crate::config::EnclaveConfig;
+use crate::failure::{Class, Failure};
+use crate::machine::Backing;
+use crate::topology::Topology;
+
+/// How long one admission waits for another to finish.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
+const ADMISSION_PAUSE: Duration = Duration::from_millis(5);
+/// Tries to make a directory that its last owner is just removing.
+const DIRECTORY_TRIES: u32 = 20;
+/// Bytes of a huge page.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// What was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Cores, ascending.
+    pub cores: Vec<usize>,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
+}
+
+/// The locks of one enclave; dropping it gives them back.
+#[derive(Debug)]
+pub struct Reservation {
+    run: RunDir,
+    dir: EnclaveDir,
+    lock: File,
+    record: Record,
+    core_locks: Vec<File>,
+}
+
+impl Reservation {
+    /// Takes the enclave's name: its directory and lock.
+    ///
+    /// # Errors
+    /// [`Class::Busy`] when a live VMM has the name.
+    pub fn take_name(run: RunDir, name: &str) -> Result<Self, Failure> {
+        for _ in 0..DIRECTORY_TRIES {
+            let Some(dir) = run.enclave(name, true)? else {
+                continue;
+            };
+            if let Some(lock) = dir.take(&run)? {
+                return Ok(Self {
+                    run,
+                    dir,
+                    lock,
+                    record: Record::default(),
+                    core_locks: Vec::new(),
+                });
+            }
+        }
+        let why = "its directory is being removed again and again";
+        Err(Failure::new(
+            Class::Busy,
+            format!("create enclave {name}"),
+            why,
+        ))
+    }
+
+    /// Decides over cores and memory and takes them.
+    ///
+    /// `allowed` are the cores this process may run on.
+    ///
+    /// # Errors
+    /// [`Class::Busy`] or [`Class::Resources`] with names and figures.
+    pub fn admit(
+        &mut self,
+        config: &EnclaveConfig,
+        topology: &Topology,
+        allowed: &BTreeSet<usize>,
+    ) -> Result<Grant, Failure> {
+        let _admission = self.admission_lock()?;
+        let others = self.others()?;
+        check_memory(config, topology, &others)?;
+        let held = holders(&others);
+        let choice = choose(&CoreQuery {
+            enclave: &config.name,
+            request: &config.cores,
+            shares: config.share_cores,
+            present: &topology.present,
+            online: &topology.online,
+            allowed,
+            held: &held,
+        })?;
+        for &core in &choice.cores {
+            let lock = self.lock_core(core, config.share_cores)?;
+            self.core_locks.push(lock);
+        }
+        self.record = Record {
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            cores: choice.cores.clone(),
+            share_cores: config.share_cores,
+            mem_bytes: config.mem_bytes,
+            settled: false,
+        };
+        write_record(&mut self.lock, &self.record)
+            .map_err(|e| Failure::io(format!("record enclave {}", config.name), e))?;
+        Ok(Grant {
+            cores: choice.cores,
+            warnings: choice.warnings,
+        })
+    }
+
+    /// Says that the memory is in use now: the host's own figures show it, so
+    /// later admissions need not subtract it again.
+    pub fn settle(&mut self) {
+        self.record.settled = true;
+        // Unsettled only makes later admissions more careful: no error to tell.
+        drop(write_record(&mut self.lock, &self.record));
+    }
+
+    /// The enclave's directory.
+    #[must_use]
+    pub fn dir(&self) -> &EnclaveDir {
+        &self.dir
+    }
+
+    /// Removes the enclave's files and gives everything back.
+    ///
+    /// # Errors
+    /// When something in the directory is not the enclave's.
+    pub fn release(self) -> Result<(), Failure> {
+        self.dir.remove_owned(&self.run, &self.lock)
+    }
+
+    /// Waits for the admission lock.
+    fn admission_lock(&self) -> Result<File, Failure> {
+        let what = || format!("create enclave {}", self.dir.name());
+        let file = self.run.ledger_file("admission.lock")?;
+        let deadline = Instant::now() + ADMISSION_TIMEOUT;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                    std::thread::sleep(ADMISSION_PAUSE);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let why = "another enclave has been in admission for 10 s";
+                    return Err(Failure::new(Class::Timeout, what(), why));
+                }
+                Err(error) => return Err(Failure::io(what(), error)),
+            }
+        }
+    }
+
+    /// The live enclaves besides this one.
+    fn others(&self) -> Result<Vec<(String, Record)>, Failure> {
+        let mut others = Vec::new();
+        for name in self.run.names()? {
+            if name == self.dir.name() {
+                continue;
+            }
+            // A directory that cannot be looked into cannot be a live enclave
+            // of ours; the core locks below still protect its cores.
+            let Ok(Some(dir)) = self.run.enclave(&name, false) else {
+                continue;
+            };
+            if let Ok(Occupancy::Live(record)) = dir.occupancy() {
+                others.push((name, record));
+            }
+        }
+        Ok(others)
+    }
+
+    /// Takes the lock of one core. The records said it is open; the lock has
+    /// the last word.
+    fn lock_core(&self, core: usize, shared: bool) -> Result<File, Failure> {
+        let what = || format!("create enclave {}", self.dir.name());
+        let mut file = self.run.ledger_file(&format!("core-{core}.lock"))?;
+        let operation = if shared {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // Only for the message: an unreadable holder is "another".
+                drop((&mut file).take(256).read_to_string(&mut holder));
+                let why = format!("core {core} is taken ({})", holder.trim());
+                return Err(Failure::new(Class::Busy, what(), why).with_hint("enclavectl list"));
+            }
+            Err(error) => return Err(Failure::io(what(), error)),
+        }
+        let pid = rustix::process::getpid();
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{} pid {pid}", self.dir.name()));
+        written.map_err(|e| Failure::io(what(), e))?;
+        Ok(file)
+    }
+}
+
+/// The cores other enclaves have.
+fn holders(others: &[(String, Record)]) -> BTreeMap<usize, Vec<Holder>> {
+    let mut held: BTreeMap<usize, Vec<Holder>> = BTreeMap::new();
+    for (name, record) in others {
+        for &core in &record.cores {
+            held.entry(core).or_default().push(Holder {
+                enclave: name.clone(),
+                pid: record.pid,
+                shares: record.share_cores,
+            });
+        }
+    }
+    held
+}
+
+/// Checks that the memory asked for can be had.
+fn check_memory(
+    config: &EnclaveConfig,
+    topology: &Topology,
+    others: &[(String, Record)],
+) -> Result<(), Failure> {
+    let what = || format!("create enclave {}", config.name);
+    let huge_bytes = topology.huge_free.saturating_mul(HUGE_PAGE_BYTES);
+    if config.backing == Backing::Huge2m && config.mem_bytes > huge_bytes {
+        let pages = config.mem_bytes / HUGE_PAGE_BYTES;
+        let why = format!(
+            "{pages} huge pages of 2 MiB wanted, {} of {} are free",
+            topology.huge_free, topology.huge_total
+        );
+        let path = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+        let more = topology.huge_total - topology.huge_free.min(topology.huge_total) + pages;
+        return Err(Failure::new(Class::Resources, what(), why)
+            .with_hint(format!("echo {more} > {}", path.display())));
+    }
+    if config.backing != Backing::Small && config.mem_bytes <= huge_bytes {
+        return Ok(());
+    }
+    let promised: u64 = others
+        .iter()
+        .filter(|(_, record)| !record.settled)
+        .fold(0, |sum, (_, record)| sum.saturating_add(record.mem_bytes));
+    let available = topology.mem_available_bytes.saturating_sub(promised);
+    if config.mem_bytes > available {
+        let why = format!(
+            "{} MiB of memory wanted, {} MiB available ({} MiB free on the host, {} MiB promised to other enclaves)",
+            config.mem_bytes >> 20,
+            available >> 20,
+            topology.mem_available_bytes >> 20,
+            promised >> 20
+        );
+        return Err(
+            Failure::new(Class::Resources, what(), why).with_hint(format!(
+                "enclavectl create {} --mem {}M …",
+                config.name,
+                usable_mib(available)
+            )),
+        );
+    }
+    Ok(())
+}
+
+/// The largest size to suggest: what is available less an eighth.
+fn usable_mib(available: u64) -> u64 {
+    let mib = (available - available / 8) >> 20;
+    mib - mib % 2
+}
+
+/// The cores the calling thread may run on.
+///
+/// # Errors
+/// That of the operating system.
+pub fn allowed_cores() -> Result<BTreeSet<usize>, Failure> {
+    let set = rustix::thread::sched_getaffinity(None)
+        .map_err(|e| Failure::io("read the cpuset of this process", e))?;
+    let cores = 0..rustix::thread::CpuSet::MAX_CPU;
+    Ok(cores.filter(|&core| set.is_set(core)).collect())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,262 @@
+//! Admission against real lock files, with second processes that hold them.
+//!
+//! A holder is this test program run again with [`HOLDER`] set: it reserves,
+//! prints one line, and waits to be killed or for its input to end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::config::{CoreRequest, parse_cores};
+use crate::machine::Ring;
+use crate::scratch::Scratch;
+
+const HOLDER: &str = "ENCLAVE_TEST_HOLDER";
+
+fn config(name: &str, cores: &str) -> EnclaveConfig {
+    EnclaveConfig {
+        name: name.into(),
+        cores: parse_cores(cores).unwrap(),
+        share_cores: false,
+        mem_bytes: 64 << 20,
+        exports: Vec::new(),
+        ring: Ring::Auto,
+        backing: Backing::Small,
+        prefault: true,
+        kernel: "/k".into(),
+        broker_socket: "/b".into(),
+        selftest: 0,
+    }
+}
+
+fn topology() -> Topology {
+    Topology {
+        present: (0..4).collect(),
+        online: (0..4).collect(),
+        mem_total_bytes: 1 << 30,
+        mem_available_bytes: 256 << 20,
+        ..Topology::default()
+    }
+}
+
+fn reserve(path: &Path, config: &EnclaveConfig) -> Result<(Reservation, Grant), Failure> {
+    let mut reservation = Reservation::take_name(RunDir::create(path)?, &config.name)?;
+    let grant = reservation.admit(config, &topology(), &(0..4).collect())?;
+    Ok((reservation, grant))
+}
+
+/// Run by [`hold`]; does nothing in a normal test run.
+#[test]
+fn holder_process() {
+    let Ok(request) = std::env::var(HOLDER) else {
+        return;
+    };
+    let [path, name, cores] = request.split('|').collect::<Vec<_>>()[..] else {
+        panic!("{request}");
+    };
+    let answer = match reserve(Path::new(path), &config(name, cores)) {
+        Ok((reservation, grant)) => {
+            println!("\nanswer ok {:?}", grant.cores);
+            std::mem::forget(reservation);
+            "held"
+        }
+        Err(failure) => {
+            println!("\nanswer {:?}", failure.class);
+            "refused"
+        }
+    };
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    assert!(!answer.is_empty());
+}
+
+struct Process(Child);
+
+impl Process {
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn spawn(path: &Path, name: &str, cores: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "ledger::reserve::tests::holder_process",
+            "--nocapture",
+        ])
+        .env(HOLDER, format!("{}|{name}|{cores}", path.display()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn answer(child: &mut Child) -> String {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines
+        .map(Result::unwrap)
+        .find_map(|line| line.strip_prefix("answer ").map(str::to_owned))
+        .unwrap()
+}
+
+fn hold(path: &Path, name: &str, cores: &str) -> Process {
+    let mut child = spawn(path, name, cores);
+    assert!(answer(&mut child).starts_with("ok"));
+    Process(child)
+}
+
+#[test]
+fn a_second_process_is_refused_and_told_who_holds() {
+    let scratch = Scratch::new("ledger");
+    let path = scratch.path().join("r");
+    let holder = hold(&path, "a1", "2-2");
+    let failure = reserve(&path, &config("a1", "1")).unwrap_err();
+    assert_eq!(failure.class, Class::Busy);
+    assert!(
+        failure.why.contains(&holder.0.id().to_string()),
+        "{failure}"
+    );
+    let failure = reserve(&path, &config("a2", "2-2")).unwrap_err();
+    assert!(failure.why.contains("enclave a1"), "{failure}");
+    let (_, grant) = reserve(&path, &config("a2", "1")).unwrap();
+    assert_eq!(grant.cores, [3]);
+    holder.kill();
+}
+
+#[test]
+fn killing_the_holder_frees_name_and_core() {
+    let scratch = Scratch::new("ledger");
+    let path = scratch.path().join("r");
+    hold(&path, "a1", "2-2").kill();
+    let run = RunDir::open(&path).unwrap().unwrap();
+    let dir = run.enclave("a1", false).unwrap().unwrap();
+    assert_eq!(dir.occupancy().unwrap(), Occupancy::Dead("killed".into()));
+    let (reservation, grant) = reserve(&path, &config("a2", "2-2")).unwrap();
+    assert_eq!(grant.cores, [2]);
+    reservation.release().unwrap();
+    let (reservation, _) = reserve(&path, &config("a1", "2-2")).unwrap();
+    assert!(matches!(dir.occupancy().unwrap(), Occupancy::Live(r) if r.cores == [2]));
+    reservation.release().unwrap();
+    assert_eq!(run.names().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn of_two_racing_processes_one_gets_the_core() {
+    let scratch = Scratch::new("ledger");
+    let path = scratch.path().join("r");
+    let mut racers: Vec<Child> = (0..4)
+        .map(|n| spawn(&path, &format!("a{n}"), "2-2"))
+        .collect();
+    let answers: Vec<String> = racers.iter_mut().map(answer).collect();
+    for racer in racers {
+        Process(racer).kill();
+    }
+    let won = answers.iter().filter(|a| *a == "ok [2]").count();
+    let lost = answers.iter().filter(|a| *a == "Busy").count();
+    assert_eq!((won, lost), (1, 3), "{answers:?}");
+}
+
+#[test]
+fn a_crash_note_is_the_reason_shown() {
+    let scratch = Scratch::new("ledger");
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let dir = run.enclave("a1", true).unwrap().unwrap();
+    let died = |why: &str| Occupancy::Dead(why.into());
+    assert_eq!(dir.occupancy().unwrap(), died("its creation was cut off"));
+    drop(dir.append_file("lock").unwrap());
+    assert_eq!(dir.occupancy().unwrap(), died("killed"));
+    dir.append_file("crash")
+        .unwrap()
+        .write_all(b"boom\nx")
+        .unwrap();
+    assert_eq!(dir.occupancy().unwrap(), died("crashed: boom"));
+    dir.remove_dead(&run).unwrap();
+    assert!(run.enclave("a1", false).unwrap().is_none());
+}
+
+#[test]
+fn foreign_files_in_the_directory_are_kept() {
+    let scratch = Scratch::new("ledger");
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let dir = run.enclave("a1", true).unwrap().unwrap();
+    dir.append_file("thesis.txt").unwrap();
+    let failure = dir.remove_dead(&run).unwrap_err();
+    assert!(failure.why.contains("kept"), "{failure}");
+    assert!(dir.open_file("thesis.txt").is_ok());
+}
+
+#[test]
+fn a_file_in_place_of_the_socket_is_kept_and_named() {
+    let scratch = Scratch::new("ledger");
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let dir = run.enclave("a1", true).unwrap().unwrap();
+    dir.append_file("control.sock")
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
+    let failure = dir.listen().unwrap_err();
+    assert!(failure.why.contains("not a socket"), "{failure}");
+    assert!(dir.open_file("control.sock").is_ok());
+}
+
+#[test]
+fn links_planted_in_the_directory_are_not_followed() {
+    let scratch = Scratch::new("ledger");
+    let victim = scratch.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let dir = run.enclave("a1", true).unwrap().unwrap();
+    std::os::unix::fs::symlink(&victim, dir.path().join("lock")).unwrap();
+    assert!(dir.take(&run).is_err());
+    std::os::unix::fs::symlink(&victim, dir.path().join("vmm.log")).unwrap();
+    assert!(dir.append_file("vmm.log").is_err());
+    assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+}
+
+#[test]
+fn memory_that_is_promised_elsewhere_is_not_promised_again() {
+    let scratch = Scratch::new("ledger");
+    let path = scratch.path().join("r");
+    let big = |name| EnclaveConfig {
+        mem_bytes: 160 << 20,
+        ..config(name, "1")
+    };
+    let (mut first, _) = reserve(&path, &big("a1")).unwrap();
+    let failure = reserve(&path, &big("a2")).unwrap_err();
+    assert_eq!(failure.class, Class::Resources);
+    assert!(
+        failure
+            .why
+            .contains("160 MiB of memory wanted, 96 MiB available"),
+        "{failure}"
+    );
+    first.settle();
+    assert!(reserve(&path, &big("a2")).is_ok());
+}
+
+#[test]
+fn missing_huge_pages_are_told_with_figures() {
+    let mut huge = config("a1", "1");
+    huge.backing = Backing::Huge2m;
+    let with = |huge_free| Topology {
+        huge_free,
+        huge_total: 40,
+        ..topology()
+    };
+    assert!(check_memory(&huge, &with(32), &[]).is_ok());
+    let failure = check_memory(&huge, &with(31), &[]).unwrap_err();
+    assert_eq!(failure.class, Class::Resources);
+    assert!(
+        failure
+            .why
+            .contains("32 huge pages of 2 MiB wanted, 31 of 40 are free")
+    );
+    assert!(failure.hint.starts_with("echo 41 >"), "{}", failure.hint);
+    huge.backing = Backing::Auto;
+    assert!(
+        check_memory(&huge, &with(0), &[]).is_ok(),
+        "falls back to small pages"
+    );
+    assert_eq!(huge.cores, CoreRequest::Count(1));
+}

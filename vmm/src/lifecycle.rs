@@ -1,0 +1,389 @@
+//! The life of an enclave, from its locks to its last file.
+//!
+//! ```text
+//!  take name      admit        create, start    wait ready
+//!  ─────────► reserved ─► admitted ─────► booting ─────► idle ⇄ running
+//!                 │           │              │             │      │
+//!                 │ refused   │ refused      │ failed,     │ stop,│ signal
+//!                 ▼           ▼              ▼ too late    ▼      ▼
+//!               (files removed, locks given back, failure told) ◄─┘
+//!
+//!  idle/running ── kernel or vCPU fails ──► failed (still answers; stop ends it)
+//!  anything ── the process dies ──► dead (locks free; files left to tell why)
+//! ```
+//!
+//! Used by `enclave-vmm`; [`Phase`] also by `enclavectl list`. Nothing survives
+//! a failure in the upper row: no file, no lock, no process.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::config::EnclaveConfig;
+use crate::console_log::ConsoleLog;
+use crate::control::Control;
+use crate::control::protocol::{Effective, Started};
+use crate::control::server::{Ended, Facts, serve};
+use crate::failure::{Class, Failure};
+use crate::ledger::{Grant, Occupancy, Reservation};
+use crate::machine::{MachineConfig, MachineState};
+use crate::signals::SignalFd;
+use crate::topology::Topology;
+
+/// How long a kernel may take to report.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long stopping the machine may take; then the process ends regardless,
+/// which frees everything just as well.
+pub const STOP_TIMEOUT: Duration = Duration::from_millis(300);
+/// Bytes of the console shown when a boot fails.
+const TAIL_BYTES: u64 = 600;
+
+/// What an enclave is doing, as `list` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its VMM holds the lock and does not serve yet.
+    Creating,
+    /// The kernel has not reported yet.
+    Booting,
+    /// Up, nothing to run.
+    Idle,
+    /// A program runs.
+    Running,
+    /// The kernel or the vCPU failed.
+    Failed,
+    /// Stopped, the process is about to end.
+    Stopped,
+    /// Its VMM lives and does not answer.
+    Unresponsive,
+    /// Its VMM died.
+    Dead,
+}
+
+impl Phase {
+    /// The phase of an enclave whose VMM answered with `state`.
+    #[must_use]
+    pub const fn of_machine(state: &MachineState) -> Self {
+        match state {
+            MachineState::Booting => Self::Booting,
+            MachineState::Idle => Self::Idle,
+            MachineState::Running { .. } => Self::Running,
+            MachineState::Failed { .. } => Self::Failed,
+            MachineState::Stopped => Self::Stopped,
+        }
+    }
+
+    /// The phase of an enclave whose VMM was not asked or did not answer.
+    #[must_use]
+    pub const fn of_silent(occupancy: &Occupancy, listens: bool) -> Self {
+        match occupancy {
+            Occupancy::Dead(_) => Self::Dead,
+            Occupancy::Live(_) if listens => Self::Unresponsive,
+            Occupancy::Live(_) => Self::Creating,
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Creating => "creating",
+            Self::Booting => "booting",
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+            Self::Unresponsive => "unresponsive",
+            Self::Dead => "dead",
+        })
+    }
+}
+
+/// An enclave that is up.
+pub struct Enclave {
+    reservation: Reservation,
+    listener: UnixListener,
+    control: Arc<dyn Control>,
+    facts: Facts,
+}
+
+impl fmt::Debug for Enclave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enclave")
+            .field("reservation", &self.reservation)
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Enclave {
+    /// Brings the enclave up: admits it, has `make` build the machine, boots.
+    ///
+    /// # Errors
+    /// The first step that fails; then nothing is left.
+    pub fn bring_up(
+        mut reservation: Reservation,
+        config: EnclaveConfig,
+        topology: &Topology,
+        allowed: &BTreeSet<usize>,
+        make: impl FnOnce(&MachineConfig, Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure>,
+    ) -> Result<(Self, Started), Failure> {
+        let built = reservation
+            .admit(&config, topology, allowed)
+            .and_then(|grant| boot(&mut reservation, config, grant, make));
+        match built {
+            Ok((control, facts, listener)) => {
+                let started = Started {
+                    effective: facts.effective.clone(),
+                    machine: control.state(),
+                    report: control.report(),
+                };
+                let enclave = Self {
+                    reservation,
+                    listener,
+                    control,
+                    facts,
+                };
+                Ok((enclave, started))
+            }
+            Err(failure) => {
+                // The first failure is the one to tell.
+                drop(reservation.release());
+                Err(failure)
+            }
+        }
+    }
+
+    /// Serves until asked or told to end, then stops the machine and removes
+    /// the files.
+    ///
+    /// # Errors
+    /// When serving fails, or files cannot be removed. The machine is stopped
+    /// in every case.
+    pub fn serve(self, signals: SignalFd) -> Result<Ended, Failure> {
+        let Self {
+            reservation,
+            listener,
+            control,
+            facts,
+        } = self;
+        let served = serve(listener, signals, Arc::clone(&control), facts);
+        stop(control);
+        let released = reservation.release();
+        let ended = served?;
+        released?;
+        Ok(ended)
+    }
+
+    /// Ends an enclave nobody wants any more.
+    ///
+    /// # Errors
+    /// When files cannot be removed.
+    pub fn abandon(self) -> Result<(), Failure> {
+        stop(self.control);
+        self.reservation.release()
+    }
+}
+
+/// Creates and boots the machine of an admitted enclave.
+fn boot(
+    reservation: &mut Reservation,
+    config: EnclaveConfig,
+    grant: Grant,
+    make: impl FnOnce(&MachineConfig, Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure>,
+) -> Result<(Arc<dyn Control>, Facts, UnixListener), Failure> {
+    let created = Instant::now();
+    let what = format!("create enclave {}", config.name);
+    let log = ConsoleLog::create(reservation.dir().fd()).map_err(|e| Failure::io(&what, e))?;
+    let log = Arc::new(log);
+    let machine_config = config.machine(grant.cores.clone());
+    let control = make(&machine_config, Arc::clone(&log))?;
+    if config.prefault {
+        reservation.settle();
+    }
+    control.start()?;
+    match control.wait_ready(BOOT_TIMEOUT) {
+        MachineState::Idle | MachineState::Running { .. } => {}
+        state => {
+            let failure = boot_failure(&config.name, &state, &log);
+            stop(control);
+            return Err(failure);
+        }
+    }
+    let effective = Effective {
+        config,
+        cores: grant.cores,
+        warnings: grant.warnings,
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
+        created_unix_ms: unix_ms(),
+    };
+    let text = serde_json::to_string_pretty(&effective)
+        .map_err(|e| Failure::new(Class::Failure, &what, e))?;
+    let published = reservation
+        .dir()
+        .write_config(&text)
+        .map_err(|e| Failure::io(&what, e))
+        .and_then(|()| reservation.dir().listen());
+    let listener = match published {
+        Ok(listener) => listener,
+        Err(failure) => {
+            stop(control);
+            return Err(failure);
+        }
+    };
+    let facts = Facts {
+        effective,
+        created,
+        log,
+    };
+    Ok((control, facts, listener))
+}
+
+/// Why a boot failed, with the end of the console.
+fn boot_failure(name: &str, state: &MachineState, log: &ConsoleLog) -> Failure {
+    let (class, mut why) = match state {
+        MachineState::Failed { reason } => (Class::Failure, reason.clone()),
+        MachineState::Booting => {
+            let seconds = BOOT_TIMEOUT.as_secs();
+            let why = format!("the kernel did not report within {seconds} s");
+            (Class::Timeout, why)
+        }
+        other => (Class::Failure, format!("the machine is {other:?}")),
+    };
+    let tail = log.tail(TAIL_BYTES);
+    if !tail.trim().is_empty() {
+        why.push_str("; the console ends: ");
+        why.push_str(tail.trim());
+    }
+    Failure::new(class, format!("boot enclave {name}"), why).with_hint("enclavectl doctor")
+}
+
+/// Stops the machine, but not longer than [`STOP_TIMEOUT`].
+fn stop(control: Arc<dyn Control>) {
+    let (done, wait) = mpsc::channel();
+    let body = move || {
+        control.stop();
+        // Nobody listens when the time was over.
+        let _ = done.send(());
+    };
+    let spawned = std::thread::Builder::new().name("stop".into()).spawn(body);
+    if spawned.is_ok() && wait.recv_timeout(STOP_TIMEOUT).is_err() {
+        eprintln!("enclave-vmm: the machine did not stop in {STOP_TIMEOUT:?}");
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CoreRequest;
+    use crate::control::client::Client;
+    use crate::control::fake::FakeMachine;
+    use crate::control::protocol::Request;
+    use crate::ledger::RunDir;
+    use crate::machine::{Backing, Ring};
+    use crate::scratch::Scratch;
+
+    fn config() -> EnclaveConfig {
+        EnclaveConfig {
+            name: "a1".into(),
+            cores: CoreRequest::Count(1),
+            share_cores: false,
+            mem_bytes: 64 << 20,
+            exports: Vec::new(),
+            ring: Ring::Auto,
+            backing: Backing::Auto,
+            prefault: true,
+            kernel: "/k".into(),
+            broker_socket: "/b".into(),
+            selftest: 0,
+        }
+    }
+
+    fn bring_up(scratch: &Scratch, machine: FakeMachine) -> Result<(Enclave, Started), Failure> {
+        let run = RunDir::create(&scratch.path().join("r"))?;
+        let reservation = Reservation::take_name(run, "a1")?;
+        let topology = Topology {
+            present: (0..2).collect(),
+            online: (0..2).collect(),
+            mem_available_bytes: 1 << 30,
+            ..Topology::default()
+        };
+        let allowed = (0..2).collect();
+        Enclave::bring_up(
+            reservation,
+            config(),
+            &topology,
+            &allowed,
+            |machine_config, log| {
+                assert_eq!(machine_config.cores, [1]);
+                log.write(b"kernel says hello\n");
+                Ok(Arc::new(machine))
+            },
+        )
+    }
+
+    fn names(scratch: &Scratch) -> Vec<String> {
+        let run = RunDir::open(&scratch.path().join("r")).unwrap().unwrap();
+        run.names().unwrap()
+    }
+
+    #[test]
+    fn an_enclave_lives_serves_and_leaves_nothing() {
+        let scratch = Scratch::new("lifecycle");
+        let (enclave, started) = bring_up(&scratch, FakeMachine::default()).unwrap();
+        assert_eq!(started.effective.cores, [1]);
+        let run = RunDir::open(&scratch.path().join("r")).unwrap().unwrap();
+        let dir = run.enclave("a1", false).unwrap().unwrap();
+        assert!(dir.open_file("config.json").is_ok());
+        let mut client = Client::connect(&dir, Duration::from_secs(20)).unwrap();
+        let serving = std::thread::spawn(move || {
+            let signals = SignalFd::new(&[libc::SIGUSR1]).unwrap();
+            enclave.serve(signals)
+        });
+        client.call(&Request::Stop {}).unwrap();
+        assert_eq!(serving.join().unwrap().unwrap(), Ended::Requested);
+        assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_come_up_leaves_its_words_and_no_files() {
+        let scratch = Scratch::new("lifecycle");
+        let failure = bring_up(&scratch, FakeMachine::failing("triple fault")).unwrap_err();
+        assert!(failure.why.contains("triple fault"), "{failure}");
+        assert!(failure.why.contains("kernel says hello"), "{failure}");
+        assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_machine_that_does_not_stop_holds_nobody_up() {
+        let scratch = Scratch::new("lifecycle");
+        let (enclave, _) = bring_up(&scratch, FakeMachine::never_stopping()).unwrap();
+        let begin = Instant::now();
+        enclave.abandon().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn phases_follow_lock_socket_and_answer() {
+        let live = Occupancy::Live(crate::ledger::Record::default());
+        assert_eq!(Phase::of_silent(&live, false), Phase::Creating);
+        assert_eq!(Phase::of_silent(&live, true), Phase::Unresponsive);
+        assert_eq!(
+            Phase::of_silent(&Occupancy::Dead(String::new()), true),
+            Phase::Dead
+        );
+        let program = "/p".to_owned();
+        let running = MachineState::Running { program };
+        assert_eq!(Phase::of_machine(&running), Phase::Running);
+        assert_eq!(format!("{:<8}|", Phase::Idle), "idle    |");
+    }
+}
