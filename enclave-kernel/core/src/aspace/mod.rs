@@ -235,8 +235,7 @@ impl Aspace {
         (region.start <= addr).then_some(region)
     }
 
-    /// The region that holds `addr` or else lies nearest to it, for reports;
-    /// the lower one of two at the same distance.
+    /// The region that holds `addr` or else lies nearest to it, for reports.
     #[must_use]
     pub fn nearest(&self, addr: u64) -> Option<&Region> {
         let index = self.first_ending_after(addr);

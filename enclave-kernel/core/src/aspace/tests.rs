@@ -311,6 +311,20 @@ fn coverage_never_wraps() {
 }
 
 #[test]
+fn a_region_holds_its_first_byte_and_not_its_end() {
+    let aspace = with(&[region(0x1_0000, 0x1_1000, Backing::None)]);
+    for (addr, holds) in [
+        (0xffff, false),
+        (0x1_0000, true),
+        (0x1_0fff, true),
+        (0x1_1000, false),
+        (u64::MAX, false),
+    ] {
+        assert_eq!(aspace.at(addr).is_some(), holds, "{addr:#x}");
+    }
+}
+
+#[test]
 fn the_nearest_region_is_found_on_either_side() {
     let aspace = with(&[
         region(0x1_0000, 0x1_1000, Backing::None),

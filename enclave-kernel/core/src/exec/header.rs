@@ -4,7 +4,7 @@
 //! its kind; what segments mean for memory is decided by the caller. Total on
 //! any bytes: nothing is read that was not asked for by a checked slice.
 
-use super::{ExecError, HEAD_BYTES, MAX_HEADERS};
+use super::{ExecError, MAX_HEADERS};
 use elf::abi;
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader};
@@ -55,7 +55,7 @@ pub(super) fn segment_table<'a>(
     let bytes = u64::from(header.e_phnum) * u64::from(PROGRAM_HEADER_BYTES);
     let table = slice(head, header.e_phoff, bytes).ok_or_else(|| {
         let end = header.e_phoff.checked_add(bytes);
-        if end.is_some_and(|end| end <= image_bytes && end > HEAD_BYTES) {
+        if end.is_some_and(|end| end <= image_bytes) {
             ExecError::TooManyHeaders
         } else {
             ExecError::Truncated

@@ -225,10 +225,10 @@ fn a_shared_page_gets_both_permissions_and_both_contents() {
 fn segments_in_one_page_or_out_of_order_are_one_plan() {
     let headers = [
         load(RW, 0x300, 0x40_0300, 0x100, 0x100),
-        load(RX, 0x200, 0x40_0200, 0x100, 0x100),
-        load(R, 0x100, 0x40_0100, 0x100, 0x100),
+        load(RX, 0x1200, 0x40_0200, 0x100, 0x100),
+        load(R, 0x2100, 0x40_0100, 0x100, 0x100),
     ];
-    let plan = Image::new(abi::ET_EXEC, 0x40_0200, &headers, 0x1000)
+    let plan = Image::new(abi::ET_EXEC, 0x40_0200, &headers, 0x3000)
         .plan()
         .expect("valid");
     assert_eq!(
@@ -246,6 +246,25 @@ fn headers_that_are_not_loaded_have_no_address() {
         .plan()
         .expect("valid");
     assert_eq!(plan.phdr, 0);
+}
+
+#[test]
+fn headers_are_loaded_only_when_the_last_one_is() {
+    let planned = |bytes| {
+        let headers = [load(RX, 0, 0x40_0000, bytes, 0x1000)];
+        let image = Image::new(abi::ET_EXEC, 0x40_0000, &headers, 0x1000);
+        image.plan().map(|plan| plan.phdr)
+    };
+    assert_eq!(planned(64 + 56), Ok(0x40_0040));
+    assert_eq!(planned(64 + 55), Ok(0));
+}
+
+#[test]
+fn a_segment_without_file_bytes_may_name_any_offset() {
+    for offset in [1, 0x10_0000, u64::MAX] {
+        let plan = with_load(load(RW, offset, 0x40_4000, 0, 0x100)).plan();
+        assert_eq!(plan.map(|plan| plan.copies.len()), Ok(2), "{offset:#x}");
+    }
 }
 
 #[test]
@@ -448,6 +467,21 @@ fn a_segment_may_touch_the_limits() {
 }
 
 #[test]
+fn limits_inside_a_page_exclude_that_page() {
+    let image = ordinary();
+    let limited = |min, max| plan(&image.0, 0x4000, PIE_BASE, min, max).map(|plan| plan.brk_start);
+    assert_eq!(limited(0x40_0000, 0x40_7000), Ok(0x40_7000));
+    assert_eq!(
+        limited(0x40_0000, 0x40_6f00),
+        Err(ExecError::OutOfRange(0x40_3e00))
+    );
+    assert_eq!(
+        limited(0x40_0001, 0x40_7000),
+        Err(ExecError::OutOfRange(0x40_0000))
+    );
+}
+
+#[test]
 fn a_pie_that_would_leave_the_limits_is_refused() {
     for (align, want) in [
         (1 << 47, ExecError::OutOfRange(1 << 47)),
@@ -467,7 +501,7 @@ fn a_pie_that_would_leave_the_limits_is_refused() {
 
 #[test]
 fn an_entry_outside_code_is_refused() {
-    for entry in [0, 0x40_0000, 0x40_3e00, u64::MAX] {
+    for entry in [0, 0x40_0000, 0x40_0fff, 0x40_3000, u64::MAX] {
         let error = ordinary().with(24, &entry.to_le_bytes()).plan();
         assert_eq!(error, Err(ExecError::BadEntry(entry)));
     }

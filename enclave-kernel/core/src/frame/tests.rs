@@ -85,6 +85,24 @@ fn small_requests_leave_whole_large_pages_alone() {
 }
 
 #[test]
+fn small_requests_use_both_ends_of_a_long_piece_before_a_whole_block() {
+    let mut frames = allocator(&[
+        (2 * MIB, 2 * MIB, true),
+        (8 * MIB - 0x1000, 2 * MIB + 0x2000, true),
+    ]);
+    let starts: Vec<_> = (0..3).filter_map(|_| frames.alloc(0x1000, 1)).collect();
+    let starts: Vec<_> = starts.iter().map(|block| block.start).collect();
+    assert_eq!(starts, [8 * MIB - 0x1000, 10 * MIB, 2 * MIB]);
+}
+
+#[test]
+fn small_requests_too_take_clean_memory_first() {
+    let mut frames = allocator(&[(0, MIB, false), (4 * MIB, MIB, true)]);
+    let block = frames.alloc(0x1000, 1).expect("memory is there");
+    assert_eq!((block.start, block.clean), (4 * MIB, true));
+}
+
+#[test]
 fn clean_and_used_neighbours_serve_one_large_request() {
     let mut frames = allocator(&[(0, MIB, true), (MIB, MIB, false)]);
     let block = frames.alloc(2 * MIB, 2 * MIB).expect("both together");
