@@ -11,7 +11,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timesta
 use rustix::io::Errno;
 
 use super::exports::{Device, Place, inode_of};
-use super::files::{MODE_BITS, kind_of};
+use super::open::{MODE_BITS, kind_of};
 use super::path::c_string;
 use super::table::{Description, Object, Origin};
 use super::{Reply, Request, SECOND, Session, encode};

@@ -6,14 +6,14 @@
 
 use rustix::io::Errno;
 
-use super::{Reply, Request, Session, attributes, control, files, names, poll};
+use super::{Reply, Request, Session, attributes, control, files, names, open, poll};
 
 /// Serves one call.
 pub(super) type Handler = fn(&mut Session, &Request<'_>) -> Result<Reply, Errno>;
 
 /// A forwarded call.
 pub(super) struct Call {
-    nr: i64,
+    pub(super) nr: i64,
     name: &'static str,
     handler: Handler,
 }
@@ -46,7 +46,7 @@ macro_rules! calls {
 calls! {
     SYS_read "read" files::read;
     SYS_write "write" files::write;
-    SYS_open "open" files::open;
+    SYS_open "open" open::open;
     SYS_close "close" files::close;
     SYS_stat "stat" attributes::stat;
     SYS_fstat "fstat" attributes::fstat;
@@ -73,7 +73,7 @@ calls! {
     SYS_rename "rename" names::rename;
     SYS_mkdir "mkdir" names::mkdir;
     SYS_rmdir "rmdir" names::rmdir;
-    SYS_creat "creat" files::creat;
+    SYS_creat "creat" open::creat;
     SYS_link "link" names::link;
     SYS_unlink "unlink" names::unlink;
     SYS_symlink "symlink" names::symlink;
@@ -85,7 +85,7 @@ calls! {
     SYS_fstatfs "fstatfs" attributes::fstatfs;
     SYS_getdents64 "getdents64" files::getdents64;
     SYS_fadvise64 "fadvise64" files::fadvise64;
-    SYS_openat "openat" files::openat;
+    SYS_openat "openat" open::openat;
     SYS_mkdirat "mkdirat" names::mkdirat;
     SYS_newfstatat "newfstatat" attributes::newfstatat;
     SYS_unlinkat "unlinkat" names::unlinkat;

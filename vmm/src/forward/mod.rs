@@ -32,6 +32,7 @@ mod encode;
 mod exports;
 mod files;
 mod names;
+mod open;
 mod path;
 mod poll;
 mod stream;

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::exports::{Place, Root};
-use super::files::{MODE_BITS, settle_mode};
+use super::open::{MODE_BITS, settle_mode};
 use super::path::{GuestPath, Tail};
 use super::{Reply, Request, SECOND, Session};
 
