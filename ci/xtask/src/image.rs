@@ -1,7 +1,7 @@
 //! `image`: kernel, host programs and guests side by side in `out/`.
 //!
 //! `enclavectl` looks for `enclave-vmm`, `xemem-broker` and `enclave-kernel`
-//! next to itself, so this one folder is a complete installation. Three cargo
+//! next to itself, so this one folder is a complete installation. Several cargo
 //! runs and not one: kernel and host crates built together would share the
 //! features of their common dependencies, and guests need their own flags.
 
@@ -15,7 +15,7 @@ use crate::tool;
 use crate::workspace::Workspace;
 
 /// Packages of the host side.
-const HOST_PACKAGES: &[&str] = &["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
+const HOST_PACKAGES: [&str; 4] = ["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
 /// Folder of programs that run inside an enclave (and one that does not).
 const GUEST_FOLDER: &str = "guests";
 /// Target of guest programs: never the kernel's, which has no floating point.
@@ -29,14 +29,27 @@ const GUEST_FLAGS: &str = "target.x86_64-unknown-linux-gnu.rustflags=\
 /// # Errors
 /// When a build fails or `out/` cannot be written.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    let metadata = metadata(workspace)?;
     let mut files = build(workspace, "image: kernel", &["kernel".to_owned()])?;
-    files.extend(build(workspace, "image: host programs", &host_arguments())?);
-    let guests = guest_packages(&metadata(workspace)?);
+    let host = ["build", "--release", "--bins"];
+    let packages = HOST_PACKAGES.map(str::to_owned);
     files.extend(build(
         workspace,
-        "image: guests",
-        &guest_arguments(&guests),
+        "image: host programs",
+        &arguments(&host, &packages),
     )?);
+    let programs = guest_packages(&metadata, "bin");
+    if !programs.is_empty() {
+        let flags = ["build", "--release", "--bins"];
+        let target = ["--target", GUEST_TARGET, "--config", GUEST_FLAGS];
+        let all = arguments(&[&flags[..], &target[..]].concat(), &programs);
+        files.extend(build(workspace, "image: guest programs", &all)?);
+    }
+    let libraries = guest_packages(&metadata, "staticlib");
+    if !libraries.is_empty() {
+        let all = arguments(&["build", "--profile", "guest", "--lib"], &libraries);
+        files.extend(build(workspace, "image: guest library", &all)?);
+    }
     fs::create_dir_all(&workspace.out).context("create out/")?;
     for file in &files {
         install(file, &workspace.out)?;
@@ -50,35 +63,16 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn host_arguments() -> Vec<String> {
-    let mut arguments = vec![
-        "build".to_owned(),
-        "--release".to_owned(),
-        "--bins".to_owned(),
-    ];
-    for package in HOST_PACKAGES {
-        arguments.extend(["--package".to_owned(), (*package).to_owned()]);
-    }
-    arguments
-}
-
-fn guest_arguments(packages: &[String]) -> Vec<String> {
-    let mut arguments: Vec<String> = [
-        "build",
-        "--release",
-        "--lib",
-        "--bins",
-        "--target",
-        GUEST_TARGET,
-        "--config",
-        GUEST_FLAGS,
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    for package in packages {
-        arguments.extend(["--package".to_owned(), package.clone()]);
-    }
-    arguments
+/// `first`, then `--package` for each of `packages`.
+fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
+    let named = packages
+        .iter()
+        .flat_map(|package| ["--package".to_owned(), package.clone()]);
+    first
+        .iter()
+        .map(|word| (*word).to_owned())
+        .chain(named)
+        .collect()
 }
 
 /// Runs one cargo build and returns the executables and static libraries it
@@ -123,8 +117,16 @@ pub(crate) fn metadata(workspace: &Workspace) -> anyhow::Result<serde_json::Valu
     serde_json::from_str(&text).context("parse cargo metadata")
 }
 
-/// Workspace packages below `guests/` that run inside an enclave.
-fn guest_packages(metadata: &serde_json::Value) -> Vec<String> {
+/// Workspace packages below `guests/` that are built for enclaves and have a
+/// target of `kind`.
+fn guest_packages(metadata: &serde_json::Value, kind: &str) -> Vec<String> {
+    let has_kind = |package: &serde_json::Value| {
+        let targets = package["targets"].as_array().into_iter().flatten();
+        let mut kinds = targets
+            .filter_map(|target| target["kind"].as_array())
+            .flatten();
+        kinds.any(|found| found == kind)
+    };
     let root = metadata["workspace_root"].as_str().unwrap_or_default();
     let folder = Path::new(root).join(GUEST_FOLDER);
     metadata["packages"]
@@ -133,7 +135,7 @@ fn guest_packages(metadata: &serde_json::Value) -> Vec<String> {
         .flatten()
         .filter(|package| {
             let manifest = package["manifest_path"].as_str().unwrap_or_default();
-            Path::new(manifest).starts_with(&folder)
+            Path::new(manifest).starts_with(&folder) && has_kind(package)
         })
         .filter_map(|package| package["name"].as_str())
         .filter(|name| !HOST_PACKAGES.contains(name))
@@ -195,14 +197,18 @@ mod tests {
 
     #[test]
     fn guests_are_the_members_below_guests_without_the_host_program() {
+        let bin = json!([{"kind": ["bin"]}]);
+        let lib = json!([{"kind": ["staticlib"]}]);
         let metadata = json!({
             "workspace_root": "/w",
             "packages": [
-                {"name": "xasm", "manifest_path": "/w/guests/libxasm/Cargo.toml"},
-                {"name": "spectrum", "manifest_path": "/w/guests/spectrum/Cargo.toml"},
-                {"name": "enclave-vmm", "manifest_path": "/w/vmm/Cargo.toml"},
+                {"name": "snap-mini", "manifest_path": "/w/guests/snap-mini/Cargo.toml", "targets": bin},
+                {"name": "xasm-c", "manifest_path": "/w/guests/libxasm/c/Cargo.toml", "targets": lib},
+                {"name": "spectrum", "manifest_path": "/w/guests/spectrum/Cargo.toml", "targets": bin},
+                {"name": "enclave-vmm", "manifest_path": "/w/vmm/Cargo.toml", "targets": bin},
             ],
         });
-        assert_eq!(guest_packages(&metadata), ["xasm"]);
+        assert_eq!(guest_packages(&metadata, "bin"), ["snap-mini"]);
+        assert_eq!(guest_packages(&metadata, "staticlib"), ["xasm-c"]);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -114,24 +114,14 @@ pub(crate) fn holders(objects: &BTreeSet<Object>) -> Vec<Process> {
         .collect()
 }
 
-/// Files below `folder` that somebody holds a lock on, by /proc/locks.
+/// Regular files below `folder` that somebody holds a lock (flock) on.
 pub(crate) fn locked_files(folder: &Path) -> Vec<PathBuf> {
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let locked: BTreeSet<u64> = locks.lines().filter_map(locked_inode).collect();
-    files_below(folder)
-        .into_iter()
-        .filter(|path| fs::metadata(path).is_ok_and(|meta| locked.contains(&meta.ino())))
-        .collect()
-}
-
-/// The inode of one line of /proc/locks (`1: FLOCK ADVISORY WRITE 7 08:01:42 0 EOF`).
-fn locked_inode(line: &str) -> Option<u64> {
-    line.split_ascii_whitespace()
-        .find(|field| field.bytes().filter(|&byte| byte == b':').count() == 2)?
-        .rsplit(':')
-        .next()?
-        .parse()
-        .ok()
+    let is_locked = |path: &PathBuf| {
+        path.is_file()
+            && File::open(path)
+                .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    };
+    files_below(folder).into_iter().filter(is_locked).collect()
 }
 
 /// Everything below `folder` that is no directory.
@@ -168,15 +158,6 @@ mod tests {
         let file = "7f00-7f10 r--p 00000000 08:01 4711    /usr/lib/libc.so.6";
         assert_eq!(mapped_object(file), None);
         assert_eq!(mapped_object("7f00-7f10 rw-p 00000000 00:00 0"), None);
-    }
-
-    #[test]
-    fn locks_name_their_inode() {
-        let line = "1: FLOCK  ADVISORY  WRITE 812 00:19:1342 0 EOF";
-        assert_eq!(locked_inode(line), Some(1342));
-        let open_file = "2: OFDLCK ADVISORY  WRITE -1 08:01:77 0 EOF";
-        assert_eq!(locked_inode(open_file), Some(77));
-        assert_eq!(locked_inode(""), None);
     }
 
     #[test]

@@ -15,6 +15,19 @@ use crate::proc::{self, Object};
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// What may stay in a run directory: lock files that nobody holds (removing one
+/// would race with its next owner) and the broker's log.
+fn stays_by_design(path: &Path) -> bool {
+    let is = |ending| {
+        path.extension()
+            .is_some_and(|extension| extension == ending)
+    };
+    let folder = path.parent().and_then(Path::file_name);
+    let in_ledger = folder.is_some_and(|name| name == "ledger");
+    let of_broker = path.file_stem().is_some_and(|stem| stem == "xemem");
+    (is("lock") && (in_ledger || of_broker)) || (is("log") && of_broker)
+}
+
 /// What a run held while it lived.
 #[derive(Debug)]
 pub(crate) struct Inventory {
@@ -56,7 +69,7 @@ impl Inventory {
             found.push(format!("{} is locked", path.display()));
         }
         for path in proc::files_below(&self.run_dir) {
-            if !locked.contains(&path) {
+            if !locked.contains(&path) && !stays_by_design(&path) {
                 found.push(format!("{} exists", path.display()));
             }
         }
@@ -90,6 +103,8 @@ mod tests {
         let locked = File::create(folder.join("parts/core-1")).unwrap();
         locked.lock().unwrap();
         File::create(folder.join("socket")).unwrap();
+        fs::create_dir(folder.join("ledger")).unwrap();
+        File::create(folder.join("ledger/core-2.lock")).unwrap();
         let found = inventory.leftovers();
         drop(locked);
         fs::remove_dir_all(&folder).unwrap();

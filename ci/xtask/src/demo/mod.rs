@@ -120,7 +120,7 @@ pub(crate) fn require_kvm() -> anyhow::Result<()> {
 
 /// The run itself, between the start and the end of the warden.
 fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
-    let stage = Stage::set(workspace, options.keep)?;
+    let stage = Stage::set(workspace, options.steps, options.keep)?;
     let wanted = if setup::is_root() {
         (ENCLAVE_MIB + ARENA_MIB) * (1 << 20) / hugepages::PAGE_BYTES
     } else {
@@ -156,7 +156,7 @@ fn perform(stage: &Stage, options: &Options) -> anyhow::Result<Outcome> {
     stage.create(ENCLAVE, ENCLAVE_MIB, options.ring)?;
     let mut inventory = Inventory::take(stage.run_dir());
     let reader = stage.start_reader(options.steps)?;
-    let summary = stage.run_producer(ENCLAVE, options.steps, &mut inventory)?;
+    let summary = stage.run_producer(ENCLAVE, &mut inventory)?;
     let rows = reader.finish()?;
     let mut outcome = Outcome::join(rows, &summary);
     let counts = stage.count_instructions(ENCLAVE);

@@ -25,8 +25,10 @@ use crate::workspace::Workspace;
 
 /// Name under which the program publishes.
 const SEGMENT: &str = "snap/flux";
-/// Input of the demo in the source tree.
-const INPUT: &str = "guests/snap-mini/input/demo.inp";
+/// Input deck of the demo in the source tree.
+const INPUT: &str = "guests/snap-mini/inputs/demo.inp";
+/// Key of a deck that says how many steps to compute.
+const STEPS_KEY: &str = "nsteps";
 /// How long the reader may take after the program has ended.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,7 +43,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// Makes a private folder with an empty run directory and the input.
-    pub(crate) fn set(workspace: &Workspace, keep: bool) -> anyhow::Result<Self> {
+    pub(crate) fn set(workspace: &Workspace, steps: u32, keep: bool) -> anyhow::Result<Self> {
         // Short, because socket paths may have 107 bytes at most.
         let folder = std::env::temp_dir().join(format!("xasm-demo-{}", std::process::id()));
         let private = |path: &Path| {
@@ -60,8 +62,11 @@ impl Stage {
         private(&stage.run_dir)?;
         private(&stage.data())?;
         let input = workspace.root.join(INPUT);
-        fs::copy(&input, stage.data().join("demo.inp"))
-            .with_context(|| format!("copy {}", input.display()))?;
+        let deck =
+            fs::read_to_string(&input).with_context(|| format!("read {}", input.display()))?;
+        let deck = with_steps(&deck, steps)
+            .with_context(|| format!("{} has no {STEPS_KEY}", input.display()))?;
+        fs::write(stage.data().join("demo.inp"), deck).context("write the input")?;
         Ok(stage)
     }
 
@@ -133,13 +138,11 @@ impl Stage {
     pub(crate) fn run_producer(
         &self,
         name: &str,
-        steps: u32,
         inventory: &mut Inventory,
     ) -> anyhow::Result<Value> {
         let mut command = self.enclavectl("run");
         command.arg(name).arg("--").arg(self.out.join("snap-mini"));
-        command.args(["--input", "/data/demo.inp"]);
-        command.args(["--steps", &steps.to_string(), "--json-summary"]);
+        command.args(["--input", "/data/demo.inp", "--json-summary"]);
         let mut summary = Value::Null;
         let mut noted = false;
         tool::run_lines("demo: run snap-mini", &mut command, |line| {
@@ -203,6 +206,17 @@ impl Stage {
         outcome.emulated_instructions_per_publish = count("emulated_instructions_per_publish");
         outcome.emulated_instructions_per_cow_fault = count("emulated_instructions_per_cow_fault");
     }
+}
+
+/// The deck with another number of steps; `None` when it names none.
+fn with_steps(deck: &str, steps: u32) -> Option<String> {
+    let is_key = |line: &&str| {
+        line.split_once('=')
+            .is_some_and(|(key, _)| key.trim().eq_ignore_ascii_case(STEPS_KEY))
+    };
+    let old = deck.lines().find(is_key)?;
+    let (key, _) = old.split_once('=')?;
+    Some(deck.replacen(old, &format!("{key}= {steps}"), 1))
 }
 
 /// The value of `key` in `value` or in an object inside it.
@@ -298,6 +312,14 @@ mod tests {
         let report = json!({"name": "demo", "machine": {"kernel_mode": "ring3"}});
         assert_eq!(find(&report, "kernel_mode"), Some(&json!("ring3")));
         assert_eq!(find(&report, "platform"), None);
+    }
+
+    #[test]
+    fn the_number_of_steps_is_replaced_and_nothing_else() {
+        let deck = "&invar\n  nx = 8\n  NSTEPS = 10  ! ten\n/\n";
+        let want = "&invar\n  nx = 8\n  NSTEPS = 3\n/\n";
+        assert_eq!(with_steps(deck, 3).as_deref(), Some(want));
+        assert_eq!(with_steps("&invar\n/\n", 3), None);
     }
 
     #[test]

@@ -8,10 +8,10 @@
 
 use super::Finding;
 
-/// Code whose symbol starts like this runs in ring 3 only.
+/// Code whose symbol starts or ends like this runs in ring 3 wherever ring 0 is
+/// interpreted; the seam for privileged operations (`int3`) is part of it.
 const RING3_PREFIX: &str = "arch_ring3_";
-/// Code that asks for a privileged operation by `int3` names itself so.
-const SEAM_WORD: &str = "privileged";
+const RING3_SUFFIX: &str = "_ring3";
 
 /// Instructions the interpreter refuses or runs as something else. `tzcnt` is
 /// not among them: it is encoded as `rep bsf`, and the two differ for zero only,
@@ -40,6 +40,7 @@ const REFUSED: &[&str] = &[
     "shlx",
     "shrx",
     "emms",
+    "int3",
 ];
 /// Registers of the vector and x87 units.
 const VECTOR_REGISTERS: &[&str] = &["%xmm", "%ymm", "%zmm", "%mm", "%st"];
@@ -104,7 +105,7 @@ fn instruction_of(line: usize, text: &str) -> Option<Instruction<'_>> {
 }
 
 fn check_symbol(symbol: &str, body: &[Instruction<'_>]) -> Vec<Finding> {
-    if symbol.starts_with(RING3_PREFIX) {
+    if symbol.starts_with(RING3_PREFIX) || symbol.ends_with(RING3_SUFFIX) {
         return Vec::new();
     }
     // The linker fills the gap after a function with breakpoints.
@@ -114,7 +115,7 @@ fn check_symbol(symbol: &str, body: &[Instruction<'_>]) -> Vec<Finding> {
         .map_or(0, |last| last + 1);
     body.iter()
         .take(code_end)
-        .filter(|instruction| is_refused(symbol, instruction))
+        .filter(|instruction| is_refused(instruction))
         .map(|instruction| {
             let text = format!(
                 "`{} {}` cannot run in an interpreted ring 0 (line {} of the listing)",
@@ -125,11 +126,8 @@ fn check_symbol(symbol: &str, body: &[Instruction<'_>]) -> Vec<Finding> {
         .collect()
 }
 
-fn is_refused(symbol: &str, instruction: &Instruction<'_>) -> bool {
+fn is_refused(instruction: &Instruction<'_>) -> bool {
     let name = instruction.mnemonic;
-    if name == "int3" {
-        return !symbol.contains(SEAM_WORD);
-    }
     // All AVX mnemonics start with v; verr and verw are plain x86.
     let is_avx = name.starts_with('v') && !matches!(name, "verr" | "verw");
     is_avx
@@ -199,7 +197,7 @@ mod tests {
     #[test]
     fn breakpoints_belong_to_the_seam_or_to_padding() {
         assert_eq!(refused("start", &["int3", "ret"]), 1);
-        assert_eq!(refused("arch_privileged_call", &["int3", "ret"]), 0);
+        assert_eq!(refused("reload_cr3_ring3", &["int3", "ret"]), 0);
         assert_eq!(refused("start", &["ret", "int3", "int3"]), 0);
     }
 }
