@@ -74,7 +74,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
             .arg("test")
             .env("ENCLAVE_KERNEL", workspace.kernel())
             .env("XASM_OUT", &workspace.out);
-        cargo_test("all tests", command)?
+        let totals = cargo_test("all tests", command)?;
+        demo::check(workspace)?;
+        totals
     };
     nothing_left(workspace, &before)?;
     println!("{} passed, {} failed", totals.passed, totals.failed);

@@ -30,6 +30,8 @@ use self::stage::Stage;
 const ENCLAVE_MIB: u64 = 512;
 /// Room for its arenas in MiB.
 const ARENA_MIB: u64 = 256;
+/// Steps of the run that `test` makes.
+const CHECK_STEPS: u32 = 10;
 /// Name of the enclave.
 const ENCLAVE: &str = "demo";
 
@@ -82,6 +84,25 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     require_kvm()?;
     setup::require(workspace, Purpose::Build)?;
     image::run(workspace)?;
+    show(workspace, options)
+}
+
+/// A short run on the image that is there, for `test`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
+    let options = Options {
+        json: false,
+        steps: CHECK_STEPS,
+        ring: Ring::Auto,
+        keep: false,
+    };
+    show(workspace, &options)
+}
+
+/// Runs, prints, judges.
+fn show(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
     let outcome = play(workspace, options)?;
     print!("{}", outcome.table());
     println!("{}", outcome.summary());
@@ -120,7 +141,7 @@ pub(crate) fn require_kvm() -> anyhow::Result<()> {
 
 /// The run itself, between the start and the end of the warden.
 fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
-    let stage = Stage::set(workspace, options.steps, options.keep)?;
+    let stage = Stage::choose(workspace, options.keep);
     let wanted = if setup::is_root() {
         (ENCLAVE_MIB + ARENA_MIB) * (1 << 20) / hugepages::PAGE_BYTES
     } else {
@@ -129,15 +150,17 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
     let warden = Warden::start(stage.run_dir(), stage.to_remove(), wanted)?;
     if warden.hugepages < wanted || wanted == 0 {
         eprintln!(
-            "==> demo: {} of {} huge pages reserved ({} free); the rest falls back to 4 KiB",
+            "==> demo: {} of {wanted} huge pages reserved ({} free); the rest falls back to 4 KiB",
             warden.hugepages,
-            wanted,
             hugepages::free(),
         );
     }
-    let played = perform(&stage, options);
-    let report = warden.dismiss()?;
+    let played = stage
+        .set(workspace, options.steps)
+        .and_then(|()| perform(&stage, options));
+    let report = warden.dismiss();
     let mut outcome = played?;
+    let report = report?;
     for process in report.ended {
         outcome
             .leftovers_found
@@ -146,6 +169,9 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
     if report.hugepages_in_use > 0 {
         let message = format!("{} huge pages are still in use", report.hugepages_in_use);
         outcome.leftovers_found.push(message);
+    }
+    if let Some(kept) = stage.kept() {
+        eprintln!("==> demo: {} was kept", kept.display());
     }
     outcome.leftovers = outcome.leftovers_found.len();
     Ok(outcome)

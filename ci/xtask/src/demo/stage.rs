@@ -42,32 +42,33 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Makes a private folder with an empty run directory and the input.
-    pub(crate) fn set(workspace: &Workspace, steps: u32, keep: bool) -> anyhow::Result<Self> {
+    /// Chooses the folder; touches nothing yet, so that the warden can be there
+    /// first.
+    pub(crate) fn choose(workspace: &Workspace, keep: bool) -> Self {
         // Short, because socket paths may have 107 bytes at most.
         let folder = std::env::temp_dir().join(format!("xasm-demo-{}", std::process::id()));
-        let private = |path: &Path| {
-            DirBuilder::new()
-                .mode(0o700)
-                .create(path)
-                .with_context(|| format!("create {}", path.display()))
-        };
-        private(&folder)?;
-        let stage = Self {
+        Self {
             out: workspace.out.clone(),
             run_dir: folder.join("run"),
             folder,
             keep,
-        };
-        private(&stage.run_dir)?;
-        private(&stage.data())?;
+        }
+    }
+
+    /// Makes the private folder with an empty run directory and the input.
+    pub(crate) fn set(&self, workspace: &Workspace, steps: u32) -> anyhow::Result<()> {
+        for path in [&self.folder, &self.run_dir, &self.data()] {
+            DirBuilder::new()
+                .mode(0o700)
+                .create(path)
+                .with_context(|| format!("create {}", path.display()))?;
+        }
         let input = workspace.root.join(INPUT);
         let deck =
             fs::read_to_string(&input).with_context(|| format!("read {}", input.display()))?;
         let deck = with_steps(&deck, steps)
             .with_context(|| format!("{} has no {STEPS_KEY}", input.display()))?;
-        fs::write(stage.data().join("demo.inp"), deck).context("write the input")?;
-        Ok(stage)
+        fs::write(self.data().join("demo.inp"), deck).context("write the input")
     }
 
     /// The run directory.
@@ -78,6 +79,11 @@ impl Stage {
     /// What the warden removes at the end.
     pub(crate) fn to_remove(&self) -> Option<&Path> {
         (!self.keep).then_some(self.folder.as_path())
+    }
+
+    /// What stays after the run because the user asked for it.
+    pub(crate) fn kept(&self) -> Option<&Path> {
+        self.keep.then_some(self.folder.as_path())
     }
 
     fn data(&self) -> PathBuf {

@@ -1,12 +1,13 @@
 //! `lint`: the project's rules that no compiler checks.
 //!
-//! Three independent parts: [`source`] reads every Rust file, [`graph`] the
-//! crate graph, [`disasm`] the machine code of the kernel image. Each returns
-//! findings; this file only collects and prints them.
+//! Independent parts: [`source`] reads every Rust file, [`links`] every
+//! document, [`graph`] the crate graph, [`disasm`] the machine code of the
+//! kernel image. Each returns findings; this file only collects and prints them.
 
 mod disasm;
 mod graph;
 mod lexer;
+mod links;
 mod source;
 
 use std::fmt;
@@ -75,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     kernel(&image)
 }
 
-/// Checks every source file and the crate graph.
+/// Checks every source file, every document and the crate graph.
 ///
 /// # Errors
 /// When any rule is broken, after printing every finding.
@@ -87,11 +88,16 @@ pub(crate) fn sources(workspace: &Workspace) -> anyhow::Result<()> {
         let text =
             std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
         let place = file.strip_prefix(&workspace.root).unwrap_or(file);
-        findings.extend(source::check(&place.to_string_lossy(), &text));
+        let place = place.to_string_lossy();
+        if file.extension().is_some_and(|ext| ext == "md") {
+            findings.extend(links::check(&workspace.root, &place, &text));
+        } else {
+            findings.extend(source::check(&place, &text));
+        }
     }
     findings.extend(graph::check(&image::metadata(workspace)?));
     report(
-        &format!("lint: {} source files and the crate graph", files.len()),
+        &format!("lint: {} files and the crate graph", files.len()),
         &findings,
     )
 }
@@ -135,7 +141,7 @@ fn report(what: &str, findings: &[Finding]) -> anyhow::Result<()> {
     ))
 }
 
-/// Collects all Rust files below `folder`, in a fixed order.
+/// Collects all Rust files and documents below `folder`, in a fixed order.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
@@ -151,7 +157,10 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         }
         if path.is_dir() {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|ext| ext == "rs") {
+        } else if path
+            .extension()
+            .is_some_and(|ext| ext == "rs" || ext == "md")
+        {
             files.push(path);
         }
     }
