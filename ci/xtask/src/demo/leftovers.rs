@@ -57,8 +57,12 @@ impl Inventory {
 
     /// Everything of the run that is still there, one sentence each.
     pub(crate) fn leftovers(&self) -> Vec<String> {
+        self.leftovers_after(PATIENCE)
+    }
+
+    fn leftovers_after(&self, patience: Duration) -> Vec<String> {
         let mut found = Vec::new();
-        for process in wait_for_processes(&self.run_dir) {
+        for process in wait_for_processes(&self.run_dir, patience) {
             found.push(format!("process {process} runs"));
         }
         for process in proc::holders(&self.objects) {
@@ -78,8 +82,8 @@ impl Inventory {
 }
 
 /// The processes that do not end by themselves.
-fn wait_for_processes(run_dir: &Path) -> Vec<String> {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_for_processes(run_dir: &Path, patience: Duration) -> Vec<String> {
+    let deadline = Instant::now() + patience;
     loop {
         let processes = proc::of_run(run_dir);
         if processes.is_empty() || Instant::now() > deadline {
@@ -93,6 +97,8 @@ fn wait_for_processes(run_dir: &Path) -> Vec<String> {
 mod tests {
     use super::*;
     use std::fs::{self, File};
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
 
     #[test]
     fn files_and_locks_are_found_and_an_empty_directory_is_nothing() {
@@ -112,5 +118,34 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].ends_with("parts/core-1 is locked"), "{found:?}");
         assert!(found[1].ends_with("socket exists"), "{found:?}");
+    }
+
+    #[test]
+    fn a_process_and_its_memory_are_found_until_it_ends() {
+        let folder = std::env::temp_dir().join(format!("xtask-memory-{}", std::process::id()));
+        let program = "import os, sys\nfd = os.memfd_create('arena')\nprint('up', flush=True)\nsys.stdin.read()";
+        let mut child = Command::new("python3")
+            .args(["-c", program])
+            .env(proc::RUN_DIR_VARIABLE, &folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut up)
+            .unwrap();
+        let inventory = Inventory::take(&folder);
+        let alive = inventory.leftovers_after(Duration::ZERO);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(inventory.objects(), 1);
+        assert_eq!(alive.len(), 2, "{alive:?}");
+        assert!(alive[0].ends_with("runs"), "{alive:?}");
+        assert!(alive[1].ends_with("holds memory of the run"), "{alive:?}");
+        assert_eq!(
+            inventory.leftovers_after(Duration::ZERO),
+            Vec::<String>::new()
+        );
     }
 }
