@@ -7,6 +7,7 @@
 //!
 //! | module         | decides                                                  |
 //! |----------------|----------------------------------------------------------|
+//! | [`arena`]      | which generations stay, where a new frame comes from      |
 //! | [`frame`]      | which physical memory to hand out                        |
 //! | [`aspace`]     | what each range of an address space is                   |
 //! | [`exec`]       | whether and where a program is loaded                    |
@@ -24,6 +25,7 @@
 
 extern crate alloc;
 
+pub mod arena;
 pub mod aspace;
 pub mod errno;
 pub mod exec;

@@ -1,0 +1,14 @@
+//! The machine below the kernel: one architecture, one list of names.
+//!
+//! Everything outside this folder uses only what is re-exported here. It may
+//! hold registers, table formats, entries and the privilege mode; it decides
+//! nothing.
+
+mod x86_64;
+
+pub(crate) use x86_64::paging;
+pub(crate) use x86_64::trap::{TrapFrame, enter_user, leave_user};
+pub(crate) use x86_64::{
+    choose_flush, copy_bytes, flush_name, flush_tlb, flush_upper, fs_base, gate_ring, init, mode,
+    mode_name, rdtsc, root, set_fs_base, zero_bytes,
+};

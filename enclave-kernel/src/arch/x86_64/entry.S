@@ -1,0 +1,338 @@
+# Every instruction of the kernel that is not compiled from Rust.
+#
+# Called by the CPU (gates, SYSCALL), by the VMM (first instruction) and by
+# trap.rs (enter_user, leave_user). The frame pushed here is trap.rs's
+# TrapFrame, the same in both privilege modes and for every way in:
+#
+#   r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax
+#   vector cr2 error rip cs rflags rsp ss
+#
+# Ring-3 mode leans on three measured facts of hosts that interpret ring 0
+# (docs/platforms.md): SYSCALL arrives at LSTAR in ring 3, gates may lead to
+# ring-3 code segments, IST works from ring 3 to ring 3.
+
+    .set USER_CS, 0x33
+    .set USER_SS, 0x2b
+    .set VECTOR_SYSCALL, 0x100
+
+# ---------------------------------------------------------------- header ----
+    .section .boot_header, "ax"
+__header_start:
+    .quad 0x4c4e524b4d534158            # "XASMKRNL"
+    .long 1                             # ABI_VERSION, asserted in boot.rs
+    .long __header_end - __header_start
+    .quad kernel_entry
+    .quad boot_stack_top
+    .quad trap_stack_top                # RSP0
+    .quad ist1_top
+    .quad ist2_top
+    .quad ist3_top
+    .quad lstar_ring0
+    .quad lstar_ring0_nested
+    .quad lstar_ring3
+    .quad __text_end
+    .quad __rodata_end
+    .quad __data_end
+
+    .macro gate addr, ist=3, ring=0, dpl=0
+    .quad \addr
+    .byte \ist, \ring, \dpl, 0, 0, 0, 0, 0
+    .endm
+
+    # Ring-0 mode: every entry runs in ring 0. Vector 4 is the system-call
+    # gate where SYSCALL stays in ring 3.
+    .irp n, 0,1,2,3
+    gate vector_\n
+    .endr
+    gate vector_4_ring0, 0, 0, 3
+    .irp n, 5,6,7,8,9,10,11,12,13
+    gate vector_\n
+    .endr
+    gate vector_14_ring0, 1
+    .irp n, 15,16,17,18,19,20,21
+    gate vector_\n
+    .endr
+    .rept 0x40 - 22
+    .quad 0, 0
+    .endr
+    gate vector_64, 2
+    .quad 0, 0
+
+    # Ring-3 mode: entries run in ring 3 on their IST stack; #PF and int3 pass
+    # through a ring-0 stub that does what ring 3 cannot.
+    .irp n, 0,1,2
+    gate vector_\n, 3, 3
+    .endr
+    gate ring0_privileged, 3, 0, 3
+    gate vector_4, 3, 3, 3
+    .irp n, 5,6,7,8,9,10,11,12,13
+    gate vector_\n, 3, 3
+    .endr
+    gate ring0_page_fault, 1, 0
+    .irp n, 15,16,17,18,19,20,21
+    gate vector_\n, 3, 3
+    .endr
+    .rept 0x40 - 22
+    .quad 0, 0
+    .endr
+    gate vector_64, 2, 3
+    .quad 0, 0
+
+    .quad __user_text
+    .quad __ring0_text
+__header_end:
+
+# ----------------------------------------------------------------- start ----
+    .section .text, "ax"
+    .globl kernel_entry
+kernel_entry:                           # RDI = BootInfo, RSP = boot stack
+    xor %ebp, %ebp
+    call kernel_main
+1:  jmp 1b                              # kernel_main does not return
+
+# ---------------------------------------------------------------- frames ----
+    .macro push_registers
+    push %rax
+    push %rbx
+    push %rcx
+    push %rdx
+    push %rsi
+    push %rdi
+    push %rbp
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    .endm
+
+    .macro pop_registers
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rbp
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %rcx
+    pop %rbx
+    pop %rax
+    .endm
+
+trap_common:
+    push_registers
+    mov %rsp, %rdi
+    cld
+    call trap_entry
+trap_return:
+    pop_registers
+    add $24, %rsp
+    iretq
+
+# Exceptions without a fast path. 8, 10..14, 17, 21 push an error code.
+    .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,64
+vector_\n:
+    push $0
+    push $0
+    push $\n
+    jmp trap_common
+    .endr
+    .irp n, 8,10,11,12,13,17,21
+vector_\n:
+    push $0
+    push $\n
+    jmp trap_common
+    .endr
+
+# Page fault, ring-0 mode: error code is on the stack.
+vector_14_ring0:
+    push %rax
+    mov %cr2, %rax
+    xchg %rax, (%rsp)                   # cr2 in the frame, rax as it was
+    push $14
+    push_registers
+    mov %rsp, %rdi
+    cld
+    call fault_entry
+    jmp trap_return
+
+# Page fault, ring-3 mode: from ring0_page_fault with RAX = CR2 and the
+# program's RAX on the stack above the error code.
+page_fault_ring3:
+    xchg %rax, (%rsp)
+    push $14
+    push_registers
+    mov %rsp, %rdi
+    cld
+    call fault_entry
+    jmp trap_return
+
+# int3 of a program in ring-3 mode, passed on by ring0_privileged.
+breakpoint_ring3:
+    push $0
+    push $0
+    push $3
+    jmp trap_common
+
+# ---------------------------------------------------------- system calls ----
+    .macro syscall_tail
+    push $0                             # error
+    push $0                             # cr2
+    push $VECTOR_SYSCALL
+    push_registers
+    mov %rsp, %rdi
+    call syscall_entry
+    jmp trap_return
+    .endm
+
+# SYSCALL, ring-3 mode: still in ring 3, on the program's stack.
+lstar_ring3:
+# SYSCALL on hardware, ring-0 mode: same frame, other ring.
+lstar_ring0:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea trap_stack_top(%rip), %rsp
+    push $USER_SS
+    push cpu_user_rsp(%rip)
+    push %r11
+    push $USER_CS
+    push %rcx
+    syscall_tail
+
+# Vector 4, ring-0 mode: the trampoline's `int 4`, or a program's own #OF.
+vector_4_ring0:
+    cmpq $trampoline_return, (%rsp)
+    jne 1f
+    mov %rcx, (%rsp)
+    # A program may jump to the trampoline with flags of its choice in R11:
+    # only the arithmetic flags, TF, DF, AC and ID are its to set.
+    and $0x240dd5, %r11d
+    or $0x202, %r11d
+    mov %r11, 16(%rsp)
+    cld
+    syscall_tail
+1:  jmp vector_4
+
+# ------------------------------------------------------- user and kernel ----
+# enter_user(frame: RDI) -> exit word: runs a program until leave_user.
+    .globl enter_user
+enter_user:
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, cpu_main_rsp(%rip)
+    mov %rdi, %rsp
+    pop_registers
+    add $24, %rsp
+    iretq
+
+# leave_user(exit word: RDI): drops whatever stack it runs on and returns from
+# enter_user. Restores the interrupt flag that the main loop had by popfq.
+    .globl leave_user
+leave_user:
+    mov %rdi, %rax
+    mov cpu_main_rsp(%rip), %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
+
+# reload_cr3_ring3(root: RDI): CR3 reload for ring-3 mode, through int3.
+    .globl reload_cr3_ring3
+reload_cr3_ring3:
+    mov %rdi, %rax
+    int3
+privileged_return:
+    ret
+
+# probe_store(address: RDI) -> 1 when the store faulted (trap.rs skips it).
+    .globl probe_store
+    .globl probe_store_instruction
+    .globl probe_store_after
+probe_store:
+    xor %eax, %eax
+probe_store_instruction:
+    movq $0, (%rdi)
+    ret
+probe_store_after:
+    mov $1, %eax
+    ret
+
+# probe_syscall() -> CS that SYSCALL arrived with is told by syscall_entry.
+    .globl probe_syscall
+probe_syscall:
+    push %rbx
+    push %r11
+    push %rcx
+    mov $1024, %eax
+    syscall
+    pop %rcx
+    pop %r11
+    pop %rbx
+    ret
+
+# --------------------------------------------- ring-0 stubs of ring-3 mode ----
+    .section .ring0_text, "ax"
+# #PF: hand CR2 over in RAX and go on in ring 3 on the same IST stack.
+ring0_page_fault:
+    push %rax
+    mov %cr2, %rax
+    lea bounce_page_fault(%rip), %rsp
+    iretq
+
+# int3: a CR3 reload when it comes from reload_cr3_ring3, else the program's.
+ring0_privileged:
+    cmpq $privileged_return, (%rsp)
+    jne 1f
+    mov %rax, %cr3
+    iretq
+1:  lea bounce_breakpoint(%rip), %rsp
+    iretq
+
+# ---------------------- what ring 3 must reach in ring-0 mode, nested host ----
+    .section .user_text, "ax"
+lstar_ring0_nested:
+    int $4
+trampoline_return:
+    ud2
+
+# ------------------------------------------------------------------ data ----
+    .section .rodata.bounce, "a"
+    .balign 8
+bounce_page_fault:
+    .quad page_fault_ring3, USER_CS, 0x202, ist1_top - 56, USER_SS
+bounce_breakpoint:
+    .quad breakpoint_ring3, USER_CS, 0x202, ist3_top - 40, USER_SS
+
+    .section .bss, "aw", @nobits
+    .balign 4096
+    .skip 32768
+boot_stack_top:
+    .skip 32768
+trap_stack_top:
+    .skip 16384
+ist1_top:
+    .skip 16384
+ist2_top:
+    .skip 16384
+ist3_top:
+    .balign 8
+    .globl cpu_user_rsp
+cpu_user_rsp:
+    .skip 8
+    .globl cpu_main_rsp
+cpu_main_rsp:
+    .skip 8

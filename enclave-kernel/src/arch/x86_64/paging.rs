@@ -1,0 +1,258 @@
+//! Page-table entries: format, walk, map, unmap, protect (SDM vol. 3 §4.5).
+//!
+//! Called by process and arena code with guest-physical addresses; tables are
+//! reached through the direct map. No flush happens here: callers batch their
+//! changes and flush once. Leaf entries of an arena are never flipped to
+//! read-only while they are in use (stale translations would let writes
+//! through): `arenas.rs` swaps a top-level entry instead.
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
+use enclave_core::aspace::Prot;
+
+use super::{ring3, root, set_root};
+use crate::{memory, phys};
+
+/// Present.
+pub(crate) const P: u64 = 1;
+/// Writable.
+pub(crate) const W: u64 = 1 << 1;
+/// Reachable from ring 3.
+pub(crate) const U: u64 = 1 << 2;
+/// Accessed and dirty, set beforehand.
+const AD: u64 = 1 << 5 | 1 << 6;
+/// Large page.
+pub(crate) const PS: u64 = 1 << 7;
+/// No execution.
+pub(crate) const NX: u64 = 1 << 63;
+const ADDR: u64 = 0x000f_ffff_ffff_f000;
+/// First entry of the kernel half.
+const KERNEL_HALF: u64 = 256;
+
+/// No frame for a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutOfTables;
+
+/// Leaf bits for a program's page.
+pub(crate) fn user_bits(prot: Prot) -> u64 {
+    let write = if prot.contains(Prot::WRITE) { W } else { 0 };
+    let exec = if prot.contains(Prot::EXEC) { 0 } else { NX };
+    P | U | AD | write | exec
+}
+
+/// Entry that points to a table; leaves decide the rights.
+pub(crate) fn table_entry(table: u64) -> u64 {
+    table | P | W | U | AD
+}
+
+fn index(va: u64, level: u32) -> u64 {
+    (va >> (12 + 9 * (level - 1))) & 511
+}
+
+/// Guest-physical address of the entry of `va` in `table`.
+fn slot(table: u64, va: u64, level: u32) -> u64 {
+    table + index(va, level) * 8
+}
+
+/// Address of the top-level entry of `va` in the table in use.
+pub(crate) fn top_slot(va: u64) -> u64 {
+    slot(root(), va, 4)
+}
+
+fn child(table: u64, va: u64, level: u32, make: bool) -> Result<Option<u64>, OutOfTables> {
+    let at = slot(table, va, level);
+    let entry = phys::read(at);
+    if entry & P != 0 {
+        return Ok((entry & PS == 0).then_some(entry & ADDR));
+    }
+    if !make {
+        return Ok(None);
+    }
+    let fresh = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;
+    phys::write(at, table_entry(fresh));
+    Ok(Some(fresh))
+}
+
+/// Maps `[va, va + len)` to `[pa, …)`; 2 MiB pages where everything is aligned.
+pub(crate) fn map(va: u64, pa: u64, len: u64, bits: u64) -> Result<(), OutOfTables> {
+    let mut done = 0;
+    while done < len {
+        let (va, pa, left) = (va + done, pa + done, len - done);
+        let large = is_aligned(va | pa, LARGE_PAGE_SIZE) && left >= LARGE_PAGE_SIZE;
+        let mut table = root();
+        for level in [4, 3] {
+            table = child(table, va, level, true)?.ok_or(OutOfTables)?;
+        }
+        let (at, entry, step) = if large && phys::read(slot(table, va, 2)) & (P | PS) != P {
+            (slot(table, va, 2), pa | bits | PS, LARGE_PAGE_SIZE)
+        } else {
+            let table = child(table, va, 2, true)?.ok_or(OutOfTables)?;
+            (slot(table, va, 1), pa | bits, PAGE_SIZE)
+        };
+        phys::write(at, entry);
+        done += step;
+    }
+    Ok(())
+}
+
+/// Rewrites every leaf in `[va, va + len)`: `None` removes it, otherwise its
+/// rights become `bits`. Large pages that are only partly covered are split.
+pub(crate) fn change(va: u64, len: u64, bits: Option<u64>) -> Result<(), OutOfTables> {
+    let end = va + len;
+    let mut at = va;
+    while at < end {
+        at = change_one(at, end, bits)?;
+    }
+    Ok(())
+}
+
+/// Changes the leaf at `va`; returns the address behind what was covered.
+fn change_one(va: u64, end: u64, bits: Option<u64>) -> Result<u64, OutOfTables> {
+    let mut table = root();
+    for level in [4, 3] {
+        match child(table, va, level, false)? {
+            Some(next) => table = next,
+            None => return Ok(next_boundary(va, level)),
+        }
+    }
+    let pd_slot = slot(table, va, 2);
+    let entry = phys::read(pd_slot);
+    if entry & P == 0 {
+        return Ok(next_boundary(va, 2));
+    }
+    if entry & PS != 0 {
+        let whole = is_aligned(va, LARGE_PAGE_SIZE) && end - va >= LARGE_PAGE_SIZE;
+        if whole {
+            phys::write(pd_slot, new_leaf(entry, bits, PS));
+            return Ok(va + LARGE_PAGE_SIZE);
+        }
+        split(pd_slot, entry)?;
+    }
+    let table = phys::read(pd_slot) & ADDR;
+    let pt_slot = slot(table, va, 1);
+    let entry = phys::read(pt_slot);
+    if entry & P != 0 {
+        phys::write(pt_slot, new_leaf(entry, bits, 0));
+    }
+    Ok(va + PAGE_SIZE)
+}
+
+fn new_leaf(entry: u64, bits: Option<u64>, size: u64) -> u64 {
+    bits.map_or(0, |bits| entry & ADDR & !(size << 5) | bits | size)
+}
+
+fn next_boundary(va: u64, level: u32) -> u64 {
+    let size = PAGE_SIZE << (9 * (level - 1));
+    (va & !(size - 1)) + size
+}
+
+/// Replaces a large leaf by a table of small ones with the same rights.
+fn split(pd_slot: u64, entry: u64) -> Result<(), OutOfTables> {
+    let table = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;
+    let (base, rights) = (entry & ADDR & !(LARGE_PAGE_SIZE - 1), entry & !ADDR & !PS);
+    for n in 0..512 {
+        phys::write(table + n * 8, (base + n * PAGE_SIZE) | rights);
+    }
+    phys::write(pd_slot, table_entry(table));
+    Ok(())
+}
+
+/// Maps memory of the host's window into the kernel's direct map.
+pub(crate) fn map_direct(pa: u64, len: u64) -> Result<(), OutOfTables> {
+    let user = if ring3() { U } else { 0 };
+    map(
+        enclave_abi::layout::DIRECT_MAP + pa,
+        pa,
+        len,
+        P | W | NX | AD | user,
+    )
+}
+
+/// Removes memory from the direct map.
+pub(crate) fn unmap_direct(pa: u64, len: u64) {
+    // Everything there was mapped with large pages: nothing is split.
+    let _ = change(enclave_abi::layout::DIRECT_MAP + pa, len, None);
+}
+
+/// Makes and enters a fresh address space that shares the kernel half.
+pub(crate) fn enter_new_space() -> Result<u64, OutOfTables> {
+    let space = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;
+    let boot = root();
+    for n in KERNEL_HALF..512 {
+        phys::write(space + n * 8, phys::read(boot + n * 8));
+    }
+    set_root(space);
+    Ok(space)
+}
+
+/// Leaves the current address space for `boot_root` and frees its tables (not
+/// the frames its leaves point to).
+pub(crate) fn leave_space(boot_root: u64) {
+    let space = root();
+    set_root(boot_root);
+    for n in 0..KERNEL_HALF {
+        free_tables(phys::read(space + n * 8), 3);
+    }
+    memory::free(space, PAGE_SIZE);
+}
+
+/// Frees the table behind `entry` and those below it.
+fn free_tables(entry: u64, level: u32) {
+    if entry & P == 0 || entry & PS != 0 {
+        return;
+    }
+    let table = entry & ADDR;
+    if level > 1 {
+        for n in 0..512 {
+            free_tables(phys::read(table + n * 8), level - 1);
+        }
+    }
+    memory::free(table, PAGE_SIZE);
+}
+
+/// Two one-page trees over the same frame, writable and read-only, under one
+/// top-level entry: the boot self-test of the flush.
+pub(super) struct ProbeTwins {
+    writable: u64,
+    frozen: u64,
+    block: u64,
+}
+
+impl ProbeTwins {
+    /// Where the page shows.
+    pub(super) const ADDRESS: u64 = 0x7000_0000_0000;
+    const PAGES: u64 = 7;
+
+    pub(super) fn new() -> Option<Self> {
+        let block = memory::alloc(Self::PAGES * PAGE_SIZE, PAGE_SIZE)?;
+        let frame = block;
+        let tree = |first: u64, leaf: u64| {
+            let va = Self::ADDRESS;
+            phys::write(slot(first, va, 3), table_entry(first + PAGE_SIZE));
+            phys::write(
+                slot(first + PAGE_SIZE, va, 2),
+                table_entry(first + 2 * PAGE_SIZE),
+            );
+            phys::write(slot(first + 2 * PAGE_SIZE, va, 1), leaf);
+            table_entry(first)
+        };
+        let writable = tree(block + PAGE_SIZE, frame | P | W | U | NX | AD);
+        let frozen = tree(block + 4 * PAGE_SIZE, frame | P | U | NX | AD);
+        Some(Self {
+            writable,
+            frozen,
+            block,
+        })
+    }
+
+    pub(super) fn select(&self, writable: bool) {
+        phys::write(
+            top_slot(Self::ADDRESS),
+            if writable { self.writable } else { self.frozen },
+        );
+    }
+
+    pub(super) fn remove(self) {
+        phys::write(top_slot(Self::ADDRESS), 0);
+        memory::free(self.block, Self::PAGES * PAGE_SIZE);
+    }
+}

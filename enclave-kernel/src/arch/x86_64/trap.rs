@@ -1,0 +1,174 @@
+//! Ways into the kernel and back: the saved frame, and what each entry of
+//! `entry.S` calls.
+//!
+//! Promises: the frame is the same in both modes; whether a trap came from a
+//! program is decided by its address (in ring-3 mode the privilege level says
+//! nothing). Interrupt handlers only note and acknowledge.
+
+// UNSAFETY: calls into assembly, edits the saved frame of a probe.
+#![expect(unsafe_code)]
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use enclave_abi::layout::{SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND};
+
+use super::paging;
+use crate::{boot, fault, phys, process, syscall};
+
+/// Registers of an interrupted program, as `entry.S` pushes them.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct TrapFrame {
+    pub(crate) r15: u64,
+    pub(crate) r14: u64,
+    pub(crate) r13: u64,
+    pub(crate) r12: u64,
+    pub(crate) r11: u64,
+    pub(crate) r10: u64,
+    pub(crate) r9: u64,
+    pub(crate) r8: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rdi: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rax: u64,
+    pub(crate) vector: u64,
+    pub(crate) cr2: u64,
+    pub(crate) error: u64,
+    pub(crate) rip: u64,
+    pub(crate) cs: u64,
+    pub(crate) rflags: u64,
+    pub(crate) rsp: u64,
+    pub(crate) ss: u64,
+}
+
+const _: () = assert!(size_of::<TrapFrame>() == 23 * 8);
+
+impl TrapFrame {
+    /// The frame of a program about to execute its first instruction.
+    pub(crate) fn start(rip: u64, rsp: u64) -> Self {
+        Self {
+            rip,
+            rsp,
+            cs: u64::from(SEL_USER_CS),
+            ss: u64::from(SEL_USER_SS),
+            rflags: 0x202,
+            ..Self::default()
+        }
+    }
+
+    /// Whether a program, not the kernel, was interrupted.
+    pub(crate) fn from_program(&self) -> bool {
+        self.rip < USER_END
+    }
+}
+
+mod asm {
+    use super::TrapFrame;
+    unsafe extern "C" {
+        pub(super) fn enter_user(frame: *const TrapFrame) -> u64;
+        pub(super) fn leave_user(word: u64) -> !;
+        pub(super) fn probe_store(address: u64) -> u64;
+        pub(super) static probe_store_instruction: u8;
+        pub(super) static probe_store_after: u8;
+    }
+}
+
+/// Runs a program from `frame` until [`leave_user`]; returns its word.
+pub(crate) fn enter_user(frame: &TrapFrame) -> u64 {
+    // SAFETY: entry.S loads the frame's registers and leaves the kernel's own
+    // stack pointer where leave_user finds it; the frame's code and stack
+    // segments are the program's.
+    unsafe { asm::enter_user(frame) }
+}
+
+/// Abandons the running program: [`enter_user`] returns `word`.
+pub(crate) fn leave_user(word: u64) -> ! {
+    // SAFETY: only reached from a trap or system call of a program, hence
+    // below an enter_user whose stack is intact.
+    unsafe { asm::leave_user(word) }
+}
+
+/// System calls, from every gate.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_entry(frame: &mut TrapFrame) {
+    // A return address outside the program (possible only by a jump to the
+    // nested gate) must not reach IRETQ.
+    if frame.rip >= USER_END {
+        fault::exception(frame);
+    }
+    syscall::dispatch(frame);
+}
+
+/// Page faults.
+#[unsafe(no_mangle)]
+extern "C" fn fault_entry(frame: &mut TrapFrame) {
+    if probe_faulted(frame) {
+        return;
+    }
+    fault::page_fault(frame);
+}
+
+/// Everything else.
+#[unsafe(no_mangle)]
+extern "C" fn trap_entry(frame: &mut TrapFrame) {
+    if frame.vector == u64::from(VECTOR_COMMAND) {
+        super::eoi();
+        if frame.from_program() {
+            process::check_commands();
+        }
+        return;
+    }
+    fault::exception(frame);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(boot_info: u64) -> ! {
+    boot::start(boot_info)
+}
+
+static PROBING: AtomicBool = AtomicBool::new(false);
+
+/// Skips the store of a running probe that faulted.
+fn probe_faulted(frame: &mut TrapFrame) -> bool {
+    if !PROBING.load(Ordering::Relaxed)
+        || frame.rip != (&raw const asm::probe_store_instruction).addr() as u64
+    {
+        return false;
+    }
+    frame.rip = (&raw const asm::probe_store_after).addr() as u64;
+    true
+}
+
+/// Whether a store to a top-level entry alone takes effect on translations
+/// below it: maps one frame writable and, in a twin, read-only; writes; swaps
+/// the entry; writes again. A fault on the second write says yes.
+///
+/// Repeated, because one lucky eviction would answer yes, too.
+pub(super) fn upper_store_flushes() -> bool {
+    const ROUNDS: usize = 8;
+    let Some(twins) = paging::ProbeTwins::new() else {
+        return false;
+    };
+    PROBING.store(true, Ordering::Relaxed);
+    let mut faults = 0;
+    for _ in 0..ROUNDS {
+        twins.select(true);
+        super::flush_tlb();
+        // SAFETY: the probe's page is mapped; a fault is skipped.
+        let first = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
+        twins.select(false);
+        // SAFETY: as above.
+        let second = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
+        if first == 0 && second == 1 {
+            faults += 1;
+        }
+    }
+    PROBING.store(false, Ordering::Relaxed);
+    twins.remove();
+    super::flush_tlb();
+    let _ = phys::read(super::root());
+    faults == ROUNDS
+}

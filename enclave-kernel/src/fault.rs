@@ -1,0 +1,92 @@
+//! Faults: copy-on-write of an arena, or the end of the program.
+//!
+//! Called by the trap entries. There is no demand paging: a page fault that no
+//! arena resolves kills the program with a report, never the enclave. A fault
+//! of the kernel itself is a panic.
+
+use alloc::format;
+use alloc::string::String;
+
+use enclave_abi::layout::USER_END;
+
+use crate::arch::TrapFrame;
+use crate::{arenas, process};
+
+/// Page fault on a present page by a write (SDM vol. 3 §4.7).
+const PRESENT_WRITE: u64 = 0b11;
+const FETCH: u64 = 1 << 4;
+
+/// Resolves a page fault or ends the program.
+pub(crate) fn page_fault(frame: &mut TrapFrame) {
+    let frozen = frame.error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE;
+    if frozen && frame.cr2 < USER_END && arenas::copy_on_write(frame.cr2) {
+        return;
+    }
+    exception(frame);
+}
+
+/// Ends the program that caused an exception.
+pub(crate) fn exception(frame: &TrapFrame) -> ! {
+    if !frame.from_program() {
+        panic!(
+            "{} in the kernel at {:#x}, address {:#x}, error {:#x}",
+            name(frame.vector),
+            frame.rip,
+            frame.cr2,
+            frame.error
+        );
+    }
+    let signal = signal(frame.vector);
+    let report = report(frame);
+    process::end_by_signal(signal, report)
+}
+
+/// SIGFPE, SIGTRAP, SIGILL, SIGBUS or SIGSEGV, as Linux maps vectors.
+fn signal(vector: u64) -> u8 {
+    match vector {
+        0 | 16 | 19 => 8,
+        1 | 3 => 5,
+        6 => 4,
+        17 => 7,
+        _ => 11,
+    }
+}
+
+fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug exception",
+        3 => "breakpoint",
+        4 => "overflow",
+        6 => "invalid instruction",
+        8 => "double fault",
+        12 => "stack fault",
+        13 => "general protection fault",
+        14 => "page fault",
+        16 | 19 => "floating-point exception",
+        17 => "alignment check",
+        0x100 => "system call with a bad return address",
+        _ => "exception",
+    }
+}
+
+fn report(frame: &TrapFrame) -> String {
+    let access = match (frame.vector, frame.error) {
+        (14, error) if error & FETCH != 0 => format!("executing {:#x}: ", frame.cr2),
+        (14, error) if error & 2 != 0 => format!("writing {:#x}: ", frame.cr2),
+        (14, _) => format!("reading {:#x}: ", frame.cr2),
+        _ => String::new(),
+    };
+    let address = if frame.vector == 14 {
+        frame.cr2
+    } else {
+        frame.rip
+    };
+    let region = process::with(|p| p.describe(address));
+    format!(
+        "{} {access}at rip {:#x}, rsp {:#x}; {region}",
+        name(frame.vector),
+        frame.rip,
+        frame.rsp
+    )
+}

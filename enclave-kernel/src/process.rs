@@ -1,0 +1,384 @@
+//! The running program: load, run, end.
+//!
+//! `serve` is the kernel's main loop. One program at a time; its address space
+//! exists while it runs and everything is given back when it ends, however it
+//! ends.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
+use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, USER_MIN};
+use enclave_abi::queue::{Call, Command, Record, RunArgs};
+use enclave_core::aspace::{Aspace, Backing, Kind, Prot, Region};
+use enclave_core::exec::{self, HEAD_BYTES, LoadPlan};
+use enclave_core::stack::{self, AuxInfo};
+use spin::Mutex;
+use zerocopy::FromBytes;
+
+use crate::arch::{self, TrapFrame, paging};
+use crate::{arenas, boot, clock, console, host, memory, phys, syscall};
+
+/// Where position-independent programs go.
+const PIE_BASE: u64 = 0x5555_5555_0000;
+/// Top of the stack region; the page above stays free (a SYSCALL in the last
+/// page would return to a non-canonical address).
+const STACK_TOP: u64 = 0x7fff_ffff_e000;
+/// Default stack, as Linux's usual limit.
+const STACK_BYTES: u64 = 8 << 20;
+/// Largest stack a run may ask for.
+const STACK_MAX: u64 = 1 << 30;
+/// Mappings without a wish go below this address.
+pub(crate) const MMAP_TOP: u64 = 0x7fff_8000_0000;
+/// Run refused: status word of ProcessExit (not a wait status).
+const STATUS_REFUSED: u64 = 1 << 32;
+
+/// State of the running program.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// The VMM's number for this run.
+    pub(crate) run: u64,
+    /// Program path, for reports and `/proc/self/exe`.
+    pub(crate) path: String,
+    /// What is mapped.
+    pub(crate) aspace: Aspace,
+    /// First address of the heap.
+    pub(crate) brk_start: u64,
+    /// Current program break.
+    pub(crate) brk: u64,
+    /// Bytes of the stack.
+    pub(crate) stack_bytes: u64,
+    /// Signal handlers and masks.
+    pub(crate) signals: syscall::Signals,
+    /// Monotonic nanoseconds at start.
+    pub(crate) started_ns: u64,
+    /// Unknown calls already logged, one bit per number below 512.
+    pub(crate) logged: [u64; 8],
+    /// Report of the fault or signal that ended it.
+    report: String,
+    /// The kernel's own page table, to go back to.
+    boot_root: u64,
+}
+
+impl Process {
+    /// The region at or nearest to `address`, in words.
+    pub(crate) fn describe(&self, address: u64) -> String {
+        let Some(region) = self.aspace.nearest(address) else {
+            return "nothing is mapped".to_string();
+        };
+        let relation = if (region.start..region.end).contains(&address) {
+            "in"
+        } else {
+            "nearest"
+        };
+        format!(
+            "{relation} region {:#x}-{:#x} {} {:?}",
+            region.start, region.end, region.prot, region.kind
+        )
+    }
+}
+
+static CURRENT: Mutex<Option<Process>> = Mutex::new(None);
+
+/// Runs `f` on the running program. Panics when there is none: only system
+/// calls and faults of a program come here.
+pub(crate) fn with<T>(f: impl FnOnce(&mut Process) -> T) -> T {
+    match CURRENT.lock().as_mut() {
+        Some(process) => f(process),
+        None => panic!("no program runs"),
+    }
+}
+
+/// The kernel's main loop.
+pub(crate) fn serve() -> ! {
+    loop {
+        let record = host::idle();
+        // Kill commands for a program that has ended meanwhile, and anything
+        // a newer VMM may send, are ignored.
+        if Command::try_from(record.kind) == Ok(Command::Run) {
+            run(&record);
+        }
+    }
+}
+
+/// Strings and numbers of a run command, copied out of the bounce area.
+struct Request {
+    run: u64,
+    image_bytes: u64,
+    stack_bytes: u64,
+    path: String,
+    argv: Vec<Vec<u8>>,
+    envp: Vec<Vec<u8>>,
+}
+
+fn read_request(record: &Record) -> Option<Request> {
+    let [run, image_bytes, bytes, ..] = record.args;
+    let mut head = [0; size_of::<RunArgs>()];
+    phys::read_bytes(BOUNCE, &mut head);
+    let head = RunArgs::read_from_bytes(&head).ok()?;
+    if bytes > BOUNCE_BYTES || u64::from(head.strings_bytes) + 24 > bytes {
+        return None;
+    }
+    let mut strings = vec![0; head.strings_bytes as usize];
+    phys::read_bytes(BOUNCE + size_of::<RunArgs>() as u64, &mut strings);
+    let mut parts = strings.split(|&byte| byte == 0).map(<[u8]>::to_vec);
+    let argv = parts.by_ref().take(head.argc as usize).collect();
+    let envp = parts.by_ref().take(head.envc as usize).collect();
+    let path = String::from_utf8_lossy(&parts.next()?).into_owned();
+    Some(Request {
+        run,
+        image_bytes,
+        stack_bytes: head.stack_bytes,
+        path,
+        argv,
+        envp,
+    })
+}
+
+fn run(record: &Record) {
+    let Some(request) = read_request(record) else {
+        finish(
+            record.args[0],
+            STATUS_REFUSED,
+            "the run command is malformed",
+        );
+        return;
+    };
+    let outcome = match load(&request) {
+        Ok(frame) => Ok(arch::enter_user(&frame)),
+        Err(reason) => Err(reason),
+    };
+    arenas::end_all(u64::from(outcome.is_ok_and_signal()));
+    let report = tear_down();
+    match outcome {
+        Ok(status) => finish(request.run, status, &report),
+        Err(reason) => finish(request.run, STATUS_REFUSED, &reason),
+    }
+}
+
+trait OutcomeExt {
+    /// Whether the program ran and was ended by a signal.
+    fn is_ok_and_signal(&self) -> bool;
+}
+
+impl OutcomeExt for Result<u64, String> {
+    fn is_ok_and_signal(&self) -> bool {
+        matches!(self, Ok(status) if status & 0x7f != 0)
+    }
+}
+
+fn finish(run: u64, status: u64, report: &str) {
+    let bytes = host::bounce_text(report.as_bytes());
+    host::tell(Call::ProcessExit, [run, status, bytes, 0, 0, 0, 0]);
+}
+
+/// Gives everything back; returns the report of how it ended.
+fn tear_down() -> String {
+    let Some(mut process) = CURRENT.lock().take() else {
+        return String::new();
+    };
+    paging::leave_space(process.boot_root);
+    process
+        .aspace
+        .remove(0, u64::MAX & !(PAGE_SIZE - 1), &mut |piece| release(&piece));
+    process.report
+}
+
+/// Gives the frames of a removed region back.
+pub(crate) fn release(piece: &Region) {
+    if let Backing::Frames(pa) = piece.backing {
+        memory::free(pa, piece.end - piece.start);
+    }
+}
+
+fn load(request: &Request) -> Result<TrapFrame, String> {
+    let plan = plan(request)?;
+    let boot_root = arch::root();
+    paging::enter_new_space().map_err(|_| "out of memory for page tables".to_string())?;
+    *CURRENT.lock() = Some(Process {
+        run: request.run,
+        path: request.path.clone(),
+        aspace: Aspace::new(USER_MIN, STACK_TOP),
+        brk_start: plan.brk_start,
+        brk: plan.brk_start,
+        stack_bytes: 0,
+        signals: syscall::Signals::default(),
+        started_ns: clock::monotonic_ns(),
+        logged: [0; 8],
+        report: String::new(),
+        boot_root,
+    });
+    load_segments(request, &plan)?;
+    let rsp = make_stack(request, &plan)?;
+    arch::flush_tlb();
+    arch::set_fs_base(0);
+    Ok(TrapFrame::start(plan.entry, rsp))
+}
+
+/// Reads the file's head and lays the program out.
+fn plan(request: &Request) -> Result<LoadPlan, String> {
+    let head_bytes = request.image_bytes.min(HEAD_BYTES);
+    let staging = memory::alloc(HEAD_BYTES, PAGE_SIZE).ok_or("out of memory")?;
+    let read = read_image(request.run, 0, staging, head_bytes);
+    let mut head = vec![0; head_bytes as usize];
+    phys::read_bytes(staging, &mut head);
+    memory::free(staging, HEAD_BYTES);
+    read?;
+    exec::plan(&head, request.image_bytes, PIE_BASE, USER_MIN, MMAP_TOP)
+        .map_err(|error| error.to_string())
+}
+
+/// Lets the VMM read `[offset, offset + len)` of the image to `pa`.
+fn read_image(run: u64, offset: u64, pa: u64, len: u64) -> Result<(), String> {
+    let answer = host::call(Call::ImageRead, [run, offset, pa, len, 0, 0, 0])[0];
+    if answer == len {
+        return Ok(());
+    }
+    Err(format!(
+        "the program file could not be read: {} of {len} bytes at {offset}",
+        answer as i64
+    ))
+}
+
+fn load_segments(request: &Request, plan: &LoadPlan) -> Result<(), String> {
+    for (index, segment) in plan.segments.iter().enumerate() {
+        let len = segment.end - segment.start;
+        let align = if len >= LARGE_PAGE_SIZE {
+            LARGE_PAGE_SIZE
+        } else {
+            PAGE_SIZE
+        };
+        // Where the segment starts in its large page, so that those line up.
+        let skew = segment.start % align;
+        let block = memory::alloc(len + skew, align)
+            .ok_or_else(|| format!("out of memory: a segment needs {len} bytes"))?;
+        if skew != 0 {
+            memory::free(block, skew);
+        }
+        let pa = block + skew;
+        for copy in plan.copies.iter().filter(|copy| copy.segment == index) {
+            read_image(
+                request.run,
+                copy.file_offset,
+                pa + (copy.va - segment.start),
+                copy.bytes,
+            )?;
+        }
+        insert(Region {
+            start: segment.start,
+            end: segment.end,
+            prot: segment.prot,
+            backing: Backing::Frames(pa),
+            kind: Kind::Image,
+        })?;
+    }
+    Ok(())
+}
+
+/// Enters a region and maps it.
+fn insert(region: Region) -> Result<(), String> {
+    let Backing::Frames(pa) = region.backing else {
+        return Ok(());
+    };
+    if let Err(error) = with(|p| p.aspace.insert(region)) {
+        memory::free(pa, region.end - region.start);
+        return Err(format!("{error:?} at {:#x}", region.start));
+    }
+    paging::map(
+        region.start,
+        pa,
+        region.end - region.start,
+        paging::user_bits(region.prot),
+    )
+    .map_err(|_| "out of memory for page tables".to_string())
+}
+
+fn make_stack(request: &Request, plan: &LoadPlan) -> Result<u64, String> {
+    let wanted = if request.stack_bytes == 0 {
+        STACK_BYTES
+    } else {
+        request.stack_bytes
+    };
+    let len = align_up(wanted.clamp(64 << 10, STACK_MAX), PAGE_SIZE).ok_or("stack size wraps")?;
+    let info = boot::info();
+    let [mut random, mut rest] = [[0; 16]; 2];
+    random.copy_from_slice(&info.random[..16]);
+    rest.copy_from_slice(&info.random[16..]);
+    // Another value for each run.
+    for (byte, salt) in random
+        .iter_mut()
+        .zip(arch::rdtsc().to_le_bytes().iter().cycle())
+    {
+        *byte ^= salt.wrapping_add(rest[0]);
+    }
+    let aux = AuxInfo {
+        phdr: plan.phdr,
+        phent: plan.phent,
+        phnum: plan.phnum,
+        entry: plan.entry,
+        base: 0,
+        random,
+        hwcap: info.hwcap,
+        hwcap2: info.hwcap2,
+        execfn: &request.path,
+        uid: 0,
+        euid: 0,
+        gid: 0,
+        egid: 0,
+        minsigstksz: 4096,
+        sysinfo_ehdr: None,
+    };
+    let strings = |list: &'_ [Vec<u8>]| list.to_vec();
+    let (argv, envp) = (strings(&request.argv), strings(&request.envp));
+    let image = stack::build(
+        STACK_TOP,
+        argv.iter().map(Vec::as_slice),
+        envp.iter().map(Vec::as_slice),
+        &aux,
+    )
+    .map_err(|error| error.to_string())?;
+    let block = memory::alloc(len, PAGE_SIZE)
+        .ok_or_else(|| format!("out of memory: a stack of {len} bytes"))?;
+    let above = image.bytes.len() as u64;
+    if above + PAGE_SIZE > len {
+        memory::free(block, len);
+        return Err("arguments and environment do not fit the stack".to_string());
+    }
+    phys::write_bytes(block + len - above, &image.bytes);
+    with(|p| p.stack_bytes = len);
+    insert(Region {
+        start: STACK_TOP - len,
+        end: STACK_TOP,
+        prot: Prot::READ_WRITE,
+        backing: Backing::Frames(block),
+        kind: Kind::Stack,
+    })?;
+    Ok(image.rsp)
+}
+
+/// Ends the running program as by exit(2).
+pub(crate) fn end_by_exit(code: u64) -> ! {
+    arch::leave_user((code & 0xff) << 8)
+}
+
+/// Ends the running program by a signal, with a report.
+pub(crate) fn end_by_signal(signal: u8, report: String) -> ! {
+    let path = with(|p| {
+        p.report = report;
+        format!("{}: killed by signal {signal}: {}", p.path, p.report)
+    });
+    console::line(format_args!("{path}"));
+    drop(path);
+    arch::leave_user(u64::from(signal & 0x7f))
+}
+
+/// After an interrupt or a system call: ends the program if it is to be killed.
+pub(crate) fn check_commands() {
+    host::drain_commands();
+    let run = with(|p| p.run);
+    if let Some(signal) = host::take_kill(run) {
+        end_by_signal(signal, "killed on request".to_string());
+    }
+}

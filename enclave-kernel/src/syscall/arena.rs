@@ -1,0 +1,179 @@
+//! Our own calls: arenas, publish, statistics.
+
+use alloc::vec;
+use core::sync::atomic::Ordering;
+
+use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
+use enclave_abi::layout::BOUNCE;
+use enclave_abi::queue::Call;
+use enclave_abi::syscall as ours;
+use enclave_abi::syscall::{ArenaArgs, ArenaStats, KernelStats, POLICY_DISCARD_NEWEST};
+use enclave_core::aspace::{Backing, Kind, Prot, Region};
+use enclave_core::errno::Errno;
+use zerocopy::IntoBytes;
+
+use super::{Outcome, misc};
+use crate::arenas::{self, ArenaError};
+use crate::{arch, host, memory, phys, process, user};
+
+impl From<ArenaError> for Errno {
+    fn from(error: ArenaError) -> Self {
+        match error {
+            ArenaError::NoArena => Self::ENOENT,
+            ArenaError::NoMemory => Self::ENOMEM,
+            ArenaError::Exhausted => Self::EAGAIN,
+            ArenaError::BadObject => Self::EIO,
+            ArenaError::VarsFull => Self::ENOSPC,
+        }
+    }
+}
+
+/// Serves a call from [`ours::BASE`] on.
+pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
+    match nr {
+        ours::XASM_VERSION => Ok(u64::from(enclave_abi::ABI_VERSION)),
+        ours::ARENA_PUBLISH => publish(a[0], a[1], a[2]),
+        ours::ARENA_CREATE => create(a[0]),
+        ours::ARENA_VAR => variable(a[0], a[1]),
+        ours::ARENA_DESTROY => destroy(a[0]),
+        ours::ARENA_STATS => stats(a[0], a[1]),
+        ours::ARENA_FIND => arenas::find(a[0])
+            .map(|(slot, _)| slot as u64)
+            .ok_or(Errno::ENOENT),
+        ours::XEMEM_MAKE => make(a[0], a[1], a[2], a[3]),
+        ours::KERNEL_STATS => kernel_stats(a[0]),
+        ours::HOST_COUNTERS => host_counters(a[0]),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn publish(slot: u64, step: u64, time_bits: u64) -> Outcome {
+    let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
+    Ok(arenas::with(slot, |arena| {
+        arena.publish(index, step, time_bits)
+    })?)
+}
+
+/// The host's answer as a value or an errno.
+fn answer(value: u64) -> Result<u64, Errno> {
+    Errno::from_result(value).map_or(Ok(value), Err)
+}
+
+fn create(args_at: u64) -> Outcome {
+    let mut args: ArenaArgs = user::read(args_at)?;
+    let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
+        .map_err(|_| Errno::EINVAL)?;
+    if args.policy != POLICY_DISCARD_NEWEST {
+        return Err(Errno::EINVAL);
+    }
+    if args.name != [0; NAME_BYTES] && text(&args.name).and_then(name_field).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let slot = arenas::free_slot().ok_or(Errno::ENOSPC)?;
+    let start = arenas::address(slot);
+    if args.start != 0 && args.start != start {
+        return Err(Errno::EINVAL);
+    }
+    user::check_writable(args_at, size_of::<ArenaArgs>() as u64)?;
+    phys::write_bytes(BOUNCE, args.as_bytes());
+    let [result, base, segid, _, page_bytes, ..] =
+        host::call(Call::ArenaMake, [slot as u64, 0, 0, 0, 0, 0, 0]);
+    answer(result)?;
+    let region = Region {
+        start,
+        end: start + args.size_bytes,
+        prot: Prot::READ_WRITE,
+        backing: Backing::Arena(slot as u32),
+        kind: Kind::Arena,
+    };
+    let installed = arenas::install(slot, geometry, base, segid, page_bytes, args.name)
+        .map_err(Errno::from)
+        .and_then(|()| process::with(|p| p.aspace.insert(region)).map_err(|error| error.errno()));
+    if let Err(errno) = installed {
+        let _ = arenas::remove(slot);
+        let _ = host::call(Call::ArenaEnd, [slot as u64, 0, 0, 0, 0, 0, 0]);
+        return Err(errno);
+    }
+    args.start = start;
+    user::write(args_at, &args)?;
+    Ok(slot as u64)
+}
+
+fn variable(slot: u64, desc_at: u64) -> Outcome {
+    let desc: VarDesc = user::read(desc_at)?;
+    Ok(arenas::with(slot, |arena| {
+        if desc.check(arena.size_bytes()).is_err() {
+            return Ok(Err(Errno::EINVAL));
+        }
+        arena.set_variable(&desc).map(Ok)
+    })??)
+}
+
+fn destroy(slot: u64) -> Outcome {
+    let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
+    arenas::remove(index)?;
+    let start = arenas::address(index);
+    process::with(|p| {
+        p.aspace
+            .remove(start, start + arenas::ARENA_SPAN, &mut |_| {})
+    });
+    answer(host::call(Call::ArenaEnd, [slot, 0, 0, 0, 0, 0, 0])[0])
+}
+
+fn stats(slot: u64, to: u64) -> Outcome {
+    let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
+    let stats = arenas::with(slot, |arena| {
+        Ok(ArenaStats {
+            generation: arena.generation,
+            dropped: arena.dropped,
+            cow_faults: arena.cow_faults,
+            held: arena.held_now(index),
+            segid: arena.segid,
+            backing_page_bytes: arena.backing_page_bytes,
+        })
+    })?;
+    user::write(to, &stats)?;
+    Ok(0)
+}
+
+/// A further name for the arena that starts at `address`.
+fn make(address: u64, len: u64, name: u64, name_len: u64) -> Outcome {
+    let (slot, size) = arenas::find(address).ok_or(Errno::EINVAL)?;
+    if address != arenas::address(slot) || len == 0 || len > size {
+        return Err(Errno::EINVAL);
+    }
+    if name_len == 0 || name_len >= NAME_BYTES as u64 {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let mut bytes = vec![0; name_len as usize];
+    user::copy_in(name, &mut bytes)?;
+    let valid = core::str::from_utf8(&bytes).ok().and_then(name_field);
+    if valid.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    phys::write_bytes(BOUNCE, &bytes);
+    answer(host::call(Call::ArenaName, [slot as u64, name_len, 0, 0, 0, 0, 0])[0])
+}
+
+fn kernel_stats(to: u64) -> Outcome {
+    let stats = KernelStats {
+        mode: arch::mode() as u64,
+        syscalls: misc::served(),
+        forwarded: host::FORWARDED.load(Ordering::Relaxed),
+        page_faults: 0,
+        cow_faults: arenas::total_faults(),
+        publishes: arenas::total_publishes(),
+        free_bytes: memory::free_bytes(),
+        flush_method: u64::from(arch::flush_name() == "CR3 reload"),
+    };
+    user::write(to, &stats)?;
+    Ok(0)
+}
+
+fn host_counters(to: u64) -> Outcome {
+    user::check_writable(to, 32)?;
+    let [result, a, b, c, d, ..] = host::call(Call::HostCounters, [0; 7]);
+    answer(result)?;
+    user::write(to, &[a, b, c, d])?;
+    Ok(0)
+}

@@ -1,0 +1,290 @@
+//! File calls: packed into the bounce area and forwarded to the host.
+//!
+//! The packing is `enclave-abi/syscall`. Data is copied between program and
+//! bounce area by the kernel, so a transfer into an arena goes through
+//! copy-on-write like any other store. Nothing is decided here: descriptors,
+//! paths and rights are the host's.
+
+use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
+use enclave_core::errno::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::Outcome;
+use crate::{host, phys, user};
+
+/// Offset of second paths and of in-out structures.
+const SECOND: u64 = 4096;
+/// Most pieces of a vectored transfer (Linux's UIO_MAXIOV).
+const IOV_MAX: u64 = 1024;
+
+fn result(value: i64) -> Outcome {
+    if value < 0 {
+        Err(errno(value))
+    } else {
+        Ok(value.cast_unsigned())
+    }
+}
+
+fn errno(value: i64) -> Errno {
+    Errno::from_result(value.cast_unsigned()).unwrap_or(Errno::EIO)
+}
+
+/// One piece of readv or writev.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Iovec {
+    base: u64,
+    len: u64,
+}
+
+/// read, write, pread64, pwrite64, readv, writev.
+pub(super) fn transfer(nr: u64, [fd, base, len, offset, ..]: [u64; 6]) -> Outcome {
+    match nr {
+        0 => read(fd, base, len, None),
+        1 => write(fd, base, len, None),
+        17 => read(fd, base, len, Some(offset)),
+        18 => write(fd, base, len, Some(offset)),
+        _ => vectored(nr == 19, fd, base, len),
+    }
+}
+
+fn vectored(reading: bool, fd: u64, list: u64, count: u64) -> Outcome {
+    if count > IOV_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut done = 0;
+    for n in 0..count {
+        let piece: Iovec = user::read(list.checked_add(n * 16).ok_or(Errno::EFAULT)?)?;
+        let part = if piece.len == 0 {
+            continue;
+        } else if reading {
+            read(fd, piece.base, piece.len, None)
+        } else {
+            write(fd, piece.base, piece.len, None)
+        };
+        match part {
+            Ok(bytes) if bytes == piece.len => done += bytes,
+            Ok(bytes) => return Ok(done + bytes),
+            Err(_) if done > 0 => return Ok(done),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// Reads once, at most a bounce area full: short reads are every program's
+/// to expect.
+fn read(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
+    let want = len.min(BOUNCE_BYTES);
+    user::check_writable(base, want)?;
+    let nr = if offset.is_some() { 17 } else { 0 };
+    let got = result(host::forward(nr, [fd, 0, want, offset.unwrap_or(0), 0], 0))?;
+    if got > want {
+        return Err(Errno::EIO);
+    }
+    user::copy_out_phys(base, BOUNCE, got)?;
+    Ok(got)
+}
+
+/// Writes everything unless the host takes less.
+fn write(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
+    let nr = if offset.is_some() { 18 } else { 1 };
+    let mut done = 0;
+    loop {
+        let part = (len - done).min(BOUNCE_BYTES);
+        let from = base.checked_add(done).ok_or(Errno::EFAULT)?;
+        let at = offset.unwrap_or(0).wrapping_add(done);
+        let copied = user::copy_in_phys(from, BOUNCE, part);
+        let taken = copied.and_then(|()| result(host::forward(nr, [fd, 0, part, at, 0], part)));
+        match taken {
+            Ok(bytes) if bytes > part => return Err(Errno::EIO),
+            Ok(bytes) => done += bytes,
+            Err(_) if done > 0 => return Ok(done),
+            Err(errno) => return Err(errno),
+        }
+        if done == len || taken.is_ok_and(|bytes| bytes < part) {
+            return Ok(done);
+        }
+    }
+}
+
+/// What a forwarded call's pointer argument means.
+#[derive(Clone, Copy)]
+enum Arg {
+    /// A number, passed on.
+    Number,
+    /// A path, to the start of the bounce area.
+    Path,
+    /// A second path, behind the first.
+    SecondPath,
+    /// A structure of so many bytes that the host fills in.
+    Out(u64),
+    /// A structure that goes there; may be null.
+    In(u64),
+    /// A buffer whose length is the next argument; the result says how much
+    /// comes back.
+    Buffer,
+}
+
+use Arg::{Buffer, In, Number, Out, Path, SecondPath};
+
+const STAT: u64 = 144;
+const STATFS: u64 = 120;
+
+/// The forwarded calls and their arguments.
+const CALLS: &[(u64, &[Arg])] = &[
+    (2, &[Path, Number, Number]),                       // open
+    (3, &[Number]),                                     // close
+    (4, &[Path, Out(STAT)]),                            // stat
+    (5, &[Number, Out(STAT)]),                          // fstat
+    (6, &[Path, Out(STAT)]),                            // lstat
+    (8, &[Number, Number, Number]),                     // lseek
+    (21, &[Path, Number]),                              // access
+    (22, &[Out(8)]),                                    // pipe
+    (32, &[Number]),                                    // dup
+    (33, &[Number, Number]),                            // dup2
+    (72, &[Number, Number, Number]),                    // fcntl
+    (73, &[Number, Number]),                            // flock
+    (74, &[Number]),                                    // fsync
+    (75, &[Number]),                                    // fdatasync
+    (76, &[Path, Number]),                              // truncate
+    (77, &[Number, Number]),                            // ftruncate
+    (79, &[Buffer, Number]),                            // getcwd
+    (80, &[Path]),                                      // chdir
+    (81, &[Number]),                                    // fchdir
+    (82, &[Path, SecondPath]),                          // rename
+    (83, &[Path, Number]),                              // mkdir
+    (84, &[Path]),                                      // rmdir
+    (85, &[Path, Number]),                              // creat
+    (86, &[Path, SecondPath]),                          // link
+    (87, &[Path]),                                      // unlink
+    (88, &[Path, SecondPath]),                          // symlink
+    (89, &[Path, Buffer, Number]),                      // readlink
+    (90, &[Path, Number]),                              // chmod
+    (91, &[Number, Number]),                            // fchmod
+    (95, &[Number]),                                    // umask
+    (137, &[Path, Out(STATFS)]),                        // statfs
+    (138, &[Number, Out(STATFS)]),                      // fstatfs
+    (217, &[Number, Buffer, Number]),                   // getdents64
+    (221, &[Number, Number, Number, Number]),           // fadvise64
+    (257, &[Number, Path, Number, Number]),             // openat
+    (258, &[Number, Path, Number]),                     // mkdirat
+    (262, &[Number, Path, Out(STAT), Number]),          // newfstatat
+    (263, &[Number, Path, Number]),                     // unlinkat
+    (264, &[Number, Path, Number, SecondPath]),         // renameat
+    (265, &[Number, Path, Number, SecondPath, Number]), // linkat
+    (266, &[Path, Number, SecondPath]),                 // symlinkat
+    (267, &[Number, Path, Buffer, Number]),             // readlinkat
+    (268, &[Number, Path, Number]),                     // fchmodat
+    (269, &[Number, Path, Number]),                     // faccessat
+    (280, &[Number, Path, In(32), Number]),             // utimensat
+    (292, &[Number, Number, Number]),                   // dup3
+    (293, &[Out(8), Number]),                           // pipe2
+    (316, &[Number, Path, Number, SecondPath, Number]), // renameat2
+    (318, &[Buffer, Number, Number]),                   // getrandom
+    (439, &[Number, Path, Number, Number]),             // faccessat2
+];
+
+/// What has to be copied back after a forwarded call.
+struct Back {
+    to: u64,
+    from: u64,
+    /// `None`: as many bytes as the result says, at most the limit.
+    bytes: Option<u64>,
+    limit: u64,
+}
+
+/// Forwards `nr` if it is a file call.
+pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
+    match nr {
+        7 => return Some(poll(a[0], a[1], a[2])),
+        16 => return Some(ioctl(a[0], a[1], a[2])),
+        _ => {}
+    }
+    let (_, shape) = CALLS.iter().find(|(number, _)| *number == nr)?;
+    Some(forward(nr, a, shape))
+}
+
+fn forward(nr: u64, a: [u64; 6], shape: &[Arg]) -> Outcome {
+    let mut packed = [a[0], a[1], a[2], a[3], a[4]];
+    let mut back: Option<Back> = None;
+    let mut bytes = 0;
+    for (n, arg) in shape.iter().enumerate() {
+        let (Some(place), Some(&value)) = (packed.get_mut(n), a.get(n)) else {
+            continue;
+        };
+        match *arg {
+            Number => {}
+            Path | SecondPath => {
+                let at = if matches!(arg, Path) { 0 } else { SECOND };
+                let path = user::read_path(value)?;
+                phys::write_bytes(BOUNCE + at, &path);
+                bytes = bytes.max(at + path.len() as u64);
+                *place = at;
+            }
+            Out(size) => {
+                user::check_writable(value, size)?;
+                back = Some(Back {
+                    to: value,
+                    from: SECOND,
+                    bytes: Some(size),
+                    limit: size,
+                });
+                *place = SECOND;
+            }
+            In(_) if value == 0 => *place = u64::MAX,
+            In(size) => {
+                user::copy_in_phys(value, BOUNCE + SECOND, size)?;
+                bytes = bytes.max(SECOND + size);
+                *place = SECOND;
+            }
+            Buffer => {
+                let limit = a.get(n + 1).map_or(0, |&len| len.min(BOUNCE_BYTES));
+                user::check_writable(value, limit)?;
+                back = Some(Back {
+                    to: value,
+                    from: 0,
+                    bytes: None,
+                    limit,
+                });
+                *place = 0;
+            }
+        }
+    }
+    let value = result(host::forward(nr, packed, bytes))?;
+    if let Some(back) = back {
+        let len = back.bytes.unwrap_or(value);
+        if len > back.limit {
+            return Err(Errno::EIO);
+        }
+        user::copy_out_phys(back.to, BOUNCE + back.from, len)?;
+    }
+    Ok(value)
+}
+
+/// ioctl(2): terminal requests only; what others mean is unknown here.
+fn ioctl(fd: u64, request: u64, argument: u64) -> Outcome {
+    const TCGETS: u64 = 0x5401;
+    const TIOCGWINSZ: u64 = 0x5413;
+    let size = match request {
+        TCGETS => 36,
+        TIOCGWINSZ => 8,
+        _ => return result(host::forward(16, [fd, request, u64::MAX, 0, 0], 0)),
+    };
+    let value = result(host::forward(16, [fd, request, SECOND, 0, 0], 0))?;
+    user::copy_out_phys(argument, BOUNCE + SECOND, size)?;
+    Ok(value)
+}
+
+/// poll(2) on the program's descriptors.
+fn poll(list: u64, count: u64, timeout: u64) -> Outcome {
+    const POLLFD: u64 = 8;
+    let bytes = count
+        .checked_mul(POLLFD)
+        .filter(|&bytes| bytes <= BOUNCE_BYTES)
+        .ok_or(Errno::EINVAL)?;
+    user::copy_in_phys(list, BOUNCE, bytes)?;
+    let value = result(host::forward(7, [0, count, timeout, 0, 0], bytes))?;
+    user::copy_out_phys(list, BOUNCE, bytes)?;
+    Ok(value)
+}

@@ -1,0 +1,92 @@
+//! The one match: system-call number → function; errors become errno here.
+//!
+//! Called from every gate with the saved frame. Unknown calls are logged once
+//! per program by number and name and refused with ENOSYS. `docs/syscalls.md`
+//! lists the same table for readers.
+
+mod arena;
+mod file;
+mod mem;
+mod misc;
+mod signal;
+
+pub(crate) use signal::Signals;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use enclave_abi::syscall as ours;
+use enclave_core::errno::Errno;
+use enclave_core::names::syscall_name;
+
+use crate::arch::TrapFrame;
+use crate::{console, process};
+
+/// Result of a system call.
+type Outcome = Result<u64, Errno>;
+
+/// System calls served.
+pub(crate) static SERVED: AtomicU64 = AtomicU64::new(0);
+
+const GETPID: u64 = 39;
+
+/// Serves the call in `frame` and puts the result into its RAX.
+pub(crate) fn dispatch(frame: &mut TrapFrame) {
+    SERVED.fetch_add(1, Ordering::Relaxed);
+    if frame.rax == GETPID {
+        // Trivial calls first: where ring 0 is interpreted, each instruction
+        // on this way costs as much as a hundred elsewhere.
+        frame.rax = misc::PID;
+        return;
+    }
+    let outcome = serve(frame);
+    frame.rax = match outcome {
+        Ok(value) => value,
+        Err(errno) => errno.to_result(),
+    };
+    process::check_commands();
+}
+
+fn serve(frame: &mut TrapFrame) -> Outcome {
+    let nr = frame.rax;
+    let a = [
+        frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9,
+    ];
+    match nr {
+        0 | 1 | 17 | 18 | 19 | 20 => file::transfer(nr, a),
+        9 => mem::mmap(a),
+        10 => mem::mprotect(a[0], a[1], a[2]),
+        11 => mem::munmap(a[0], a[1]),
+        12 => Ok(mem::brk(a[0])),
+        25 => mem::mremap(a),
+        28 => mem::madvise(a[0], a[1], a[2]),
+        13 => signal::rt_sigaction(a),
+        14 => signal::rt_sigprocmask(a),
+        62 => signal::kill(a[0], a[1]),
+        131 => signal::sigaltstack(a[0], a[1]),
+        200 => signal::tkill(a[0], a[1]),
+        234 => signal::tkill(a[1], a[2]),
+        60 | 231 => process::end_by_exit(a[0]),
+        ours::BASE.. => arena::serve(nr, a),
+        _ => misc::serve(nr, a)
+            .or_else(|| file::serve(nr, a))
+            .unwrap_or_else(|| Err(unknown(nr))),
+    }
+}
+
+/// Logs an unknown call, once per program.
+fn unknown(nr: u64) -> Errno {
+    let fresh = process::with(|p| {
+        let Some(word) = p.logged.get_mut((nr / 64) as usize) else {
+            return true;
+        };
+        let bit = 1 << (nr % 64);
+        let fresh = *word & bit == 0;
+        *word |= bit;
+        fresh
+    });
+    if fresh {
+        let name = syscall_name(nr).unwrap_or("?");
+        console::line(format_args!("system call {nr} ({name}) is not implemented"));
+    }
+    Errno::ENOSYS
+}

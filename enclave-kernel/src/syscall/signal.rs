@@ -1,0 +1,174 @@
+//! Signals as far as start-up, abort and death need them.
+//!
+//! Handlers and masks are kept and given back, and signals a program sends to
+//! itself act by default: terminate or ignore. A handler is not called in this
+//! version: a signal that has one ends the program with a report that says so.
+
+use alloc::format;
+use alloc::string::ToString;
+
+use enclave_core::errno::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::Outcome;
+use super::misc::PID;
+use crate::{process, user};
+
+const NR_SIGNALS: usize = 64;
+const SIGKILL: u64 = 9;
+const SIGSTOP: u64 = 19;
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+
+/// The kernel's struct sigaction on x86-64.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Action {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
+/// Alternate signal stack (stack_t).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct AltStack {
+    base: u64,
+    flags: u64,
+    size: u64,
+}
+
+/// Handlers and masks of a program.
+#[derive(Clone, Debug)]
+pub(crate) struct Signals {
+    actions: [Action; NR_SIGNALS],
+    mask: u64,
+    alt: AltStack,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        const SS_DISABLE: u64 = 2;
+        Self {
+            actions: [Action::default(); NR_SIGNALS],
+            mask: 0,
+            alt: AltStack {
+                base: 0,
+                flags: SS_DISABLE,
+                size: 0,
+            },
+        }
+    }
+}
+
+fn index(signal: u64) -> Result<usize, Errno> {
+    match usize::try_from(signal) {
+        Ok(n @ 1..=NR_SIGNALS) => Ok(n - 1),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// rt_sigaction(2).
+pub(super) fn rt_sigaction([signal, new, old, size, ..]: [u64; 6]) -> Outcome {
+    let n = index(signal)?;
+    if size != 8 || (new != 0 && (signal == SIGKILL || signal == SIGSTOP)) {
+        return Err(Errno::EINVAL);
+    }
+    let wanted: Option<Action> = if new == 0 {
+        None
+    } else {
+        Some(user::read(new)?)
+    };
+    let before = process::with(|p| p.signals.actions[n]);
+    if old != 0 {
+        user::write(old, &before)?;
+    }
+    if let Some(action) = wanted {
+        process::with(|p| p.signals.actions[n] = action);
+    }
+    Ok(0)
+}
+
+/// rt_sigprocmask(2).
+pub(super) fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
+    if size != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let wanted: Option<u64> = if new == 0 {
+        None
+    } else {
+        Some(user::read(new)?)
+    };
+    let before = process::with(|p| p.signals.mask);
+    let after = match (wanted, how) {
+        (None, _) => before,
+        (Some(set), 0) => before | set,
+        (Some(set), 1) => before & !set,
+        (Some(set), 2) => set,
+        _ => return Err(Errno::EINVAL),
+    };
+    if old != 0 {
+        user::write(old, &before)?;
+    }
+    process::with(|p| p.signals.mask = after);
+    Ok(0)
+}
+
+/// sigaltstack(2).
+pub(super) fn sigaltstack(new: u64, old: u64) -> Outcome {
+    let wanted: Option<AltStack> = if new == 0 {
+        None
+    } else {
+        Some(user::read(new)?)
+    };
+    if old != 0 {
+        let before = process::with(|p| p.signals.alt);
+        user::write(old, &before)?;
+    }
+    if let Some(alt) = wanted {
+        process::with(|p| p.signals.alt = alt);
+    }
+    Ok(0)
+}
+
+/// kill(2): only the program itself is there.
+pub(super) fn kill(pid: u64, signal: u64) -> Outcome {
+    let own_group = 0u64.wrapping_sub(PID);
+    if pid != PID && pid != 0 && pid != own_group && pid != u64::MAX {
+        return Err(Errno::ESRCH);
+    }
+    raise(signal)
+}
+
+/// tkill(2), tgkill(2).
+pub(super) fn tkill(tid: u64, signal: u64) -> Outcome {
+    if tid != PID {
+        return Err(Errno::ESRCH);
+    }
+    raise(signal)
+}
+
+/// Signals whose default is to be ignored: CHLD, CONT, URG, WINCH, and the
+/// stop signals, because nobody could continue the program.
+fn ignored_by_default(signal: u64) -> bool {
+    matches!(signal, 17 | 18 | 19 | 20 | 21 | 22 | 23 | 28)
+}
+
+fn raise(signal: u64) -> Outcome {
+    if signal == 0 {
+        return Ok(0);
+    }
+    let n = index(signal)?;
+    let handler = process::with(|p| p.signals.actions[n].handler);
+    let number = u8::try_from(signal).map_err(|_| Errno::EINVAL)?;
+    match handler {
+        SIG_IGN => Ok(0),
+        SIG_DFL if ignored_by_default(signal) => Ok(0),
+        SIG_DFL => process::end_by_signal(number, "raised by the program itself".to_string()),
+        handler => process::end_by_signal(
+            number,
+            format!("raised by the program itself; its handler {handler:#x} is not called"),
+        ),
+    }
+}
