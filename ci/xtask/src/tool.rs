@@ -54,7 +54,8 @@ pub(crate) fn run_lines(
     Err(failed(what, command, &status.to_string()))
 }
 
-/// Runs `command` silently and returns its standard output.
+/// Runs `command` and returns its standard output. Warnings it gave on standard
+/// error are passed on.
 ///
 /// # Errors
 /// As [`run`]; what it wrote to standard error is part of the reason.
@@ -62,10 +63,11 @@ pub(crate) fn capture(what: &str, command: &mut Command) -> anyhow::Result<Strin
     let output = command
         .output()
         .with_context(|| format!("start {}", line(command)))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
+        eprint!("{stderr}");
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let stderr = String::from_utf8_lossy(&output.stderr);
     let tail = last_lines(&stderr, 12);
     let why = if tail.is_empty() {
         output.status.to_string()

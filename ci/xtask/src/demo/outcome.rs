@@ -4,7 +4,6 @@
 //! in the enclave says what it published, the analytics process on Linux what
 //! it read. They are joined by generation.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -25,7 +24,7 @@ pub(crate) struct Row {
     pub(crate) runs: u64,
     /// Chunks copied since the publish before.
     pub(crate) chunks_copied: u64,
-    /// Microseconds the kernel spent in this publish.
+    /// Microseconds the program spent in this publish.
     pub(crate) publish_us: f64,
     /// Where the reader found the spectrum's peak.
     pub(crate) peak: Option<String>,
@@ -88,7 +87,7 @@ pub(crate) fn row(line: &Value) -> Option<Row> {
         bytes: number(line, &["bytes"]),
         runs: number(line, &["runs"]),
         chunks_copied: number(line, &["chunks_copied"]),
-        publish_us: real(line, &["publish_us"]).unwrap_or(0.0),
+        publish_us: 0.0,
         peak: pick(line, &["peak"]).map(plain),
         checksum_ok: pick(line, &["checksum_ok"]).and_then(Value::as_bool),
     })
@@ -109,18 +108,16 @@ fn plain(value: &Value) -> String {
 impl Outcome {
     /// Joins what the reader saw with the program's summary.
     pub(crate) fn join(mut rows: Vec<Row>, summary: &Value) -> Self {
-        let published: BTreeMap<u64, &Value> = pick(summary, &["snapshots", "publishes"])
+        let mut times: Vec<f64> = pick(summary, &["publish_us"])
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
-            .filter_map(|entry| Some((entry.get("generation")?.as_u64()?, entry)))
+            .filter_map(Value::as_f64)
             .collect();
-        for row in &mut rows {
-            let Some(entry) = published.get(&row.generation) else {
-                continue;
-            };
-            if row.publish_us == 0.0 {
-                row.publish_us = real(entry, &["publish_us"]).unwrap_or(0.0);
+        // Generations count successful publishes from 1, as the list does.
+        for (generation, time) in (1..).zip(&times) {
+            for row in rows.iter_mut().filter(|row| row.generation == generation) {
+                row.publish_us = *time;
             }
         }
         let count = |want| {
@@ -128,13 +125,11 @@ impl Outcome {
                 .filter(|row| row.checksum_ok == Some(want))
                 .count() as u64
         };
-        let mut times: Vec<f64> = rows.iter().map(|row| row.publish_us).collect();
-        times.retain(|time| *time > 0.0);
         Self {
             steps: number(summary, &["steps"]),
             snapshots_verified: count(true),
             snapshots_torn: count(false),
-            snapshots_dropped: number(summary, &["dropped", "snapshots_dropped"]),
+            snapshots_dropped: number(summary, &["dropped"]),
             publish_us_median: median(&mut times),
             snapshots: rows,
             ..Self::default()
@@ -233,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn publish_times_come_from_the_program_when_the_reader_has_none() {
-        let summary = json!({"steps": 2, "snapshots": [
-            {"generation": 1, "publish_us": 10.0}, {"generation": 2, "publish_us": 30.0}]});
-        let lines = [line(1, true), line(2, true)];
-        let rows = lines.iter().filter_map(row);
-        let outcome = Outcome::join(rows.collect(), &summary);
-        assert_eq!(outcome.publish_us_median, Some(20.0));
+    fn publish_times_are_joined_by_generation() {
+        let summary = json!({"steps": 3, "publish_us": [10.0, 30.0, 80.0]});
+        let lines = [line(1, true), line(3, true)];
+        let outcome = Outcome::join(lines.iter().filter_map(row).collect(), &summary);
+        let times: Vec<f64> = outcome.snapshots.iter().map(|row| row.publish_us).collect();
+        assert_eq!(times, [10.0, 80.0]);
+        assert_eq!(outcome.publish_us_median, Some(30.0));
     }
 
     #[test]
