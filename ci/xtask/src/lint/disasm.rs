@@ -13,6 +13,9 @@ use super::Finding;
 const RING3_PREFIX: &str = "arch_ring3_";
 const RING3_SUFFIX: &str = "_ring3";
 
+/// Data among the code: the header the VMM reads.
+const HEADER: &str = "__header_start";
+
 /// Instructions the interpreter refuses or runs as something else. `tzcnt` is
 /// not among them: it is encoded as `rep bsf`, and the two differ for zero only,
 /// which the compiler tests for first.
@@ -47,7 +50,7 @@ const VECTOR_REGISTERS: &[&str] = &["%xmm", "%ymm", "%zmm", "%mm", "%st"];
 /// Words objdump prints before the mnemonic.
 const PREFIXES: &[&str] = &[
     "lock", "rep", "repz", "repnz", "data16", "addr32", "cs", "ds", "es", "fs", "gs", "ss",
-    "notrack", "bnd", "rex.W", "rex",
+    "notrack", "bnd",
 ];
 
 /// One instruction of a listing.
@@ -93,7 +96,7 @@ fn instruction_of(line: usize, text: &str) -> Option<Instruction<'_>> {
     let mut rest = rest.trim();
     loop {
         let (word, tail) = rest.split_once(' ').unwrap_or((rest, ""));
-        if tail.is_empty() || !PREFIXES.contains(&word) {
+        if tail.is_empty() || !(PREFIXES.contains(&word) || word.starts_with("rex")) {
             return Some(Instruction {
                 line,
                 mnemonic: word,
@@ -105,7 +108,7 @@ fn instruction_of(line: usize, text: &str) -> Option<Instruction<'_>> {
 }
 
 fn check_symbol(symbol: &str, body: &[Instruction<'_>]) -> Vec<Finding> {
-    if symbol.starts_with(RING3_PREFIX) || symbol.ends_with(RING3_SUFFIX) {
+    if symbol.starts_with(RING3_PREFIX) || symbol.ends_with(RING3_SUFFIX) || symbol == HEADER {
         return Vec::new();
     }
     // The linker fills the gap after a function with breakpoints.
@@ -190,6 +193,14 @@ mod tests {
     fn code_for_ring_3_may_use_them() {
         assert_eq!(
             refused("arch_ring3_copy", &["vmovups (%rax),%ymm0", "ret"]),
+            0
+        );
+    }
+
+    #[test]
+    fn data_among_the_code_is_not_judged() {
+        assert_eq!(
+            refused("__header_start", &["vmovups (%rax),%ymm0", "ret"]),
             0
         );
     }

@@ -67,13 +67,15 @@ impl fmt::Display for Finding {
 /// # Errors
 /// When any rule is broken, after printing every finding.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
-    sources(workspace)?;
+    let read = sources(workspace);
     let image = options.kernel.clone().unwrap_or_else(|| workspace.kernel());
     if options.kernel.is_none() && !image.is_file() {
         eprintln!("==> lint: no kernel image, machine code not checked (cargo xtask image)");
-        return Ok(());
+        return read;
     }
-    kernel(&image)
+    // Both parts print their findings, whatever the other one found.
+    let disassembled = kernel(&image);
+    read.and(disassembled)
 }
 
 /// Checks every source file, every document and the crate graph.
