@@ -65,7 +65,7 @@ pub(crate) struct Totals {
 impl Totals {
     /// Mean milliseconds of a solve.
     fn solve_ms_per_step(&self) -> f64 {
-        self.solve_ms.iter().sum::<f64>() / (self.solve_ms.len().max(1) as f64)
+        mean(&self.solve_ms)
     }
 
     /// One line of JSON.
@@ -206,12 +206,10 @@ fn step_text(line: &StepLine<'_>) -> String {
 fn totals_text(totals: &Totals, unknowns: usize) -> String {
     let solve_ms: f64 = totals.solve_ms.iter().sum();
     let work = (totals.sweeps * unknowns).max(1) as f64;
-    let publish_us =
-        totals.publish_us.iter().sum::<f64>() / (totals.publish_us.len().max(1) as f64);
     format!(
         "\ntiming\n  steps {}  solve {:.3} ms per step, {solve_ms:.3} ms in all\n  \
          spectrum and checksum {:.3} ms in all\n  \
-         published {}  dropped {}  publish {publish_us:.1} us mean\n  \
+         published {}  dropped {}  publish {:.1} us mean\n  \
          grind time {:.3} ns per angle, cell and group sweep\n  \
          converged {}  checksum {:016x}\n",
         totals.steps,
@@ -219,10 +217,19 @@ fn totals_text(totals: &Totals, unknowns: usize) -> String {
         totals.check_ms,
         totals.published,
         totals.dropped,
+        mean(&totals.publish_us),
         solve_ms * 1e6 / work,
         if totals.converged { "yes" } else { "no" },
         totals.checksum,
     )
+}
+
+/// Mean of some values; 0 of none.
+fn mean(values: &[f64]) -> f64 {
+    match values.len() {
+        0 => 0.0,
+        len => values.iter().sum::<f64>() / len as f64,
+    }
 }
 
 #[cfg(test)]

@@ -232,8 +232,10 @@ impl Cell<'_> {
         let inverse = &self.inverse[..nang];
         let mut lowest = 0.0f64;
         for n in 0..nang {
-            let inflow = hx[n] * ex[n] + hy[n] * ey[n] + hz[n] * ez[n] + self.time * et[n];
-            let flux = (self.source + inflow) * inverse[n];
+            // The edge along x comes from the cell just solved, so it is
+            // added last: everything else need not wait for it.
+            let known = self.source + hy[n] * ey[n] + hz[n] * ez[n] + self.time * et[n];
+            let flux = (known + hx[n] * ex[n]) * inverse[n];
             let highest_edge = ex[n].max(ey[n]).max(ez[n].max(et[n]));
             centre[n] = flux;
             lowest = lowest.min(2.0 * flux - highest_edge);
