@@ -1,1 +1,38 @@
-//! Placeholder until the first working version.
+//! XEMEM on the host: named memory of enclaves, shared with Linux processes.
+//!
+//! ```text
+//!  enclave-vmm ── client ──┐                         ┌── client ── analytics, tools
+//!   (exporter)             ▼                         ▼   (consumer)
+//!                  wire: requests, replies, descriptors
+//!                          server: epoll, memfds, eventfds
+//!                          broker: who may what, who holds what
+//! ```
+//!
+//! The broker makes each arena's memfd, gives it writable to the exporter
+//! once, seals it, and from then on gives it read-only to those who may read.
+//! A reader *leases* a generation; while it does, the exporter's kernel reuses
+//! none of its frames ([`enclave_abi::lease`]). Nothing on the publish path
+//! waits for the broker or for a reader.
+//!
+//! Trust: identity comes from the kernel (SO_PEERCRED), never from a message.
+//! A client can harm its own connection only; an exporter its own arenas'
+//! content only; readers cannot write. A reader of an arena can see frames of
+//! that arena that are not published yet, and nothing else of the exporter.
+//!
+//! [`wire`] is what can be said, [`broker`] what it means, [`server`] carries
+//! it out, [`client`] asks, [`snapshot`] reads arenas, with or without a broker.
+
+pub mod broker;
+pub mod client;
+mod memory;
+mod peer;
+mod rundir;
+pub mod server;
+pub mod snapshot;
+pub mod wire;
+
+pub use client::{ArenaGrant, ArenaRequest, Broker, ClientError, Stream};
+pub use enclave_abi::arena::{Geometry, VarDesc};
+pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
+pub use snapshot::{Snapshot, VarView};
+pub use wire::{ApId, EndReason, Hugetlb, Policy, SegId, SegmentInfo, SegmentState, Status};

@@ -1,0 +1,360 @@
+//! Access, attachments and leases: the reader's side.
+//!
+//! A *grant* is what an apid stands for: one segment, one connection. Once
+//! attached it has a policy. A reader of [`Policy::Every`] has a queue: the
+//! broker leases each generation for it as soon as the doorbell rings, and has
+//! the exporter's kernel keep unleased ones for that long (`retain`). A reader
+//! that does not empty its queue gets no more leases: generations it misses
+//! then show as gaps in their numbers.
+
+use super::{
+    Broker, Effect, Env, Fds, MAX_APIDS, MAX_LEASES, Making, PeerId, Refusal, Table, Ticket,
+};
+use crate::wire::{Access, ApId, Attached, EndReason, LeaseReply, Policy, Reply, SegId, Want};
+use enclave_abi::lease::SLOTS;
+use rustix::io::Errno;
+use std::collections::{BTreeSet, VecDeque};
+
+/// What an apid stands for.
+#[derive(Debug)]
+pub(super) struct Grant {
+    peer: PeerId,
+    segid: SegId,
+    attachment: Option<Attachment>,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    policy: Policy,
+    /// Leased for this reader, not yet asked for; [`Policy::Every`] only.
+    queue: VecDeque<u64>,
+    /// Largest generation that ever was in the queue.
+    queued: u64,
+    /// Leased and given to this reader.
+    delivered: BTreeSet<u64>,
+}
+
+impl Attachment {
+    fn leases(&self) -> usize {
+        self.queue.len() + self.delivered.len()
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.leases() >= SLOTS
+    }
+}
+
+impl Grant {
+    pub(super) fn is_attached(&self) -> bool {
+        self.attachment.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    #[cfg(test)]
+    pub(super) fn segid(&self) -> SegId {
+        self.segid
+    }
+}
+
+impl Broker {
+    pub(super) fn get(
+        &mut self,
+        peer: PeerId,
+        segid: SegId,
+        access: Access,
+    ) -> Result<Reply, Refusal> {
+        let segment = self.segments.get(&segid);
+        let segment = segment.ok_or(Refusal::NoSegment(segid))?;
+        let known = self.peers.get(&peer).ok_or(Refusal::NoSegment(segid))?;
+        if !segment.may_read(&known.credentials) {
+            let uid = known.credentials.uid;
+            return Err(Refusal::Permission { uid, segid });
+        }
+        if access == Access::ReadWrite {
+            return Err(Refusal::ReadOnly);
+        }
+        if let Some(reason) = segment.end_reason {
+            return Err(Refusal::SegmentEnded(segid, reason));
+        }
+        if !segment.is_live() {
+            return Err(Refusal::SegmentState(segid));
+        }
+        if known.apids.len() >= MAX_APIDS {
+            let (what, limit) = (Table::Apids, MAX_APIDS);
+            return Err(Refusal::Limit { what, limit });
+        }
+        let apid = ApId(self.next_id());
+        let attachment = None;
+        self.grants.insert(
+            apid,
+            Grant {
+                peer,
+                segid,
+                attachment,
+            },
+        );
+        if let Some(segment) = self.segments.get_mut(&segid) {
+            segment.apids.insert(apid);
+        }
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.apids.insert(apid);
+        }
+        Ok(Reply::Granted { apid })
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        peer: PeerId,
+        seq: u32,
+        apid: ApId,
+        policy: Policy,
+    ) -> Result<(), Refusal> {
+        let grant = self.grant(peer, apid)?;
+        if grant.is_attached() {
+            return Err(Refusal::Attached(apid));
+        }
+        let segid = grant.segid;
+        if let Some(segment) = self.segments.get(&segid)
+            && let Some(reason) = segment.end_reason
+        {
+            return Err(Refusal::SegmentEnded(segid, reason));
+        }
+        if let Some(grant) = self.grants.get_mut(&apid) {
+            grant.attachment = Some(Attachment {
+                policy,
+                queue: VecDeque::new(),
+                queued: 0,
+                delivered: BTreeSet::new(),
+            });
+        }
+        let making = Making::Notify(apid);
+        let ticket = Ticket { peer, seq, making };
+        self.effects.push(Effect::MakeNotify { ticket, apid });
+        Ok(())
+    }
+
+    pub(super) fn notify_made(
+        &mut self,
+        peer: PeerId,
+        seq: u32,
+        apid: ApId,
+        result: Result<u64, Errno>,
+        env: Env<'_>,
+    ) {
+        let Some(grant) = self.grants.get_mut(&apid) else {
+            return;
+        };
+        let segid = grant.segid;
+        if let Err(errno) = result {
+            grant.attachment = None;
+            let operation = super::Operation::MakeNotify;
+            self.refuse(peer, seq, &Refusal::System(operation, errno));
+            return;
+        }
+        let Some(segment) = self.segments.get(&segid) else {
+            return;
+        };
+        // A new reader begins with the newest generation there is, not with
+        // whatever older ones happen to be held.
+        if let Some(attachment) = &mut grant.attachment {
+            let newest = segment.leases.newest(segment.words(env), 0);
+            attachment.queued = newest.map_or(0, |newest| newest.saturating_sub(1));
+        }
+        let attached = Attached {
+            segid,
+            size_bytes: segment.geometry.size_bytes,
+            chunk_bytes: segment.geometry.chunk_bytes,
+            nr_banks: segment.geometry.nr_banks,
+            page_bytes: segment.page_bytes,
+        };
+        let fds = Fds::Attachment(segid, apid);
+        self.reply_with(peer, seq, Reply::Attached(attached), fds);
+        self.advance(segid, env);
+    }
+
+    pub(super) fn lease(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        want: Want,
+        env: Env<'_>,
+    ) -> Result<LeaseReply, Refusal> {
+        let segid = self.grant(peer, apid)?.segid;
+        self.advance(segid, env);
+        let nr_leases = self.peers.get(&peer).map_or(0, |known| known.leases);
+        let grant = self.grants.get_mut(&apid).ok_or(Refusal::NoAccess(apid))?;
+        let attachment = grant.attachment.as_mut();
+        let attachment = attachment.ok_or(Refusal::NotAttached(apid))?;
+        let segment = self.segments.get_mut(&segid);
+        let segment = segment.ok_or(Refusal::NoSegment(segid))?;
+        let words = segment.words(env);
+        let after = match want {
+            Want::Latest => 0,
+            Want::After(generation) => generation,
+        };
+        let found = match attachment.policy {
+            Policy::Every => attachment.queue.pop_front(),
+            Policy::Latest => {
+                let newest = segment.leases.newest(words, after);
+                if newest.is_some_and(|newest| attachment.delivered.contains(&newest)) {
+                    // Held by this reader already: one lease is enough.
+                    newest
+                } else if newest.is_some() && nr_leases >= MAX_LEASES {
+                    let (what, limit) = (Table::Leases, MAX_LEASES);
+                    return Err(Refusal::Limit { what, limit });
+                } else {
+                    let leased = segment.leases.lease_newest(words, after);
+                    if let (Some(_), Some(known)) = (leased, self.peers.get_mut(&peer)) {
+                        known.leases += 1;
+                    }
+                    leased
+                }
+            }
+        };
+        let Some(generation) = found else {
+            return Ok(ended_or_none(segment.end_reason));
+        };
+        attachment.delivered.insert(generation);
+        let record = env.memory.record(segid, generation).unwrap_or_default();
+        Ok(LeaseReply::Granted { generation, record })
+    }
+
+    pub(super) fn release_lease(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        generation: u64,
+        env: Env<'_>,
+    ) -> Result<(), Refusal> {
+        self.grant(peer, apid)?;
+        let grant = self.grants.get_mut(&apid).ok_or(Refusal::NoAccess(apid))?;
+        let attachment = grant.attachment.as_mut();
+        let attachment = attachment.ok_or(Refusal::NotAttached(apid))?;
+        if !attachment.delivered.remove(&generation) {
+            return Err(Refusal::NotLeased { apid, generation });
+        }
+        let segid = grant.segid;
+        self.give_back(peer, segid, generation, env);
+        self.advance(segid, env);
+        Ok(())
+    }
+
+    pub(super) fn detach(&mut self, peer: PeerId, apid: ApId, env: Env<'_>) -> Result<(), Refusal> {
+        if !self.grant(peer, apid)?.is_attached() {
+            return Err(Refusal::NotAttached(apid));
+        }
+        self.end_attachment(apid, env);
+        Ok(())
+    }
+
+    pub(super) fn release(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        env: Env<'_>,
+    ) -> Result<(), Refusal> {
+        self.grant(peer, apid)?;
+        self.release_grant(apid, env);
+        Ok(())
+    }
+
+    /// Takes back everything an apid stands for.
+    pub(super) fn release_grant(&mut self, apid: ApId, env: Env<'_>) {
+        self.end_attachment(apid, env);
+        let Some(grant) = self.grants.remove(&apid) else {
+            return;
+        };
+        if let Some(known) = self.peers.get_mut(&grant.peer) {
+            known.apids.remove(&apid);
+        }
+        if let Some(segment) = self.segments.get_mut(&grant.segid) {
+            segment.apids.remove(&apid);
+        }
+        self.forget_if_unused(grant.segid);
+    }
+
+    fn end_attachment(&mut self, apid: ApId, env: Env<'_>) {
+        let Some(grant) = self.grants.get_mut(&apid) else {
+            return;
+        };
+        let (peer, segid) = (grant.peer, grant.segid);
+        let Some(attachment) = grant.attachment.take() else {
+            return;
+        };
+        for generation in attachment.queue.into_iter().chain(attachment.delivered) {
+            self.give_back(peer, segid, generation, env);
+        }
+        self.effects.push(Effect::DropNotify(apid));
+        self.advance(segid, env);
+    }
+
+    fn give_back(&mut self, peer: PeerId, segid: SegId, generation: u64, env: Env<'_>) {
+        let latest = env.memory.counters(segid).latest_generation;
+        if let Some(segment) = self.segments.get_mut(&segid) {
+            let words = segment.words(env);
+            segment.leases.release(words, generation, latest);
+        }
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.leases = known.leases.saturating_sub(1);
+        }
+    }
+
+    /// Leases new generations of `segid` for all readers that want each one,
+    /// and tells the exporter's kernel how many to keep.
+    pub(super) fn advance(&mut self, segid: SegId, env: Env<'_>) {
+        let Some(segment) = self.segments.get_mut(&segid) else {
+            return;
+        };
+        if segment.page_bytes == 0 {
+            return;
+        }
+        let words = segment.words(env);
+        let mut keeps_up = false;
+        for apid in &segment.apids {
+            let Some(grant) = self.grants.get_mut(apid) else {
+                continue;
+            };
+            let Some(attachment) = grant.attachment.as_mut() else {
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(&grant.peer) else {
+                continue;
+            };
+            if attachment.policy != Policy::Every {
+                continue;
+            }
+            for generation in segment.leases.after(words, attachment.queued) {
+                if attachment.is_stuck() || peer.leases >= MAX_LEASES {
+                    break;
+                }
+                attachment.queued = generation;
+                if segment.leases.lease(words, generation) {
+                    attachment.queue.push_back(generation);
+                    peer.leases += 1;
+                }
+            }
+            keeps_up |= !attachment.is_stuck() && peer.leases < MAX_LEASES;
+        }
+        if segment.end_reason.is_none() {
+            let all = u64::from(segment.geometry.nr_banks.saturating_sub(1));
+            let retain = if keeps_up { all } else { 1 };
+            words.memory.set_retain(words.enclave, words.slot, retain);
+        }
+    }
+
+    /// The grant if it belongs to this very connection.
+    fn grant(&self, peer: PeerId, apid: ApId) -> Result<&Grant, Refusal> {
+        let grant = self.grants.get(&apid);
+        grant
+            .filter(|grant| grant.peer == peer)
+            .ok_or(Refusal::NoAccess(apid))
+    }
+}
+
+fn ended_or_none(reason: Option<EndReason>) -> LeaseReply {
+    reason.map_or(LeaseReply::None, LeaseReply::Ended)
+}

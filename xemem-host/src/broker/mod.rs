@@ -1,0 +1,519 @@
+//! The broker's decisions, without sockets, descriptors or clocks.
+//!
+//! ```text
+//!  server: (peer, seq, Request) ──► handle ──► Effects, in order ──► server
+//!          doorbell, time, end of a peer          │
+//!            ▲                                    ▼
+//!            └────────── finish(Ticket, result) ◄─ effects that can fail
+//! ```
+//!
+//! The server calls one method at a time, then carries out
+//! [`Broker::take_effects`] in order. A segment lives like this:
+//!
+//! ```text
+//!  ArenaMake ──► Making ──ArenaMapped──► Live ──ArenaEnd, Remove──► Ended ──► gone
+//!                  └──────────── exporter's connection closes ───────▲   when the last
+//!                                                                       apid is released
+//! ```
+//!
+//! Promises: no input panics; tables are bounded; a refused request changes
+//! nothing; when a peer is gone, so are its leases, subscriptions and apids.
+//! Does not know what a descriptor is, nor who may connect.
+
+mod attachments;
+mod doorbells;
+mod leases;
+mod names;
+mod refusal;
+mod segments;
+#[cfg(test)]
+mod tests;
+
+pub use doorbells::{PAUSE_MS, RINGS_PER_SECOND};
+pub use leases::{Counters, LeaseMemory};
+pub use refusal::{Operation, Refusal, Table};
+
+use crate::wire::{
+    ApId, Hugetlb, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError,
+};
+use attachments::Grant;
+use names::{Name, Names};
+use rustix::io::Errno;
+use segments::Segment;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most connections.
+pub const MAX_CLIENTS: usize = 256;
+/// Most segments, ended ones included.
+pub const MAX_SEGMENTS: usize = 1024;
+/// Most apids of one client.
+pub const MAX_APIDS: usize = 256;
+/// Most leases of one client, queued ones included.
+pub const MAX_LEASES: usize = 64;
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u64);
+
+/// A registered enclave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EnclaveId(pub u64);
+
+/// Who a peer is, as the kernel said when it connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Descriptors to go along with a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fds {
+    /// None.
+    None,
+    /// The enclave's lease page.
+    LeasePage(EnclaveId),
+    /// The arena's read-write memfd and its doorbell.
+    Arena(SegId),
+    /// The read-only memfd of the segment and the notify eventfd of the apid.
+    Attachment(SegId, ApId),
+}
+
+/// Whom to answer once an effect is carried out, and what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    peer: PeerId,
+    seq: u32,
+    making: Making,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Making {
+    LeasePage(EnclaveId),
+    Arena(SegId),
+    Sealed(SegId),
+    Notify(ApId),
+}
+
+/// What the server has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a reply; a peer that cannot take it is to be disconnected.
+    Send {
+        /// To whom.
+        peer: PeerId,
+        /// Sequence number of the request.
+        seq: u32,
+        /// The reply.
+        reply: Reply,
+        /// Descriptors.
+        fds: Fds,
+    },
+    /// Make and map a lease page, then [`Broker::finish`].
+    MakeLeasePage {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Its id.
+        enclave: EnclaveId,
+    },
+    /// Make arena object and doorbell, then `finish` with the page bytes.
+    MakeArena {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Its id.
+        segid: SegId,
+        /// Bytes.
+        object_bytes: u64,
+        /// Pages to use; `Auto` falls back.
+        hugetlb: Hugetlb,
+    },
+    /// Seal the object, map its header, watch its doorbell, then `finish`.
+    SealArena {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Its id.
+        segid: SegId,
+    },
+    /// Make the eventfd of an attachment, then `finish`.
+    MakeNotify {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Its id.
+        apid: ApId,
+    },
+    /// Signal an attachment.
+    Notify(ApId),
+    /// Stop watching a doorbell.
+    PauseDoorbell(SegId),
+    /// Watch it again.
+    ResumeDoorbell(SegId),
+    /// Close the eventfd of an attachment.
+    DropNotify(ApId),
+    /// Forget the arena object.
+    DropArena(SegId),
+    /// Forget the lease page.
+    DropLeasePage(EnclaveId),
+    /// Close a connection; [`Broker::disconnected`] has been dealt with.
+    Disconnect(PeerId),
+    /// End.
+    Exit,
+}
+
+/// What surrounds one call: shared memory and the time.
+#[derive(Clone, Copy)]
+pub struct Env<'a> {
+    /// Memory shared with exporters.
+    pub memory: &'a dyn LeaseMemory,
+    /// Monotonic milliseconds.
+    pub now_ms: u64,
+}
+
+impl core::fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Env").field("now_ms", &self.now_ms).finish()
+    }
+}
+
+/// What a broker is told at start.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// User the broker runs as.
+    pub owner_uid: u32,
+    /// Its process id.
+    pub pid: u32,
+    /// How long to stay without any client.
+    pub linger_ms: u64,
+    /// Budget of each doorbell.
+    pub rings_per_second: u64,
+}
+
+#[derive(Debug)]
+struct Peer {
+    credentials: Credentials,
+    role: Option<Role>,
+    enclave: Option<EnclaveId>,
+    apids: BTreeSet<ApId>,
+    /// Leases over all apids, bounded by [`MAX_LEASES`].
+    leases: usize,
+}
+
+#[derive(Debug)]
+struct Enclave {
+    name: Name,
+    slots: BTreeMap<u32, SegId>,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Broker {
+    settings: Settings,
+    started_ms: u64,
+    /// Since when there is no client.
+    idle_since_ms: Option<u64>,
+    peers: BTreeMap<PeerId, Peer>,
+    enclaves: BTreeMap<EnclaveId, Enclave>,
+    segments: BTreeMap<SegId, Segment>,
+    grants: BTreeMap<ApId, Grant>,
+    names: Names,
+    last_id: u64,
+    protocol_errors: u64,
+    throttled: u64,
+    effects: Vec<Effect>,
+}
+
+impl Broker {
+    /// A broker without clients.
+    #[must_use]
+    pub fn new(settings: Settings, now_ms: u64) -> Self {
+        Self {
+            settings,
+            started_ms: now_ms,
+            idle_since_ms: Some(now_ms),
+            peers: BTreeMap::new(),
+            enclaves: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            names: Names::default(),
+            last_id: 0,
+            protocol_errors: 0,
+            throttled: 0,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What has to be done, in order. Call after every other method.
+    #[must_use]
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        core::mem::take(&mut self.effects)
+    }
+
+    /// A connection was accepted.
+    pub fn connected(&mut self, peer: PeerId, credentials: Credentials) {
+        if self.peers.len() >= MAX_CLIENTS {
+            let (what, limit) = (Table::Clients, MAX_CLIENTS);
+            self.refuse(peer, 0, &Refusal::Limit { what, limit });
+            self.effects.push(Effect::Disconnect(peer));
+            return;
+        }
+        self.idle_since_ms = None;
+        self.peers.insert(
+            peer,
+            Peer {
+                credentials,
+                role: None,
+                enclave: None,
+                apids: BTreeSet::new(),
+                leases: 0,
+            },
+        );
+    }
+
+    /// A connection has ended, whoever ended it.
+    pub fn disconnected(&mut self, peer: PeerId, env: Env<'_>) {
+        let Some(gone) = self.peers.get(&peer) else {
+            return;
+        };
+        let (apids, enclave) = (gone.apids.clone(), gone.enclave);
+        self.names.stop_waiting(peer);
+        for apid in apids {
+            self.release_grant(apid, env);
+        }
+        if let Some(enclave) = enclave {
+            self.exporter_gone(enclave, env);
+        }
+        self.peers.remove(&peer);
+        if self.peers.is_empty() {
+            self.idle_since_ms = Some(env.now_ms);
+        }
+    }
+
+    /// `peer` sent something that is no request: tell it, and drop it.
+    pub fn protocol_error(&mut self, peer: PeerId, seq: u32, error: &WireError, env: Env<'_>) {
+        let errno = match error {
+            WireError::Version(_) => Errno::PROTONOSUPPORT,
+            _ => Errno::PROTO,
+        };
+        let text = error.to_string();
+        self.drop_peer(peer, seq, errno, text, env);
+    }
+
+    /// Serves one request.
+    pub fn handle(&mut self, peer: PeerId, seq: u32, request: &Request, env: Env<'_>) {
+        let Some(role) = self.peers.get(&peer).map(|known| known.role) else {
+            return;
+        };
+        if role.is_some() == matches!(request, Request::Hello { .. }) {
+            let refusal = Refusal::Hello;
+            self.drop_peer(peer, seq, refusal.errno(), refusal.to_string(), env);
+            return;
+        }
+        match self.serve(peer, seq, request, env) {
+            Ok(Some(reply)) => self.reply(peer, seq, reply),
+            Ok(None) => {}
+            Err(refusal @ Refusal::AbiVersion(_)) => {
+                self.drop_peer(peer, seq, refusal.errno(), refusal.to_string(), env);
+            }
+            Err(refusal) => self.refuse(peer, seq, &refusal),
+        }
+        if matches!(request, Request::Shutdown { .. }) && self.shutdown_granted(peer, request) {
+            self.effects.push(Effect::Exit);
+        }
+    }
+
+    /// An effect with a ticket was carried out (`Ok`, with the page bytes of a
+    /// new arena) or failed.
+    pub fn finish(&mut self, ticket: Ticket, result: Result<u64, Errno>, env: Env<'_>) {
+        let Ticket { peer, seq, making } = ticket;
+        match making {
+            Making::LeasePage(enclave) => self.lease_page_made(peer, seq, enclave, result),
+            Making::Arena(segid) => self.arena_made(peer, seq, segid, result, env),
+            Making::Sealed(segid) => self.arena_sealed(peer, seq, segid, result, env),
+            Making::Notify(apid) => self.notify_made(peer, seq, apid, result, env),
+        }
+    }
+
+    /// When [`Broker::tick`] has to be called at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        let idle = self.idle_since_ms;
+        let idle = idle.map(|since| since.saturating_add(self.settings.linger_ms));
+        let paused = self.segments.values().filter_map(Segment::paused_until);
+        idle.into_iter()
+            .chain(self.names.next_deadline())
+            .chain(paused)
+            .min()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, env: Env<'_>) {
+        for (peer, waiter) in self.names.expired(env.now_ms) {
+            self.refuse(peer, waiter.seq, &Refusal::NameTimeout);
+        }
+        self.resume_doorbells(env.now_ms);
+        let linger_ms = self.settings.linger_ms;
+        let idle = |since: u64| since.saturating_add(linger_ms) <= env.now_ms;
+        if self.idle_since_ms.is_some_and(idle) {
+            self.effects.push(Effect::Exit);
+        }
+    }
+
+    /// The one match from request to decision. `None`: the reply comes later.
+    fn serve(
+        &mut self,
+        peer: PeerId,
+        seq: u32,
+        request: &Request,
+        env: Env<'_>,
+    ) -> Result<Option<Reply>, Refusal> {
+        let ok = |()| Some(Reply::Ok);
+        match *request {
+            Request::Hello { role, abi_version } => self.hello(peer, role, abi_version).map(Some),
+            Request::RegisterEnclave { name } => {
+                self.register_enclave(peer, seq, &name).map(|()| None)
+            }
+            Request::ArenaMake(ref make) => self.arena_make(peer, seq, make, env).map(|()| None),
+            Request::ArenaMapped { segid } => self.arena_mapped(peer, seq, segid).map(|()| None),
+            Request::ArenaName { segid, name } => self.arena_name(peer, segid, &name).map(ok),
+            Request::ArenaEnd { segid, reason } => self.arena_end(peer, segid, reason, env).map(ok),
+            Request::Lookup { name, timeout_ms } => self.lookup(peer, seq, &name, timeout_ms, env),
+            Request::Get { segid, access } => self.get(peer, segid, access).map(Some),
+            Request::Attach { apid, policy } => self.attach(peer, seq, apid, policy).map(|()| None),
+            Request::Lease { apid, want } => {
+                let lease = self.lease(peer, apid, want, env)?;
+                Ok(Some(Reply::Lease(lease)))
+            }
+            Request::ReleaseLease { apid, generation } => {
+                self.release_lease(peer, apid, generation, env).map(ok)
+            }
+            Request::Detach { apid } => self.detach(peer, apid, env).map(ok),
+            Request::Release { apid } => self.release(peer, apid, env).map(ok),
+            Request::Remove { segid } => self.remove(peer, segid, env).map(ok),
+            Request::List { after } => Ok(Some(self.list(after, env))),
+            Request::Status => Ok(Some(Reply::Status(self.status(env)))),
+            Request::Shutdown { force } => self.shutdown(peer, force).map(ok),
+        }
+    }
+
+    fn hello(&mut self, peer: PeerId, role: Role, abi_version: u32) -> Result<Reply, Refusal> {
+        if abi_version != enclave_abi::ABI_VERSION {
+            return Err(Refusal::AbiVersion(abi_version));
+        }
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.role = Some(role);
+        }
+        Ok(Reply::Welcome {
+            abi_version: enclave_abi::ABI_VERSION,
+            pid: self.settings.pid,
+        })
+    }
+
+    fn lookup(
+        &mut self,
+        peer: PeerId,
+        seq: u32,
+        name: &[u8; enclave_abi::arena::NAME_BYTES],
+        timeout_ms: u32,
+        env: Env<'_>,
+    ) -> Result<Option<Reply>, Refusal> {
+        let name = Name::required(name)?;
+        let live = |segid: &SegId| self.segments.get(segid).is_some_and(Segment::is_live);
+        if let Some(segid) = self.names.find(&name).filter(live) {
+            return Ok(Some(Reply::Segment { segid }));
+        }
+        if timeout_ms == 0 {
+            return Err(Refusal::NoName);
+        }
+        let deadline_ms = env.now_ms.saturating_add(u64::from(timeout_ms));
+        self.names.wait(peer, seq, name, deadline_ms).map(|()| None)
+    }
+
+    fn status(&self, env: Env<'_>) -> Status {
+        let attachments = self.grants.values().filter(|grant| grant.is_attached());
+        let leases = self.peers.values().map(|peer| peer.leases).sum();
+        Status {
+            pid: self.settings.pid,
+            protocol_version: u32::from(PROTOCOL_VERSION),
+            abi_version: enclave_abi::ABI_VERSION,
+            clients: count(self.peers.len()),
+            enclaves: count(self.enclaves.len()),
+            segments: count(self.segments.len()),
+            attachments: count(attachments.count()),
+            leases: count(leases),
+            protocol_errors: self.protocol_errors,
+            throttled: self.throttled,
+            uptime_ms: env.now_ms.saturating_sub(self.started_ms),
+        }
+    }
+
+    fn shutdown(&self, peer: PeerId, force: bool) -> Result<(), Refusal> {
+        let uid = self.credentials(peer).map_or(u32::MAX, |peer| peer.uid);
+        if uid != 0 && uid != self.settings.owner_uid {
+            return Err(Refusal::ShutdownPermission);
+        }
+        let enclaves = self.enclaves.len();
+        let attachments = self.grants.values().filter(|grant| grant.is_attached());
+        let attachments = attachments.count();
+        if !force && enclaves + attachments > 0 {
+            return Err(Refusal::Busy {
+                enclaves,
+                attachments,
+            });
+        }
+        Ok(())
+    }
+
+    fn shutdown_granted(&self, peer: PeerId, request: &Request) -> bool {
+        matches!(*request, Request::Shutdown { force } if self.shutdown(peer, force).is_ok())
+    }
+
+    fn credentials(&self, peer: PeerId) -> Option<&Credentials> {
+        self.peers.get(&peer).map(|peer| &peer.credentials)
+    }
+
+    fn next_id(&mut self) -> u64 {
+        // 2^64 ids outlast any broker; saturation would only refuse.
+        self.last_id = self.last_id.saturating_add(1);
+        self.last_id
+    }
+
+    fn reply(&mut self, peer: PeerId, seq: u32, reply: Reply) {
+        self.reply_with(peer, seq, reply, Fds::None);
+    }
+
+    fn reply_with(&mut self, peer: PeerId, seq: u32, reply: Reply, fds: Fds) {
+        self.effects.push(Effect::Send {
+            peer,
+            seq,
+            reply,
+            fds,
+        });
+    }
+
+    fn refuse(&mut self, peer: PeerId, seq: u32, refusal: &Refusal) {
+        let errno = errno_number(refusal.errno());
+        let text = refusal.to_string();
+        self.reply(peer, seq, Reply::Error { errno, text });
+    }
+
+    fn drop_peer(&mut self, peer: PeerId, seq: u32, errno: Errno, text: String, env: Env<'_>) {
+        self.protocol_errors = self.protocol_errors.saturating_add(1);
+        let errno = errno_number(errno);
+        self.reply(peer, seq, Reply::Error { errno, text });
+        self.disconnected(peer, env);
+        self.effects.push(Effect::Disconnect(peer));
+    }
+}
+
+/// Linux numbers are small and positive.
+fn errno_number(errno: Errno) -> u32 {
+    errno.raw_os_error().unsigned_abs()
+}
+
+/// Every table is bounded far below 2^32.
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

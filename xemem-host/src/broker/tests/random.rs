@@ -1,0 +1,167 @@
+//! Random sequences of requests, kernels, deaths and failures: nothing
+//! panics, nothing is counted wrongly, and everything is gone in the end.
+
+use super::*;
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(u64, Request),
+    Word(u32, usize, u64),
+    Latest(u64, u64),
+    Ring(u64, u64),
+    Fail(bool),
+    Pass(u64),
+    Leave(u64),
+}
+
+/// Ids are small so that they often mean something.
+fn request() -> impl Strategy<Value = Request> {
+    let id = 0..24_u64;
+    let names = prop_oneof![
+        Just([0; NAME_BYTES]),
+        Just(field("a")),
+        Just(field("b")),
+        Just(field("c")),
+        Just([0xff; NAME_BYTES]),
+    ];
+    let make = (names.clone(), 0..4_u32, 1..4_u32, any::<bool>()).prop_map(
+        |(name, slot, nr_banks, open)| {
+            Request::ArenaMake(ArenaMake {
+                name,
+                nr_banks,
+                reader_gid: if open { 77 } else { u32::MAX },
+                ..make(slot, "x")
+            })
+        },
+    );
+    let policy = prop_oneof![Just(Policy::Latest), Just(Policy::Every)];
+    prop_oneof![
+        1 => Just(Request::Hello { role: Role::Exporter, abi_version: 1 }),
+        2 => names.clone().prop_map(|name| Request::RegisterEnclave { name }),
+        4 => make,
+        4 => id.clone().prop_map(|id| Request::ArenaMapped { segid: SegId(id) }),
+        1 => (id.clone(), names.clone())
+            .prop_map(|(id, name)| Request::ArenaName { segid: SegId(id), name }),
+        1 => id.clone().prop_map(|id| Request::ArenaEnd {
+            segid: SegId(id),
+            reason: EndReason::ProgramDied,
+        }),
+        2 => (names, 0..50_u32)
+            .prop_map(|(name, timeout_ms)| Request::Lookup { name, timeout_ms }),
+        4 => id.clone().prop_map(|id| Request::Get {
+            segid: SegId(id),
+            access: Access::ReadOnly,
+        }),
+        4 => (id.clone(), policy)
+            .prop_map(|(id, policy)| Request::Attach { apid: ApId(id), policy }),
+        6 => (id.clone(), 0..6_u64)
+            .prop_map(|(id, g)| Request::Lease { apid: ApId(id), want: Want::After(g) }),
+        3 => (id.clone(), 0..6_u64)
+            .prop_map(|(id, generation)| Request::ReleaseLease { apid: ApId(id), generation }),
+        1 => id.clone().prop_map(|id| Request::Detach { apid: ApId(id) }),
+        1 => id.clone().prop_map(|id| Request::Release { apid: ApId(id) }),
+        1 => id.clone().prop_map(|id| Request::Remove { segid: SegId(id) }),
+        1 => id.prop_map(|id| Request::List { after: SegId(id) }),
+        1 => Just(Request::Status),
+        1 => any::<bool>().prop_map(|force| Request::Shutdown { force }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (0..5_u64, request()).prop_map(|(peer, request)| Step::Ask(peer, request)),
+        // What a kernel might write, hostile ones included.
+        5 => (0..4_u32, 0..SLOTS, 0..30_u64).prop_map(|(s, i, w)| Step::Word(s, i, w)),
+        2 => (0..24_u64, 0..8_u64).prop_map(|(id, g)| Step::Latest(id, g)),
+        5 => (0..24_u64, 0..2000_u64).prop_map(|(id, n)| Step::Ring(id, n)),
+        1 => any::<bool>().prop_map(Step::Fail),
+        2 => (0..200_u64).prop_map(Step::Pass),
+        1 => (0..5_u64).prop_map(Step::Leave),
+    ]
+}
+
+/// What must hold at any time.
+fn check(world: &World) {
+    let broker = &world.broker;
+    let per_peer: usize = broker.peers.values().map(|peer| peer.leases).sum();
+    let per_segment: u64 = broker.segments.values().map(|s| s.leases.readers()).sum();
+    assert_eq!(per_peer as u64, per_segment, "leases are lost or invented");
+    assert!(broker.peers.values().all(|p| p.leases <= MAX_LEASES));
+    for (apid, grant) in &broker.grants {
+        assert!(broker.peers[&grant.peer()].apids.contains(apid));
+        assert!(broker.segments[&grant.segid()].apids.contains(apid));
+    }
+    let apids: usize = broker.peers.values().map(|peer| peer.apids.len()).sum();
+    assert_eq!(apids, broker.grants.len());
+}
+
+fn run(steps: Vec<Step>) {
+    let mut world = World::new();
+    let uids = [OWNER, OWNER, OWNER, 0, 2000];
+    for step in steps {
+        match step {
+            Step::Ask(peer, request) => {
+                let id = PeerId(peer);
+                if !world.broker.peers.contains_key(&id) {
+                    let uid = uids[usize::try_from(peer).expect("small")];
+                    world.connect(id, uid, Role::Exporter);
+                }
+                world.act(|broker, env| broker.handle(id, 1, &request, env));
+            }
+            Step::Word(slot, index, word) => {
+                for &enclave in world.broker.enclaves.keys() {
+                    world.memory.set(enclave, slot, index, Slot::decode(word));
+                }
+            }
+            Step::Latest(segid, generation) => {
+                let mut latest = world.memory.latest.borrow_mut();
+                latest.insert(SegId(segid), generation);
+            }
+            Step::Ring(segid, rings) => {
+                world.act(|broker, env| broker.doorbell(SegId(segid), rings, env));
+            }
+            Step::Fail(fails) => world.fails = fails.then_some(Errno::NOMEM),
+            Step::Pass(ms) => {
+                world.now_ms += ms;
+                world.act(|broker, env| broker.tick(env));
+            }
+            Step::Leave(peer) => world.disconnect(PeerId(peer)),
+        }
+        check(&world);
+    }
+    for peer in 0..5 {
+        world.disconnect(PeerId(peer));
+        check(&world);
+    }
+    let broker = &world.broker;
+    assert!(broker.peers.is_empty() && broker.enclaves.is_empty());
+    assert!(broker.segments.is_empty() && broker.grants.is_empty());
+    assert!(broker.names.is_empty());
+    // Nothing but the lingering is waited for.
+    let linger = broker.idle_since_ms.map(|since| since + 2000);
+    assert!(linger.is_some() && broker.next_deadline() == linger);
+    let made = |e: &&Effect| matches!(e, Effect::MakeArena { .. });
+    let dropped = |e: &&Effect| matches!(e, Effect::DropArena(_));
+    let effects = &world.effects;
+    assert_eq!(
+        effects.iter().filter(made).count(),
+        effects.iter().filter(dropped).count(),
+        "an arena object is left over"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_sequence_panics_miscounts_or_leaves_anything(
+        steps in proptest::collection::vec(step(), 1..120)
+    ) {
+        run(steps);
+    }
+}

@@ -1,0 +1,439 @@
+//! The blocking client: what VMM, command line and analytics ask the broker.
+//!
+//! [`Broker`] is one connection, one request at a time. [`Stream`] follows one
+//! arena on a connection of its own. A connection's apids and leases end with
+//! it, whatever happens to the process, because the kernel closes it.
+
+mod start;
+mod stream;
+
+pub(crate) use stream::Held;
+pub use stream::Stream;
+
+use crate::snapshot::SnapshotError;
+use crate::wire::socket::{Packet, receive, send};
+use crate::wire::{
+    Access, ApId, ArenaMake, Attached, EndReason, Hugetlb, LeaseReply, Policy, Reply, Request,
+    Role, SegId, SegmentInfo, Status, Want, WireError,
+};
+use enclave_abi::arena::{Geometry, GeometryError, NAME_BYTES, name_field};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why a request did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("cannot connect to the broker at {path}: {source}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: Errno,
+    },
+    /// The broker could not be started.
+    #[error("cannot start the broker {exe}: {why}")]
+    Start {
+        /// Its program file.
+        exe: PathBuf,
+        /// What happened.
+        why: String,
+    },
+    /// The broker has ended, or dropped this connection.
+    #[error("the broker is gone")]
+    BrokerGone,
+    /// The broker refused.
+    #[error("refused: {text} ({errno})")]
+    Refused {
+        /// The reason as a number.
+        errno: Errno,
+        /// The reason in words.
+        text: String,
+    },
+    /// The broker answered something that makes no sense.
+    #[error("the broker does not speak this protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The broker answered another question.
+    #[error("the broker gave another answer than asked for")]
+    Answer,
+    /// The broker describes an impossible arena.
+    #[error("the broker describes an impossible arena: {0:?}")]
+    Geometry(GeometryError),
+    /// Not a name.
+    #[error("{0:?} is no name: 1 to 63 bytes, no control characters")]
+    Name(String),
+    /// Nothing came in time.
+    #[error("nothing came within the time given")]
+    Timeout,
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: Errno,
+    },
+    /// The arena cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+impl ClientError {
+    /// The broker's reason, if it refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+/// What an exporter wants of an arena.
+#[derive(Clone, Debug)]
+pub struct ArenaRequest {
+    /// Arena slot of the enclave.
+    pub slot: u32,
+    /// Name; empty = none yet.
+    pub name: String,
+    /// Payload bytes.
+    pub size_bytes: u64,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u64,
+    /// Number of banks.
+    pub nr_banks: u32,
+    /// Page size wanted.
+    pub hugetlb: Hugetlb,
+    /// Group that may read besides the owner, if any.
+    pub reader_gid: Option<u32>,
+}
+
+/// A new arena.
+#[derive(Debug)]
+pub struct ArenaGrant {
+    /// Its segid.
+    pub segid: SegId,
+    /// Where everything in it is.
+    pub geometry: Geometry,
+    /// Bytes of a host page behind it: 4 KiB or 2 MiB.
+    pub page_bytes: u64,
+    /// The object, read-write: map and prefault it, call
+    /// [`Broker::arena_mapped`], then close it.
+    pub memfd: OwnedFd,
+    /// Eventfd that tells the broker of a publish.
+    pub doorbell: OwnedFd,
+}
+
+/// A granted attachment, before it is mapped.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) geometry: Geometry,
+    pub(crate) page_bytes: u32,
+    pub(crate) memfd: OwnedFd,
+    pub(crate) notify: OwnedFd,
+}
+
+/// A connection to the broker.
+#[derive(Debug)]
+pub struct Broker {
+    socket: OwnedFd,
+    seq: u32,
+}
+
+impl Broker {
+    /// Connects; fit for exporters and tools.
+    ///
+    /// # Errors
+    /// Nobody listens at `socket`, or it is not a broker of this version.
+    pub fn connect(socket: &Path) -> Result<Self, ClientError> {
+        Self::connect_as(socket, Role::Exporter)
+    }
+
+    /// Connects in a role.
+    ///
+    /// # Errors
+    /// As [`Broker::connect`].
+    pub fn connect_as(socket: &Path, role: Role) -> Result<Self, ClientError> {
+        let failed = |source| ClientError::Connect {
+            path: socket.to_owned(),
+            source,
+        };
+        let flags = SocketFlags::CLOEXEC;
+        let fd =
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
+        let address = SocketAddrUnix::new(socket).map_err(failed)?;
+        connect(&fd, &address).map_err(failed)?;
+        let mut broker = Self { socket: fd, seq: 0 };
+        let abi_version = enclave_abi::ABI_VERSION;
+        match broker.call(&Request::Hello { role, abi_version })? {
+            (Reply::Welcome { .. }, _) => Ok(broker),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Connects, starting `broker_exe` first if nobody listens.
+    ///
+    /// # Errors
+    /// As [`Broker::connect`], or it cannot be started.
+    pub fn connect_or_start(socket: &Path, broker_exe: &Path) -> Result<Self, ClientError> {
+        start::connect_or_start(socket, broker_exe)
+    }
+
+    /// Names this exporter's enclave.
+    ///
+    /// # Errors
+    /// The name is taken (EEXIST), or the connection has an enclave already.
+    pub fn register_enclave(&mut self, name: &str) -> Result<OwnedFd, ClientError> {
+        let name = field(name)?;
+        let (reply, fds) = self.call(&Request::RegisterEnclave { name })?;
+        match (reply, <[OwnedFd; 1]>::try_from(fds)) {
+            (Reply::LeasePage, Ok([page])) => Ok(page),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Makes an arena. Where 2 MiB pages turn out short when mapped, end it
+    /// and ask again without them.
+    ///
+    /// # Errors
+    /// The broker refuses slot, name or geometry, or memory is short.
+    pub fn arena_make(&mut self, request: &ArenaRequest) -> Result<ArenaGrant, ClientError> {
+        let name = if request.name.is_empty() {
+            [0; NAME_BYTES]
+        } else {
+            field(&request.name)?
+        };
+        let geometry = Geometry::new(request.size_bytes, request.chunk_bytes, request.nr_banks)
+            .map_err(ClientError::Geometry)?;
+        let (reply, fds) = self.call(&Request::ArenaMake(ArenaMake {
+            slot: request.slot,
+            name,
+            size_bytes: request.size_bytes,
+            chunk_bytes: request.chunk_bytes,
+            nr_banks: request.nr_banks,
+            hugetlb: request.hugetlb,
+            reader_gid: request.reader_gid.unwrap_or(u32::MAX),
+        }))?;
+        match (reply, <[OwnedFd; 2]>::try_from(fds)) {
+            (
+                Reply::Arena {
+                    segid,
+                    object_bytes,
+                    page_bytes,
+                },
+                Ok([memfd, doorbell]),
+            ) if object_bytes == geometry.object_bytes => Ok(ArenaGrant {
+                segid,
+                geometry,
+                page_bytes,
+                memfd,
+                doorbell,
+            }),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Tells that the object is mapped: from now on readers can find it, and
+    /// nobody gets another writable mapping.
+    ///
+    /// # Errors
+    /// The arena is not this connection's, or not waiting for this.
+    pub fn arena_mapped(&mut self, segid: SegId) -> Result<(), ClientError> {
+        self.done(&Request::ArenaMapped { segid })
+    }
+
+    /// Gives an arena a further name.
+    ///
+    /// # Errors
+    /// The name is taken (EEXIST), or there are too many.
+    pub fn arena_name(&mut self, segid: SegId, name: &str) -> Result<(), ClientError> {
+        let name = field(name)?;
+        self.done(&Request::ArenaName { segid, name })
+    }
+
+    /// Ends an arena: no further generation will come.
+    ///
+    /// # Errors
+    /// The arena is not this connection's.
+    pub fn arena_end(&mut self, segid: SegId, reason: EndReason) -> Result<(), ClientError> {
+        self.done(&Request::ArenaEnd { segid, reason })
+    }
+
+    /// Finds a segment; waits up to `timeout` for its name, not at all if
+    /// `None`.
+    ///
+    /// # Errors
+    /// ENOENT without waiting, ETIMEDOUT after.
+    pub fn lookup(&mut self, name: &str, timeout: Option<Duration>) -> Result<SegId, ClientError> {
+        let name = field(name)?;
+        let timeout = timeout.map_or(0, |timeout| timeout.as_millis());
+        let timeout_ms = u32::try_from(timeout).unwrap_or(u32::MAX);
+        match self.call(&Request::Lookup { name, timeout_ms })?.0 {
+            Reply::Segment { segid } => Ok(segid),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Asks for read access.
+    ///
+    /// # Errors
+    /// EACCES without permission, EIDRM if the segment has ended.
+    pub fn get(&mut self, segid: SegId) -> Result<ApId, ClientError> {
+        self.get_for(segid, Access::ReadOnly)
+    }
+
+    /// Asks for access.
+    ///
+    /// # Errors
+    /// As [`Broker::get`]; arenas refuse to be written (EACCES).
+    pub fn get_for(&mut self, segid: SegId, access: Access) -> Result<ApId, ClientError> {
+        match self.call(&Request::Get { segid, access })?.0 {
+            Reply::Granted { apid } => Ok(apid),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Gives access back; ends the attachment, too.
+    ///
+    /// # Errors
+    /// The apid is not this connection's.
+    pub fn release(&mut self, apid: ApId) -> Result<(), ClientError> {
+        self.done(&Request::Release { apid })
+    }
+
+    /// Takes a segment away from its name and its readers.
+    ///
+    /// # Errors
+    /// EACCES unless this user owns it or is root.
+    pub fn remove(&mut self, segid: SegId) -> Result<(), ClientError> {
+        self.done(&Request::Remove { segid })
+    }
+
+    /// All segments, ended ones that are still read included.
+    ///
+    /// # Errors
+    /// The broker is gone.
+    pub fn list(&mut self) -> Result<Vec<SegmentInfo>, ClientError> {
+        let mut all: Vec<SegmentInfo> = Vec::new();
+        loop {
+            let after = all.last().map_or(SegId(0), |info| info.segid);
+            let Reply::Segments(page) = self.call(&Request::List { after })?.0 else {
+                return Err(ClientError::Answer);
+            };
+            if page.is_empty() {
+                return Ok(all);
+            }
+            // Ids ascend, so this ends whatever the broker sends.
+            if page.iter().any(|info| info.segid <= after) {
+                return Err(ClientError::Answer);
+            }
+            all.extend(page);
+        }
+    }
+
+    /// How the broker is.
+    ///
+    /// # Errors
+    /// The broker is gone.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        match self.call(&Request::Status)?.0 {
+            Reply::Status(status) => Ok(status),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Ends the broker.
+    ///
+    /// # Errors
+    /// EBUSY while in use (unless `force`), EPERM for other users.
+    pub fn shutdown(&mut self, force: bool) -> Result<(), ClientError> {
+        self.done(&Request::Shutdown { force })
+    }
+
+    pub(crate) fn attach(&mut self, apid: ApId, policy: Policy) -> Result<Attachment, ClientError> {
+        let (reply, fds) = self.call(&Request::Attach { apid, policy })?;
+        let (Reply::Attached(attached), Ok([memfd, notify])) =
+            (reply, <[OwnedFd; 2]>::try_from(fds))
+        else {
+            return Err(ClientError::Answer);
+        };
+        let Attached {
+            size_bytes,
+            chunk_bytes,
+            nr_banks,
+            page_bytes,
+            ..
+        } = attached;
+        let geometry =
+            Geometry::new(size_bytes, chunk_bytes, nr_banks).map_err(ClientError::Geometry)?;
+        Ok(Attachment {
+            geometry,
+            page_bytes,
+            memfd,
+            notify,
+        })
+    }
+
+    pub(crate) fn lease(&mut self, apid: ApId, want: Want) -> Result<LeaseReply, ClientError> {
+        match self.call(&Request::Lease { apid, want })?.0 {
+            Reply::Lease(lease) => Ok(lease),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    pub(crate) fn release_lease(&mut self, apid: ApId, generation: u64) -> Result<(), ClientError> {
+        self.done(&Request::ReleaseLease { apid, generation })
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn done(&mut self, request: &Request) -> Result<(), ClientError> {
+        match self.call(request)?.0 {
+            Reply::Ok => Ok(()),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// One request, one reply.
+    fn call(&mut self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.seq = self.seq.wrapping_add(1);
+        // A broker that has hung up may have said why before.
+        let sent = send(&self.socket, &request.encode(self.seq), &[]);
+        let packet = match (sent, receive(&self.socket)) {
+            (_, Ok(packet)) if !packet.bytes.is_empty() => packet,
+            (Ok(()) | Err(Errno::PIPE | Errno::CONNRESET), Ok(_))
+            | (_, Err(Errno::PIPE | Errno::CONNRESET)) => return Err(ClientError::BrokerGone),
+            (Err(source), _) | (_, Err(source)) => {
+                let what = "talk to the broker";
+                return Err(ClientError::System { what, source });
+            }
+        };
+        self.answer(packet)
+    }
+
+    fn answer(&self, packet: Packet) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        let (seq, reply) = Reply::decode(&packet.bytes)?;
+        let (got, want) = (packet.fds.len(), reply.nr_fds());
+        if packet.fds_cut || got != want {
+            return Err(WireError::Fds { got, want }.into());
+        }
+        match reply {
+            Reply::Error { errno, text } => {
+                let errno = i32::try_from(errno).unwrap_or(0);
+                let errno = Errno::from_raw_os_error(errno);
+                Err(ClientError::Refused { errno, text })
+            }
+            _ if seq != self.seq => Err(ClientError::Answer),
+            reply => Ok((reply, packet.fds)),
+        }
+    }
+}
+
+fn field(name: &str) -> Result<[u8; NAME_BYTES], ClientError> {
+    name_field(name).ok_or_else(|| ClientError::Name(name.to_owned()))
+}

@@ -1,0 +1,209 @@
+//! Following one arena: lookup, get, attach, then lease after lease.
+
+use super::{Broker, ClientError};
+use crate::snapshot::{ArenaReader, Snapshot};
+use crate::wire::{ApId, EndReason, LeaseReply, Policy, Role, SegId, Want};
+use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A reader of one arena, on a connection of its own.
+#[derive(Debug)]
+pub struct Stream {
+    broker: Broker,
+    segid: SegId,
+    apid: ApId,
+    reader: ArenaReader,
+    notify: OwnedFd,
+    page_bytes: u32,
+    /// Newest generation seen, 0 at first.
+    last: u64,
+    missed: u64,
+    end_reason: Option<EndReason>,
+}
+
+impl Stream {
+    /// Attaches the arena `name`, waiting up to `timeout` for the name.
+    ///
+    /// # Errors
+    /// No broker, no such name in time (ETIMEDOUT; ENOENT if `timeout` is 0),
+    /// no permission (EACCES).
+    pub fn attach(
+        socket: &Path,
+        name: &str,
+        policy: Policy,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let mut broker = Broker::connect_as(socket, Role::Consumer)?;
+        let segid = broker.lookup(name, Some(timeout))?;
+        Self::over(broker, segid, policy)
+    }
+
+    /// Attaches the arena `segid` over a connection.
+    ///
+    /// # Errors
+    /// No such segment, or no permission.
+    pub fn over(mut broker: Broker, segid: SegId, policy: Policy) -> Result<Self, ClientError> {
+        let apid = broker.get(segid)?;
+        let attachment = broker.attach(apid, policy)?;
+        let reader = ArenaReader::with_geometry(attachment.memfd, attachment.geometry)?;
+        Ok(Self {
+            broker,
+            segid,
+            apid,
+            reader,
+            notify: attachment.notify,
+            page_bytes: attachment.page_bytes,
+            last: 0,
+            missed: 0,
+            end_reason: None,
+        })
+    }
+
+    /// The next generation by this stream's policy; `None` at the end of the
+    /// stream. Waits up to `timeout`, for ever if `None`.
+    ///
+    /// # Errors
+    /// [`ClientError::Timeout`]; [`ClientError::BrokerGone`]; the generation
+    /// cannot be read.
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Snapshot<'_>>, ClientError> {
+        let Some((generation, record)) = self.wait_for_lease(timeout)? else {
+            return Ok(None);
+        };
+        if self.last != 0 {
+            let gap = generation.saturating_sub(self.last).saturating_sub(1);
+            self.missed = self.missed.saturating_add(gap);
+        }
+        self.last = self.last.max(generation);
+        let held = Held {
+            broker: &mut self.broker,
+            apid: self.apid,
+            generation,
+        };
+        let record = if record.generation == generation {
+            record
+        } else {
+            self.reader.record(generation)?
+        };
+        self.reader.show(&record)?;
+        Ok(Some(Snapshot::leased(&self.reader, record, held)))
+    }
+
+    /// Generations published since the first one seen that this reader never
+    /// got.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// Why the stream ended, if it did.
+    #[must_use]
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.end_reason
+    }
+
+    /// Where everything in the arena is.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        self.reader.geometry()
+    }
+
+    /// The segment.
+    #[must_use]
+    pub fn segid(&self) -> SegId {
+        self.segid
+    }
+
+    /// Bytes of a host page behind the arena.
+    #[must_use]
+    pub fn page_bytes(&self) -> u32 {
+        self.page_bytes
+    }
+
+    /// The variables whose descriptions are right.
+    #[must_use]
+    pub fn variables(&self) -> Vec<VarDesc> {
+        self.reader.variables()
+    }
+
+    /// Mappings made so far.
+    #[must_use]
+    pub fn mappings_made(&self) -> u64 {
+        self.reader.mappings_made()
+    }
+
+    /// Readable when it may be worth calling [`Stream::next`]: for event loops.
+    #[must_use]
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
+        self.notify.as_fd()
+    }
+
+    fn wait_for_lease(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> Result<Option<(u64, GenerationRecord)>, ClientError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            // Cleared before asking: what comes after shows in the eventfd.
+            self.clear_notify()?;
+            match self.broker.lease(self.apid, Want::After(self.last))? {
+                LeaseReply::Granted { generation, record } => {
+                    return Ok(Some((generation, record)));
+                }
+                LeaseReply::Ended(reason) => {
+                    self.end_reason = Some(reason);
+                    return Ok(None);
+                }
+                LeaseReply::None => self.wait(deadline)?,
+            }
+        }
+    }
+
+    fn clear_notify(&self) -> Result<(), ClientError> {
+        match rustix::io::read(&self.notify, &mut [0_u8; 8]) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(source) => {
+                let what = "read the notify eventfd";
+                Err(ClientError::System { what, source })
+            }
+        }
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let socket = self.broker.socket();
+        let mut fds = [
+            PollFd::new(&self.notify, PollFlags::IN),
+            // The broker says nothing unasked: this wakes up when it is gone.
+            PollFd::from_borrowed_fd(socket, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => Err(ClientError::Timeout),
+            Ok(_) if !fds[1].revents().is_empty() => Err(ClientError::BrokerGone),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(source) => {
+                let what = "wait for the notify eventfd";
+                Err(ClientError::System { what, source })
+            }
+        }
+    }
+}
+
+/// A lease; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    broker: &'a mut Broker,
+    apid: ApId,
+    generation: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // A broker that is gone holds no leases.
+        let _ = self.broker.release_lease(self.apid, self.generation);
+    }
+}

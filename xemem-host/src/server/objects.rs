@@ -1,0 +1,286 @@
+//! What the broker's ids stand for: memfds, eventfds and mappings.
+//!
+//! Each method carries out one [`crate::broker::Effect`]. An arena object:
+//!
+//! ```text
+//!  make_arena: memfd, final size, sealed against resizing; doorbell
+//!  seal_arena: O_RDONLY descriptor for readers, mode 0400, then
+//!              FUTURE_WRITE and SEAL: no new writable mapping for anybody,
+//!              while the exporter's own goes on writing
+//! ```
+//!
+//! Reads of shared memory are copies; what they mean the broker judges.
+
+use crate::broker::{Counters, EnclaveId, LeaseMemory};
+use crate::memory::Mapping;
+use crate::wire::{ApId, Hugetlb, SegId};
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use enclave_abi::arena::{
+    ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, GenerationRecord,
+};
+use enclave_abi::lease::{SLOTS, retain_word, slot_word};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{
+    MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, ftruncate,
+    memfd_create,
+};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Bytes of the lease page.
+const LEASE_PAGE_BYTES: usize = 4096;
+/// Bytes of header and generation ring.
+const HEADER_BYTES: usize = 0x2000;
+/// Where the kernel says how many 2 MiB pages are free.
+const FREE_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+/// Seals of every object from its first moment.
+const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+/// Seals of an arena that others may attach.
+const ARENA_SEALS: SealFlags = SIZE_SEALS
+    .union(SealFlags::FUTURE_WRITE)
+    .union(SealFlags::SEAL);
+
+#[derive(Debug)]
+struct LeasePage {
+    fd: OwnedFd,
+    map: Mapping,
+}
+
+#[derive(Debug)]
+struct Arena {
+    page_bytes: u64,
+    doorbell: OwnedFd,
+    memory: ArenaMemory,
+}
+
+#[derive(Debug)]
+enum ArenaMemory {
+    /// The exporter's descriptor.
+    Open(OwnedFd),
+    /// The readers' descriptor, and our view of the header.
+    Sealed { readers: OwnedFd, header: Mapping },
+}
+
+/// Everything that exists.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pages: BTreeMap<EnclaveId, LeasePage>,
+    arenas: BTreeMap<SegId, Arena>,
+    notifies: BTreeMap<ApId, OwnedFd>,
+}
+
+impl Objects {
+    pub(super) fn make_lease_page(&mut self, enclave: EnclaveId) -> Result<(), Errno> {
+        let fd = sealable("xemem-lease", MemfdFlags::empty())?;
+        let map = sized(&fd, 4096, SIZE_SEALS | SealFlags::SEAL)
+            .and_then(|()| Mapping::read_write(&fd, LEASE_PAGE_BYTES))?;
+        self.pages.insert(enclave, LeasePage { fd, map });
+        Ok(())
+    }
+
+    /// Makes the object; returns the bytes of a page behind it.
+    pub(super) fn make_arena(
+        &mut self,
+        segid: SegId,
+        object_bytes: u64,
+        hugetlb: Hugetlb,
+    ) -> Result<u64, Errno> {
+        let (fd, page_bytes) = match hugetlb {
+            Hugetlb::No => arena_object(object_bytes, PAGE_SIZE)?,
+            Hugetlb::Yes => arena_object(object_bytes, LARGE_PAGE_SIZE)?,
+            Hugetlb::Auto => arena_object(object_bytes, LARGE_PAGE_SIZE)
+                .or_else(|_| arena_object(object_bytes, PAGE_SIZE))?,
+        };
+        let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let memory = ArenaMemory::Open(fd);
+        let arena = Arena {
+            page_bytes,
+            doorbell,
+            memory,
+        };
+        self.arenas.insert(segid, arena);
+        Ok(page_bytes)
+    }
+
+    pub(super) fn seal_arena(&mut self, segid: SegId) -> Result<(), Errno> {
+        let arena = self.arenas.get_mut(&segid).ok_or(Errno::NOENT)?;
+        let ArenaMemory::Open(fd) = &arena.memory else {
+            return Err(Errno::BUSY);
+        };
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let readers = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        fchmod(fd, Mode::RUSR)?;
+        fcntl_add_seals(fd, ARENA_SEALS)?;
+        if !fcntl_get_seals(&readers)?.contains(ARENA_SEALS) {
+            return Err(Errno::PERM);
+        }
+        // Mapped whole pages at a time: on 2 MiB pages this reserves one now,
+        // so that reading the header cannot raise SIGBUS later.
+        let page = usize::try_from(arena.page_bytes).map_err(|_| Errno::OVERFLOW)?;
+        let header = Mapping::read_only(&readers, HEADER_BYTES.max(page))?;
+        arena.memory = ArenaMemory::Sealed { readers, header };
+        Ok(())
+    }
+
+    pub(super) fn make_notify(&mut self, apid: ApId) -> Result<(), Errno> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.notifies.insert(apid, fd);
+        Ok(())
+    }
+
+    pub(super) fn notify(&self, apid: ApId) {
+        if let Some(fd) = self.notifies.get(&apid) {
+            // Full (EAGAIN) means that the reader has plenty to wake up for.
+            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Rings since the last call, 0 if none.
+    pub(super) fn read_doorbell(&self, segid: SegId) -> u64 {
+        let mut rings = [0; size_of::<u64>()];
+        let read = self
+            .doorbell(segid)
+            .map(|fd| rustix::io::read(fd, &mut rings));
+        match read {
+            Some(Ok(_)) => u64::from_ne_bytes(rings),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn doorbell(&self, segid: SegId) -> Option<BorrowedFd<'_>> {
+        self.arenas.get(&segid).map(|arena| arena.doorbell.as_fd())
+    }
+
+    pub(super) fn lease_page(&self, enclave: EnclaveId) -> Option<BorrowedFd<'_>> {
+        self.pages.get(&enclave).map(|page| page.fd.as_fd())
+    }
+
+    /// The exporter's descriptor, as long as the arena is not sealed.
+    pub(super) fn open_arena(&self, segid: SegId) -> Option<BorrowedFd<'_>> {
+        match &self.arenas.get(&segid)?.memory {
+            ArenaMemory::Open(fd) => Some(fd.as_fd()),
+            ArenaMemory::Sealed { .. } => None,
+        }
+    }
+
+    /// The readers' descriptor, once the arena is sealed.
+    pub(super) fn sealed_arena(&self, segid: SegId) -> Option<BorrowedFd<'_>> {
+        match &self.arenas.get(&segid)?.memory {
+            ArenaMemory::Open(_) => None,
+            ArenaMemory::Sealed { readers, .. } => Some(readers.as_fd()),
+        }
+    }
+
+    pub(super) fn notify_fd(&self, apid: ApId) -> Option<BorrowedFd<'_>> {
+        self.notifies.get(&apid).map(OwnedFd::as_fd)
+    }
+
+    pub(super) fn drop_notify(&mut self, apid: ApId) {
+        self.notifies.remove(&apid);
+    }
+
+    pub(super) fn drop_arena(&mut self, segid: SegId) {
+        self.arenas.remove(&segid);
+    }
+
+    pub(super) fn drop_lease_page(&mut self, enclave: EnclaveId) {
+        self.pages.remove(&enclave);
+    }
+
+    fn header(&self, segid: SegId) -> Option<&Mapping> {
+        match &self.arenas.get(&segid)?.memory {
+            ArenaMemory::Open(_) => None,
+            ArenaMemory::Sealed { header, .. } => Some(header),
+        }
+    }
+}
+
+impl LeaseMemory for Objects {
+    fn words(&self, enclave: EnclaveId, slot: u32) -> [u64; SLOTS] {
+        let page = self.pages.get(&enclave);
+        core::array::from_fn(|index| {
+            page.zip(word_offset(slot, index))
+                .and_then(|(page, offset)| page.map.load(offset))
+                .unwrap_or(0)
+        })
+    }
+
+    fn exchange(&self, enclave: EnclaveId, slot: u32, index: usize, old: u64, new: u64) -> bool {
+        let page = self.pages.get(&enclave);
+        page.zip(word_offset(slot, index))
+            .is_some_and(|(page, offset)| page.map.exchange(offset, old, new))
+    }
+
+    fn clear(&self, enclave: EnclaveId, slot: u32) {
+        for index in 0..SLOTS {
+            if let Some((page, offset)) = self.pages.get(&enclave).zip(word_offset(slot, index)) {
+                page.map.store(offset, 0);
+            }
+        }
+    }
+
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u64) {
+        let word = usize::try_from(slot).ok().and_then(retain_word);
+        if let Some((page, word)) = self.pages.get(&enclave).zip(word) {
+            page.map.store(word * size_of::<u64>(), count);
+        }
+    }
+
+    fn counters(&self, segid: SegId) -> Counters {
+        let header = self.header(segid);
+        header
+            .and_then(|map| map.copy::<ArenaHeader>(0))
+            .filter(|header| header.magic == ARENA_MAGIC)
+            .map_or_else(Counters::default, |header| Counters {
+                latest_generation: header.latest_generation,
+                dropped: header.dropped,
+            })
+    }
+
+    fn record(&self, segid: SegId, generation: u64) -> Option<GenerationRecord> {
+        crate::snapshot::read_record(self.header(segid)?, generation)
+    }
+}
+
+fn word_offset(slot: u32, index: usize) -> Option<usize> {
+    let slot = usize::try_from(slot).ok()?;
+    slot_word(slot, index).map(|word| word * size_of::<u64>())
+}
+
+/// An arena's memfd on pages of `page_bytes`, and those bytes.
+fn arena_object(object_bytes: u64, page_bytes: u64) -> Result<(OwnedFd, u64), Errno> {
+    let flags = if page_bytes == LARGE_PAGE_SIZE {
+        if free_hugepages() < object_bytes.div_ceil(LARGE_PAGE_SIZE) {
+            return Err(Errno::NOMEM);
+        }
+        MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB
+    } else {
+        MemfdFlags::empty()
+    };
+    let fd = sealable("xemem-arena", flags)?;
+    sized(&fd, object_bytes, SIZE_SEALS)?;
+    Ok((fd, page_bytes))
+}
+
+/// Not-executable where the kernel knows that (6.3), else plain.
+fn sealable(name: &str, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
+        other => other,
+    }
+}
+
+fn sized(fd: &OwnedFd, bytes: u64, seals: SealFlags) -> Result<(), Errno> {
+    ftruncate(fd, bytes)?;
+    fcntl_add_seals(fd, seals)
+}
+
+/// A number that others may take from at any time: a hint, not a promise.
+fn free_hugepages() -> u64 {
+    let text = std::fs::read_to_string(FREE_HUGEPAGES).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+const _: () = assert!(GENERATIONS_OFFSET + (GENERATION_RECORDS * 64) as u64 == HEADER_BYTES as u64);

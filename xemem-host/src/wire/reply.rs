@@ -1,0 +1,495 @@
+//! Replies: broker → client. Encoded by [`crate::server`], decoded by
+//! [`crate::client`], which trusts the broker no further than the layout:
+//! lengths, enums and texts are checked on this side, too.
+
+use super::{ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, split};
+use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// Longest error text in bytes.
+pub const TEXT_BYTES: usize = 192;
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SegmentState {
+    /// Its exporter has not mapped it yet.
+    Making = 0,
+    /// Generations may come.
+    Live = 1,
+    /// None will come; memory stays while somebody is attached.
+    Ended = 2,
+}
+
+/// One line of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// The segment.
+    pub segid: SegId,
+    /// Its first name; empty = none.
+    pub name: String,
+    /// Name of the enclave it belongs to.
+    pub enclave: String,
+    /// State.
+    pub state: SegmentState,
+    /// Why it ended, if it did.
+    pub end_reason: Option<EndReason>,
+    /// Payload bytes.
+    pub size_bytes: u64,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u64,
+    /// Number of banks.
+    pub nr_banks: u32,
+    /// Bytes of a host page behind it.
+    pub page_bytes: u32,
+    /// Newest generation as the exporter's kernel says.
+    pub latest_generation: u64,
+    /// Publishes refused, as the exporter's kernel says.
+    pub dropped: u64,
+    /// Times its doorbell ran over budget.
+    pub throttled: u64,
+    /// Attachments.
+    pub readers: u32,
+    /// Generations leased to readers.
+    pub leases: u32,
+    /// User who owns it.
+    pub owner_uid: u32,
+    /// Group that may read; `u32::MAX` = none.
+    pub reader_gid: u32,
+    /// Milliseconds since it was made.
+    pub age_ms: u64,
+}
+
+/// Answer to an attach, besides memfd and notify eventfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The segment.
+    pub segid: SegId,
+    /// Payload bytes.
+    pub size_bytes: u64,
+    /// Bytes of a chunk.
+    pub chunk_bytes: u64,
+    /// Number of banks.
+    pub nr_banks: u32,
+    /// Bytes of a host page behind it.
+    pub page_bytes: u32,
+}
+
+/// Answer to a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseReply {
+    /// This generation is held until released. Its record as the broker found
+    /// it; `generation` 0 in there means that it could not be read.
+    Granted {
+        /// The generation.
+        generation: u64,
+        /// Its record.
+        record: GenerationRecord,
+    },
+    /// Nothing newer yet.
+    None,
+    /// Nothing newer, and nothing will come.
+    Ended(EndReason),
+}
+
+/// How the broker is.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Status {
+    /// Process id of the broker.
+    pub pid: u32,
+    /// Its [`super::PROTOCOL_VERSION`].
+    pub protocol_version: u32,
+    /// Its [`enclave_abi::ABI_VERSION`].
+    pub abi_version: u32,
+    /// Connections, the asking one included.
+    pub clients: u32,
+    /// Registered enclaves.
+    pub enclaves: u32,
+    /// Segments, ended ones included.
+    pub segments: u32,
+    /// Attachments.
+    pub attachments: u32,
+    /// Leases of all readers.
+    pub leases: u32,
+    /// Clients dropped for breaking the protocol.
+    pub protocol_errors: u64,
+    /// Times a doorbell ran over budget.
+    pub throttled: u64,
+    /// Milliseconds since start.
+    pub uptime_ms: u64,
+}
+
+/// A reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// Refused; nothing has changed.
+    Error {
+        /// Linux error number.
+        errno: u32,
+        /// A few words for people, cut at [`TEXT_BYTES`].
+        text: String,
+    },
+    /// Answer to `Hello`.
+    Welcome {
+        /// [`enclave_abi::ABI_VERSION`] of the broker.
+        abi_version: u32,
+        /// Its process id.
+        pid: u32,
+    },
+    /// The lease page, one descriptor.
+    LeasePage,
+    /// A new arena: memfd (read-write) and doorbell eventfd.
+    Arena {
+        /// Its segid.
+        segid: SegId,
+        /// Bytes of the object.
+        object_bytes: u64,
+        /// Bytes of a page behind it.
+        page_bytes: u64,
+    },
+    /// A segment was found.
+    Segment {
+        /// Its id.
+        segid: SegId,
+    },
+    /// Access was granted.
+    Granted {
+        /// Its id.
+        apid: ApId,
+    },
+    /// Memory: memfd (read-only) and notify eventfd.
+    Attached(Attached),
+    /// Answer to a lease.
+    Lease(LeaseReply),
+    /// A page of a list; an empty one is the last.
+    Segments(Vec<SegmentInfo>),
+    /// How the broker is.
+    Status(Status),
+}
+
+mod kind {
+    pub(super) const OK: u16 = 128;
+    pub(super) const ERROR: u16 = 129;
+    pub(super) const WELCOME: u16 = 130;
+    pub(super) const LEASE_PAGE: u16 = 131;
+    pub(super) const ARENA: u16 = 132;
+    pub(super) const SEGMENT: u16 = 133;
+    pub(super) const GRANTED: u16 = 134;
+    pub(super) const ATTACHED: u16 = 135;
+    pub(super) const LEASE: u16 = 136;
+    pub(super) const SEGMENTS: u16 = 137;
+    pub(super) const STATUS: u16 = 138;
+}
+
+/// [`InfoBody::end_reason`] of a segment that has not ended.
+const NOT_ENDED: u32 = u32::MAX;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct ErrorBody {
+    errno: u32,
+    text_bytes: u32,
+    text: [u8; TEXT_BYTES],
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Numbers {
+    a: u64,
+    b: u64,
+    c: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct AttachedBody {
+    segid: u64,
+    size_bytes: u64,
+    chunk_bytes: u64,
+    nr_banks: u32,
+    page_bytes: u32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct LeaseBody {
+    generation: u64,
+    outcome: u32,
+    reason: u32,
+    record: GenerationRecord,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct InfoBody {
+    segid: u64,
+    name: [u8; NAME_BYTES],
+    enclave: [u8; NAME_BYTES],
+    size_bytes: u64,
+    chunk_bytes: u64,
+    latest_generation: u64,
+    dropped: u64,
+    throttled: u64,
+    age_ms: u64,
+    state: u32,
+    end_reason: u32,
+    nr_banks: u32,
+    page_bytes: u32,
+    readers: u32,
+    leases: u32,
+    owner_uid: u32,
+    reader_gid: u32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct SegmentsBody {
+    count: u32,
+    pad: u32,
+    infos: [InfoBody; LIST_PAGE],
+}
+
+impl Reply {
+    /// Descriptors that travel with this reply.
+    #[must_use]
+    pub fn nr_fds(&self) -> usize {
+        match self {
+            Self::LeasePage => 1,
+            Self::Arena { .. } | Self::Attached(_) => 2,
+            _ => 0,
+        }
+    }
+
+    /// The bytes of this reply.
+    #[must_use]
+    pub fn encode(&self, seq: u32) -> Vec<u8> {
+        let numbers = |kind, a, b, c| frame(kind, seq, &Numbers { a, b, c });
+        match self {
+            Self::Ok => numbers(kind::OK, 0, 0, 0),
+            Self::Error { errno, text } => frame(kind::ERROR, seq, &error_body(*errno, text)),
+            Self::Welcome { abi_version, pid } => {
+                numbers(kind::WELCOME, u64::from(*abi_version), u64::from(*pid), 0)
+            }
+            Self::LeasePage => numbers(kind::LEASE_PAGE, 0, 0, 0),
+            Self::Arena {
+                segid,
+                object_bytes,
+                page_bytes,
+            } => numbers(kind::ARENA, segid.0, *object_bytes, *page_bytes),
+            Self::Segment { segid } => numbers(kind::SEGMENT, segid.0, 0, 0),
+            Self::Granted { apid } => numbers(kind::GRANTED, apid.0, 0, 0),
+            Self::Attached(attached) => {
+                let body = AttachedBody {
+                    segid: attached.segid.0,
+                    size_bytes: attached.size_bytes,
+                    chunk_bytes: attached.chunk_bytes,
+                    nr_banks: attached.nr_banks,
+                    page_bytes: attached.page_bytes,
+                };
+                frame(kind::ATTACHED, seq, &body)
+            }
+            Self::Lease(lease) => frame(kind::LEASE, seq, &lease_body(lease)),
+            Self::Segments(infos) => frame(kind::SEGMENTS, seq, &segments_body(infos)),
+            Self::Status(status) => frame(kind::STATUS, seq, status),
+        }
+    }
+
+    /// The reply in `bytes`, with its sequence number.
+    ///
+    /// # Errors
+    /// A [`WireError`].
+    pub fn decode(bytes: &[u8]) -> Result<(u32, Self), WireError> {
+        let (header, rest) = split(bytes)?;
+        let reply = match header.kind {
+            kind::ERROR => of_error(&body(rest)?)?,
+            kind::ATTACHED => {
+                let attached: AttachedBody = body(rest)?;
+                Self::Attached(Attached {
+                    segid: SegId(attached.segid),
+                    size_bytes: attached.size_bytes,
+                    chunk_bytes: attached.chunk_bytes,
+                    nr_banks: attached.nr_banks,
+                    page_bytes: attached.page_bytes,
+                })
+            }
+            kind::LEASE => Self::Lease(of_lease(&body(rest)?)?),
+            kind::SEGMENTS => of_segments(&body(rest)?)?,
+            kind::STATUS => Self::Status(body(rest)?),
+            kind::OK..=kind::GRANTED => of_numbers(header.kind, &body(rest)?)?,
+            other => return Err(WireError::Kind(other)),
+        };
+        Ok((header.seq, reply))
+    }
+}
+
+fn error_body(errno: u32, text: &str) -> ErrorBody {
+    let end = text.floor_char_boundary(TEXT_BYTES);
+    let mut body = ErrorBody {
+        errno,
+        text_bytes: u32::try_from(end).unwrap_or(0),
+        text: [0; TEXT_BYTES],
+    };
+    for (to, from) in body.text.iter_mut().zip(text.bytes().take(end)) {
+        *to = from;
+    }
+    body
+}
+
+fn of_error(body: &ErrorBody) -> Result<Reply, WireError> {
+    let field = "text_bytes";
+    let value = body.text_bytes;
+    let text = usize::try_from(value)
+        .ok()
+        .and_then(|end| body.text.get(..end))
+        .ok_or(WireError::Value { field, value })?;
+    Ok(Reply::Error {
+        errno: body.errno,
+        text: String::from_utf8_lossy(text).into_owned(),
+    })
+}
+
+fn of_numbers(kind: u16, body: &Numbers) -> Result<Reply, WireError> {
+    let small = |field, number: u64| {
+        let value = u32::MAX;
+        u32::try_from(number).map_err(|_| WireError::Value { field, value })
+    };
+    Ok(match kind {
+        kind::OK => Reply::Ok,
+        kind::WELCOME => Reply::Welcome {
+            abi_version: small("abi_version", body.a)?,
+            pid: small("pid", body.b)?,
+        },
+        kind::LEASE_PAGE => Reply::LeasePage,
+        kind::ARENA => Reply::Arena {
+            segid: SegId(body.a),
+            object_bytes: body.b,
+            page_bytes: body.c,
+        },
+        kind::SEGMENT => Reply::Segment {
+            segid: SegId(body.a),
+        },
+        kind::GRANTED => Reply::Granted { apid: ApId(body.a) },
+        other => return Err(WireError::Kind(other)),
+    })
+}
+
+fn lease_body(lease: &LeaseReply) -> LeaseBody {
+    let mut body = LeaseBody {
+        generation: 0,
+        outcome: 0,
+        reason: 0,
+        record: GenerationRecord::default(),
+    };
+    match lease {
+        LeaseReply::None => {}
+        LeaseReply::Granted { generation, record } => {
+            (body.outcome, body.generation, body.record) = (1, *generation, *record);
+        }
+        LeaseReply::Ended(reason) => (body.outcome, body.reason) = (2, *reason as u32),
+    }
+    body
+}
+
+fn of_lease(body: &LeaseBody) -> Result<LeaseReply, WireError> {
+    match body.outcome {
+        0 => Ok(LeaseReply::None),
+        1 => Ok(LeaseReply::Granted {
+            generation: body.generation,
+            record: body.record,
+        }),
+        2 => Ok(LeaseReply::Ended(of_reason(body.reason)?)),
+        value => {
+            let field = "outcome";
+            Err(WireError::Value { field, value })
+        }
+    }
+}
+
+fn of_reason(value: u32) -> Result<EndReason, WireError> {
+    let field = "end_reason";
+    EndReason::try_from(value).map_err(|value| WireError::Value { field, value })
+}
+
+fn segments_body(infos: &[SegmentInfo]) -> SegmentsBody {
+    let count = infos.len().min(LIST_PAGE);
+    let mut body = SegmentsBody::new_zeroed();
+    body.count = u32::try_from(count).unwrap_or(0);
+    for (to, info) in body.infos.iter_mut().zip(infos) {
+        *to = info_body(info);
+    }
+    body
+}
+
+fn info_body(info: &SegmentInfo) -> InfoBody {
+    let field = |name: &str| enclave_abi::arena::name_field(name).unwrap_or([0; NAME_BYTES]);
+    InfoBody {
+        segid: info.segid.0,
+        name: field(&info.name),
+        enclave: field(&info.enclave),
+        size_bytes: info.size_bytes,
+        chunk_bytes: info.chunk_bytes,
+        latest_generation: info.latest_generation,
+        dropped: info.dropped,
+        throttled: info.throttled,
+        age_ms: info.age_ms,
+        state: info.state as u32,
+        end_reason: info.end_reason.map_or(NOT_ENDED, |reason| reason as u32),
+        nr_banks: info.nr_banks,
+        page_bytes: info.page_bytes,
+        readers: info.readers,
+        leases: info.leases,
+        owner_uid: info.owner_uid,
+        reader_gid: info.reader_gid,
+    }
+}
+
+fn of_segments(body: &SegmentsBody) -> Result<Reply, WireError> {
+    let (field, value) = ("count", body.count);
+    let infos = usize::try_from(value)
+        .ok()
+        .and_then(|count| body.infos.get(..count))
+        .ok_or(WireError::Value { field, value })?;
+    let infos: Result<Vec<_>, _> = infos.iter().map(of_info).collect();
+    Ok(Reply::Segments(infos?))
+}
+
+fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
+    let text = |bytes| enclave_abi::arena::text(bytes).unwrap_or("").to_owned();
+    let state = match body.state {
+        0 => SegmentState::Making,
+        1 => SegmentState::Live,
+        2 => SegmentState::Ended,
+        value => {
+            let field = "state";
+            return Err(WireError::Value { field, value });
+        }
+    };
+    let end_reason = match body.end_reason {
+        NOT_ENDED => None,
+        value => Some(of_reason(value)?),
+    };
+    Ok(SegmentInfo {
+        segid: SegId(body.segid),
+        name: text(&body.name),
+        enclave: text(&body.enclave),
+        state,
+        end_reason,
+        size_bytes: body.size_bytes,
+        chunk_bytes: body.chunk_bytes,
+        nr_banks: body.nr_banks,
+        page_bytes: body.page_bytes,
+        latest_generation: body.latest_generation,
+        dropped: body.dropped,
+        throttled: body.throttled,
+        readers: body.readers,
+        leases: body.leases,
+        owner_uid: body.owner_uid,
+        reader_gid: body.reader_gid,
+        age_ms: body.age_ms,
+    })
+}
