@@ -60,6 +60,7 @@ calls! {
     SYS_pipe "pipe" control::pipe;
     SYS_dup "dup" control::dup;
     SYS_dup2 "dup2" control::dup2;
+    SYS_nanosleep "nanosleep" poll::nanosleep;
     SYS_sendfile "sendfile" files::sendfile;
     SYS_fcntl "fcntl" control::fcntl;
     SYS_flock "flock" control::flock;
@@ -99,6 +100,7 @@ calls! {
     SYS_dup3 "dup3" control::dup3;
     SYS_pipe2 "pipe2" control::pipe2;
     SYS_renameat2 "renameat2" names::renameat2;
+    SYS_getrandom "getrandom" files::getrandom;
     SYS_statx "statx" attributes::statx;
     SYS_faccessat2 "faccessat2" attributes::faccessat2;
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -19,7 +20,7 @@ use super::{Reply, Request, Session, encode, stream};
 /// Status flags F_SETFL can change.
 const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME;
 /// Time between two tries for a lock that somebody else holds.
-const LOCK_RETRY_MS: i64 = 10;
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// `fcntl(fd, command, argument)`.
 pub(super) fn fcntl(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
@@ -122,7 +123,7 @@ pub(super) fn flock(session: &mut Session, request: &Request<'_>) -> Result<Repl
             Ok(()) => return Ok(Reply::value(0)),
             Err(Errno::INTR) => {}
             // The host's own wait could not be cancelled.
-            Err(Errno::AGAIN) if waits => stream::pause(request.cancel, LOCK_RETRY_MS)?,
+            Err(Errno::AGAIN) if waits => stream::pause(request.cancel, Some(LOCK_RETRY))?,
             Err(errno) => return Err(errno),
         }
     }

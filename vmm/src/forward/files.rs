@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
 
 use super::exports::Place;
 use super::open::kind_of;
@@ -159,6 +160,19 @@ pub(super) fn getdents64(session: &mut Session, request: &Request<'_>) -> Result
             }
         }
     }
+    Ok(Reply::bytes(data))
+}
+
+/// `getrandom(_, count, flags)`: from the host's generator.
+pub(super) fn getrandom(_: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    let known = libc::GRND_NONBLOCK | libc::GRND_RANDOM | libc::GRND_INSECURE;
+    if request.unsigned(2) & !known != 0 {
+        return Err(Errno::INVAL);
+    }
+    let mut data = vec![0; request.length(1)];
+    let none = GetRandomFlags::empty();
+    let count = rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut *data, none))?;
+    data.truncate(count);
     Ok(Reply::bytes(data))
 }
 

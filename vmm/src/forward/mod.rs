@@ -14,10 +14,11 @@
 //! files, memory mappings of files.
 //!
 //! Packing of arguments: [`enclave_abi::syscall`]. Beyond its table: `link`
-//! and `linkat` are packed as `rename`; `statfs`, `fstatfs` answer at 4096;
-//! `utimensat` takes its times at 4096 (argument 0 for a null pointer, an empty
-//! path for a null path); `sendfile` has its in-out offset at 4096 (argument 0
-//! for a null pointer).
+//! and `linkat` are packed as `rename`; `statfs`, `fstatfs` and `pipe` answer
+//! at 4096; `getrandom` answers at 0; `utimensat` takes its times, `sendfile`
+//! its in-out offset at 4096; an empty path in `utimensat` stands for a null
+//! one; `nanosleep` takes relative nanoseconds as its only argument. A null
+//! pointer is 0 or `u64::MAX`, where 4096 would stand for one that is not.
 //!
 //! ```text
 //! Session ── Table ── number → Description (shared by duplicates)
@@ -258,8 +259,8 @@ impl Request<'_> {
         &self.input[..self.length(at).min(self.input.len())]
     }
 
-    /// Is pointer argument `at` null?
+    /// Is pointer argument `at` to a structure at 4096 null?
     fn is_null(&self, at: usize) -> bool {
-        self.args[at] == 0
+        matches!(self.args[at], 0 | u64::MAX)
     }
 }

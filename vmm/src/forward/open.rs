@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -39,7 +40,7 @@ const LARGEFILE: i32 = 0o100_000;
 /// would lend the VMM's user to others on the host.
 pub(super) const MODE_BITS: u32 = 0o1777;
 /// Time between two tries to open a FIFO that nobody reads yet.
-const FIFO_RETRY_MS: i64 = 10;
+const FIFO_RETRY: Duration = Duration::from_millis(10);
 
 /// `open(path, flags, mode)`.
 pub(super) fn open(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
@@ -200,7 +201,7 @@ fn open_waiting(
 ) -> Result<OwnedFd, Errno> {
     loop {
         match root.open(rest, flags, Mode::empty()) {
-            Err(Errno::NXIO) if waits => stream::pause(request.cancel, FIFO_RETRY_MS)?,
+            Err(Errno::NXIO) if waits => stream::pause(request.cancel, Some(FIFO_RETRY))?,
             other => return other,
         }
     }

@@ -1,17 +1,17 @@
-//! `poll`: waiting for several descriptors of a program at once.
+//! Waiting: for several descriptors of a program at once, or for time.
 //!
-//! Handler of the table in [`super::calls`]. Numbers that are not open answer
+//! Handlers of the table in [`super::calls`]. Numbers that are not open answer
 //! POLLNVAL and synthetic directories are always ready, as on Linux; the
 //! cancel eventfd is watched along with the rest.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::table::{Object, TABLE_SLOTS};
-use super::{Reply, Request, Session};
+use super::{Reply, Request, Session, stream};
 
 /// Bytes of `struct pollfd`.
 const ENTRY_BYTES: usize = 8;
@@ -59,7 +59,16 @@ pub(super) fn poll(session: &mut Session, request: &Request<'_>) -> Result<Reply
     }
     fds.push(PollFd::from_borrowed_fd(request.cancel, PollFlags::IN));
     let timeout = if ready > 0 { 0 } else { request.int(2) };
-    wait(&mut fds, timeout)?;
+    // A negative timeout is none.
+    let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
+    let deadline = timeout.map(|time| Instant::now() + time);
+    stream::poll_until(&mut fds, deadline)?;
+    if fds
+        .last()
+        .is_some_and(|cancel| !cancel.revents().is_empty())
+    {
+        return Err(Errno::INTR);
+    }
     for (fd, at) in fds.iter().zip(owners) {
         let answer = fd.revents();
         ready += i64::from(!answer.is_empty());
@@ -73,22 +82,8 @@ pub(super) fn poll(session: &mut Session, request: &Request<'_>) -> Result<Reply
     })
 }
 
-/// Waits until one of `fds` answers or `timeout_ms` (negative: never) is over.
-fn wait(fds: &mut [PollFd<'_>], timeout_ms: i32) -> Result<(), Errno> {
-    let deadline = u64::try_from(timeout_ms)
-        .ok()
-        .map(|millis| Instant::now() + Duration::from_millis(millis));
-    loop {
-        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match rustix::event::poll(fds, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-            Ok(_) => break,
-        }
-    }
-    match fds.last() {
-        Some(cancel) if !cancel.revents().is_empty() => Err(Errno::INTR),
-        _ => Ok(()),
-    }
+/// `nanosleep(nanoseconds)`: the kernel has already made it relative.
+pub(super) fn nanosleep(_: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    stream::pause(request.cancel, Some(Duration::from_nanos(request.args[0])))?;
+    Ok(Reply::value(0))
 }

@@ -9,6 +9,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -33,36 +34,49 @@ pub(super) fn wait_ready(
     events: PollFlags,
     cancel: BorrowedFd<'_>,
 ) -> Result<(), Errno> {
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(fd, events),
-            PollFd::from_borrowed_fd(cancel, PollFlags::IN),
-        ];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return Err(Errno::INTR),
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
+    let mut fds = [
+        PollFd::from_borrowed_fd(fd, events),
+        PollFd::from_borrowed_fd(cancel, PollFlags::IN),
+    ];
+    poll_until(&mut fds, None)?;
+    if fds[1].revents().is_empty() {
+        Ok(())
+    } else {
+        Err(Errno::INTR)
     }
 }
 
-/// Waits `millis` milliseconds between two tries of something that has no
-/// descriptor to wait for.
+/// Waits `time`, or for ever.
 ///
 /// # Errors
 ///
 /// EINTR when `cancel` is readable.
-pub(super) fn pause(cancel: BorrowedFd<'_>, millis: i64) -> Result<(), Errno> {
+pub(super) fn pause(cancel: BorrowedFd<'_>, time: Option<Duration>) -> Result<(), Errno> {
+    let deadline = time.and_then(|time| Instant::now().checked_add(time));
     let mut fds = [PollFd::from_borrowed_fd(cancel, PollFlags::IN)];
-    let timeout = Timespec {
-        tv_sec: 0,
-        tv_nsec: millis * 1_000_000,
-    };
-    match rustix::event::poll(&mut fds, Some(&timeout)) {
-        Ok(0) | Err(Errno::INTR) => Ok(()),
-        Ok(_) => Err(Errno::INTR),
-        Err(errno) => Err(errno),
+    match poll_until(&mut fds, deadline)? {
+        0 => Ok(()),
+        _ => Err(Errno::INTR),
+    }
+}
+
+/// Polls until one of `fds` answers or `deadline` is over; signals do not end
+/// it.
+///
+/// # Errors
+///
+/// The kernel's, EINTR excepted.
+pub(super) fn poll_until(
+    fds: &mut [PollFd<'_>],
+    deadline: Option<Instant>,
+) -> Result<usize, Errno> {
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
     }
 }
 

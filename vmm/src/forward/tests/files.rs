@@ -408,3 +408,12 @@ fn positions_are_refused_on_pipes() {
     let advice = [A::Fd(reader), A::N(0), A::N(0), A::N(0)];
     twin.refuse(libc::SYS_fadvise64, &advice, ESPIPE);
 }
+
+#[test]
+fn random_bytes_come_from_the_host() {
+    let mut twin = Twin::new();
+    let answer = twin.expect(libc::SYS_getrandom, &[A::Out, A::N(64), A::N(0)], 64);
+    assert_ne!(answer.guest.data, answer.native_data());
+    assert_ne!(answer.guest.data, [0; 64]);
+    twin.refuse(libc::SYS_getrandom, &[A::Out, A::N(64), A::N(99)], EINVAL);
+}

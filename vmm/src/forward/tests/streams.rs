@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{EAGAIN, EINTR, EINVAL, ENOTTY, EPERM, EPIPE, O_NONBLOCK, O_RDONLY, O_WRONLY};
 use rustix::fs::{Mode, OFlags};
@@ -60,6 +61,8 @@ fn a_kill_ends_every_wait() {
     let entry = [0, 0, 0, 0, 1, 0, 0, 0];
     let poll = session.call(7, [0, 1, u64::MAX, 0, 0], &entry, cancelled.as_fd());
     assert_eq!(poll.result, refused(EINTR));
+    let for_ever = session.call(35, [u64::MAX, 0, 0, 0, 0], &[], cancelled.as_fd());
+    assert_eq!(for_ever.result, refused(EINTR));
     fs::write(dir.join("lock"), b"").unwrap();
     let held = fs::File::open(dir.join("lock")).unwrap();
     held.lock().unwrap();
@@ -333,4 +336,20 @@ fn a_terminal_answers_and_cannot_be_changed() {
         &[],
     );
     assert_eq!(reply.result, refused(ENOTTY));
+}
+
+#[test]
+fn sleeping_takes_its_time() {
+    let dir = TempDir::new();
+    let mut session = session(&[(dir.path(), "/data", true)]);
+    let start = Instant::now();
+    let reply = call(
+        &mut session,
+        libc::SYS_nanosleep,
+        [30_000_000, 0, 0, 0, 0],
+        &[],
+        &[],
+    );
+    assert_eq!(reply.result, 0);
+    assert!(start.elapsed() >= Duration::from_millis(30));
 }
