@@ -10,6 +10,8 @@ pub(crate) mod hugepages;
 mod leftovers;
 mod outcome;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -9,6 +9,7 @@ use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -45,8 +46,11 @@ impl Stage {
     /// Chooses the folder; touches nothing yet, so that the warden can be there
     /// first.
     pub(crate) fn choose(workspace: &Workspace, keep: bool) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // Short, because socket paths may have 107 bytes at most.
-        let folder = std::env::temp_dir().join(format!("xasm-demo-{}", std::process::id()));
+        let name = format!("xasm-demo-{}-{count}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
         Self {
             out: workspace.out.clone(),
             run_dir: folder.join("run"),
