@@ -98,6 +98,8 @@ impl Stage {
         let mut command = Command::new(self.out.join(name));
         command
             .env(RUN_DIR_VARIABLE, &self.run_dir)
+            // The image beside the programs, whatever the caller works on.
+            .env_remove("ENCLAVE_KERNEL")
             .stdin(Stdio::null());
         command
     }
