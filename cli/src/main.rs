@@ -1,2 +1,124 @@
-//! Placeholder until the first working version.
-fn main() {}
+//! `enclavectl`: partitions a Linux host into enclaves and runs programs there.
+//!
+//! Stateless: every verb looks at the run directory, asks the enclave's VMM or
+//! the broker, prints, and ends with a documented exit code. One variant of
+//! [`Command`] per verb; each verb is a file of [`cmd`].
+
+#![forbid(unsafe_code)]
+
+mod cmd;
+mod locate;
+mod npy;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::output::Format;
+
+const EXAMPLES: &str = "\
+Examples:
+  enclavectl doctor
+  enclavectl create a1 --cores 1 --mem 512M --export /data
+  enclavectl run a1 -- ./snap_mini --steps 100
+  enclavectl snap ls
+  enclavectl snap read flux --var flux --format npy -o flux.npy
+  enclavectl list --json
+  enclavectl destroy a1";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  ok                          5  not permitted
+  1  failure                     6  cores, memory or huge pages not available
+  2  usage                       7  timeout
+  3  not found                   8  protocol or version mismatch
+  4  busy or conflict
+  run passes the program's own code through; besides:
+  125  enclavectl or the enclave failed     127    program not found
+  126  program cannot be executed           128+n  killed by signal n
+
+Environment:
+  ENCLAVE_RUNDIR   run directory (default /run/enclave for root)
+  ENCLAVE_KERNEL   kernel image (default: enclave-kernel next to enclavectl)";
+
+/// Partitions this host into enclaves and runs programs in them.
+#[derive(Debug, Parser)]
+#[command(version, about, before_help = EXAMPLES, after_help = EXIT_CODES)]
+struct Cli {
+    /// Print data as JSON (with a "schema" version field).
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Give an enclave cores and memory, and boot its kernel.
+    Create(cmd::create::Create),
+    /// Run a program in an enclave, with this terminal's input and output.
+    Run(cmd::run::Run),
+    /// List the enclaves.
+    #[command(alias = "ps")]
+    List(cmd::show::List),
+    /// Show everything about an enclave, as JSON.
+    Inspect(cmd::show::Inspect),
+    /// Print what an enclave's console said.
+    Logs(cmd::logs::Logs),
+    /// Follow an enclave's console from now on; Ctrl-] leaves.
+    Console(cmd::logs::Console),
+    /// List and read snapshots.
+    #[command(subcommand)]
+    Snap(cmd::snap::Snap),
+    /// Check whether this host is ready.
+    Doctor(cmd::doctor::Doctor),
+    /// Stop enclaves and give their cores and memory back.
+    #[command(alias = "rm")]
+    Destroy(cmd::destroy::Destroy),
+    /// Look at or stop the XEMEM broker.
+    #[command(subcommand)]
+    Broker(cmd::broker::Broker),
+    /// Print versions of program, protocol and ABI.
+    Version(cmd::version::Version),
+}
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let format = if cli.json { Format::Json } else { Format::Text };
+    let result = match &cli.command {
+        Command::Create(verb) => verb.run(format),
+        // Its exit codes are its own: 125, 126, 127 and the program's.
+        Command::Run(verb) => return verb.run(),
+        Command::List(verb) => verb.run(format),
+        Command::Inspect(verb) => verb.run(),
+        Command::Logs(verb) => verb.run(format),
+        Command::Console(verb) => verb.run(),
+        Command::Snap(verb) => verb.run(format),
+        Command::Doctor(verb) => verb.run(format),
+        Command::Destroy(verb) => verb.run(format),
+        Command::Broker(verb) => verb.run(format),
+        Command::Version(verb) => verb.run(format),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::failure(&failure);
+            ExitCode::from(failure.class.exit_code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

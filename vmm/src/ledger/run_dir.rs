@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use xemem_host::RunDirError;
 
 use super::EnclaveDir;
 use crate::config::check_name;
@@ -25,6 +26,23 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// The path of this user's run directory, which is made if it is not
+    /// there.
+    ///
+    /// # Errors
+    /// When it cannot be made, is no directory, or is not ours alone.
+    pub fn default_path() -> Result<PathBuf, Failure> {
+        xemem_host::run_dir().map_err(|error| {
+            let class = match &error {
+                RunDirError::System { source, .. } => Class::of_io(&(*source).into()),
+                RunDirError::NotDirectory(_) => Class::Failure,
+                RunDirError::Owner { .. } | RunDirError::Writable(_) => Class::Permission,
+            };
+            Failure::new(class, "find the run directory", error)
+                .with_hint("ENCLAVE_RUNDIR=\"$(mktemp -d)\" enclavectl …")
+        })
+    }
+
     /// Opens `path`, making it if it is not there.
     ///
     /// # Errors

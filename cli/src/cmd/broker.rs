@@ -1,0 +1,174 @@
+//! `broker`: how the XEMEM broker is, and stopping it; and for the other
+//! verbs, reaching it.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::ledger::RunDir;
+use rustix::io::Errno;
+use serde_json::json;
+use xemem_host::{Broker as Connection, ClientError, SOCKET_NAME};
+
+use crate::locate;
+use crate::output::{self, Format};
+
+/// Look at or stop the XEMEM broker.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Broker {
+    /// Show what the broker holds.
+    Status,
+    /// End the broker.
+    Stop {
+        /// Even while enclaves or readers use it.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+impl Broker {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        match self {
+            Self::Status => status(format),
+            Self::Stop { force } => stop(*force, format),
+        }
+    }
+}
+
+fn status(format: Format) -> Result<(), Failure> {
+    let what = "ask the broker";
+    let status = connect(what)?.status().map_err(|e| failure(what, &e))?;
+    if format == Format::Json {
+        return output::json(
+            "broker",
+            &json!({
+                "pid": status.pid,
+                "protocol_version": status.protocol_version,
+                "abi_version": status.abi_version,
+                "clients": status.clients,
+                "enclaves": status.enclaves,
+                "segments": status.segments,
+                "attachments": status.attachments,
+                "leases": status.leases,
+                "protocol_errors": status.protocol_errors,
+                "throttled": status.throttled,
+                "uptime_ms": status.uptime_ms,
+            }),
+        );
+    }
+    output::line(&format!(
+        "broker: pid {}, up {}, {} clients, {} enclaves, {} segments, {} attachments, {} leases",
+        status.pid,
+        output::duration(status.uptime_ms),
+        status.clients,
+        status.enclaves,
+        status.segments,
+        status.attachments,
+        status.leases
+    ))
+}
+
+fn stop(force: bool, format: Format) -> Result<(), Failure> {
+    let what = "stop the broker";
+    connect(what)?.shutdown(force).map_err(|e| {
+        let failure = failure(what, &e);
+        if e.refusal() == Some(Errno::BUSY) {
+            return failure.with_hint("enclavectl broker stop --force");
+        }
+        failure
+    })?;
+    match format {
+        Format::Json => output::json("broker", &json!({ "stopped": true })),
+        Format::Text => Ok(()),
+    }
+}
+
+/// The broker's socket.
+pub(crate) fn socket() -> Result<PathBuf, Failure> {
+    Ok(RunDir::default_path()?.join(SOCKET_NAME))
+}
+
+/// Connects to a running broker.
+pub(crate) fn connect(what: &str) -> Result<Connection, Failure> {
+    Connection::connect(&socket()?).map_err(|e| failure(what, &e))
+}
+
+/// Makes sure a broker runs: its socket, and a connection that keeps it from
+/// ending for want of clients.
+pub(crate) fn ensure_running() -> Result<(PathBuf, Connection), Failure> {
+    let socket = socket()?;
+    let exe = locate::program("xemem-broker")?;
+    let connection = Connection::connect_or_start(&socket, &exe)
+        .map_err(|error| failure("start the broker", &error))?;
+    Ok((socket, connection))
+}
+
+/// A broker's or reader's error as the user sees it.
+pub(crate) fn failure(what: &str, error: &ClientError) -> Failure {
+    use xemem_host::snapshot::SnapshotError;
+    let class = match error {
+        ClientError::Connect { source, .. } if *source == Errno::CONNREFUSED => Class::NotFound,
+        ClientError::Connect { source, .. } | ClientError::System { source, .. } => {
+            class_of(*source)
+        }
+        ClientError::Refused { errno, .. } => class_of(*errno),
+        ClientError::Wire(_) | ClientError::Answer | ClientError::Geometry(_) => Class::Protocol,
+        ClientError::Timeout => Class::Timeout,
+        ClientError::Name(_) => Class::Usage,
+        ClientError::Snapshot(SnapshotError::NoVariable(_)) => Class::NotFound,
+        ClientError::Snapshot(SnapshotError::AbiVersion(_)) => Class::Protocol,
+        ClientError::Snapshot(SnapshotError::Runs { .. }) => Class::Resources,
+        ClientError::Start { .. } | ClientError::BrokerGone | ClientError::Snapshot(_) => {
+            Class::Failure
+        }
+    };
+    let hint = match error {
+        ClientError::Connect { .. } => "enclavectl create NAME --mem 512M (it starts the broker)",
+        ClientError::Snapshot(SnapshotError::Runs { .. }) => "sysctl vm.max_map_count=1048576",
+        _ if class == Class::NotFound => "enclavectl snap ls",
+        _ => "enclavectl broker status",
+    };
+    Failure::new(class, what, error).with_hint(hint)
+}
+
+fn class_of(errno: Errno) -> Class {
+    match errno {
+        Errno::NOENT | Errno::IDRM => Class::NotFound,
+        Errno::ACCESS | Errno::PERM => Class::Permission,
+        Errno::BUSY | Errno::EXIST => Class::Busy,
+        Errno::NOMEM | Errno::NOSPC | Errno::MFILE | Errno::DQUOT => Class::Resources,
+        Errno::TIMEDOUT => Class::Timeout,
+        Errno::PROTO | Errno::PROTONOSUPPORT => Class::Protocol,
+        Errno::INVAL => Class::Usage,
+        _ => Class::Failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_keep_their_class() {
+        let class = |errno| {
+            let text = "no".to_owned();
+            failure("x", &ClientError::Refused { errno, text }).class
+        };
+        assert_eq!(class(Errno::NOENT), Class::NotFound);
+        assert_eq!(class(Errno::ACCESS), Class::Permission);
+        assert_eq!(class(Errno::TIMEDOUT), Class::Timeout);
+        assert_eq!(class(Errno::BUSY), Class::Busy);
+        assert_eq!(class(Errno::IO), Class::Failure);
+    }
+
+    #[test]
+    fn no_broker_is_not_found_and_says_what_starts_one() {
+        let error = ClientError::Connect {
+            path: "/x".into(),
+            source: Errno::CONNREFUSED,
+        };
+        let failure = failure("ask the broker", &error);
+        assert_eq!(failure.class, Class::NotFound);
+        assert!(failure.hint.contains("enclavectl create"));
+    }
+}

@@ -1,0 +1,455 @@
+//! `doctor`: is this host ready, and what to do where it is not.
+//!
+//! Each check is one line: ok, warn (works, but slower or less safe) or fail
+//! (an enclave cannot be created), with the command that mends it. Files are
+//! read below an injectable root, so that tests show it other hosts.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::ledger::allowed_cores;
+use enclave_vmm::topology::Topology;
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use super::broker;
+use crate::locate;
+use crate::output::{self, Format};
+
+/// Linux's default of mappings per process.
+const DEFAULT_MAP_COUNT: u64 = 65_530;
+/// Locked memory an unprivileged VMM may come to need.
+const MEMLOCK_BYTES: u64 = 64 << 20;
+/// Least memory worth making an enclave in.
+const LITTLE_MEMORY_BYTES: u64 = 256 << 20;
+
+/// Check whether this host is ready.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    text: String,
+    /// Command that mends it; empty if there is nothing to mend.
+    fix: String,
+}
+
+fn ok(name: &'static str, text: impl Into<String>) -> Check {
+    Check {
+        name,
+        verdict: Verdict::Ok,
+        text: text.into(),
+        fix: String::new(),
+    }
+}
+
+fn warn(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check {
+        verdict: Verdict::Warn,
+        fix: fix.into(),
+        ..ok(name, text)
+    }
+}
+
+fn fail(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check {
+        verdict: Verdict::Fail,
+        ..warn(name, text, fix)
+    }
+}
+
+impl Doctor {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        let mut checks = host_checks(Path::new("/"));
+        checks.extend([
+            memlock(),
+            programs(),
+            kernel_image(),
+            run_directory(),
+            the_broker(),
+        ]);
+        match format {
+            Format::Json => output::json("checks", &checks)?,
+            Format::Text => print(&checks)?,
+        }
+        let failed: Vec<&str> = checks
+            .iter()
+            .filter(|check| check.verdict == Verdict::Fail)
+            .map(|check| check.name)
+            .collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let why = format!("failed: {}", failed.join(", "));
+        Err(Failure::new(Class::Failure, "this host is not ready", why)
+            .with_hint("the fixes above, then enclavectl doctor"))
+    }
+}
+
+fn print(checks: &[Check]) -> Result<(), Failure> {
+    for check in checks {
+        let verdict = match check.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "fail",
+        };
+        output::line(&format!("{verdict:<5} {:<11} {}", check.name, check.text))?;
+        if !check.fix.is_empty() {
+            output::line(&format!("      {:<11} fix: {}", "", check.fix))?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything read from files below `root`.
+fn host_checks(root: &Path) -> Vec<Check> {
+    let mut checks = vec![kvm(root), platform(root)];
+    match Topology::read(root) {
+        Ok(topology) => {
+            checks.push(cores(&topology));
+            checks.push(smt(&topology));
+            checks.push(memory(&topology));
+            checks.push(huge_pages(&topology));
+        }
+        Err(error) => checks.push(fail(
+            "topology",
+            error.to_string(),
+            "mount -t sysfs sysfs /sys",
+        )),
+    }
+    checks.extend([map_count(root), cgroup(root), tsc(root), udmabuf(root)]);
+    checks
+}
+
+fn kvm(root: &Path) -> Check {
+    let path = root.join("dev/kvm");
+    match fs::OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => ok("kvm", "/dev/kvm can be opened"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => fail(
+            "kvm",
+            "/dev/kvm is not there: virtualization is off, or the module is not loaded",
+            "modprobe kvm_intel || modprobe kvm_amd",
+        ),
+        Err(error) => fail(
+            "kvm",
+            format!("/dev/kvm cannot be opened: {error}"),
+            "usermod -aG kvm \"$USER\", then log in again",
+        ),
+    }
+}
+
+fn platform(root: &Path) -> Check {
+    let has = |module: &str| root.join("sys/module").join(module).is_dir();
+    if has("kvm_pvm") {
+        return ok(
+            "platform",
+            "nested (kvm_pvm interprets ring 0): kernels run in ring 3, not protected from their own programs",
+        );
+    }
+    for module in ["kvm_intel", "kvm_amd"] {
+        if has(module) {
+            return ok(
+                "platform",
+                format!("hardware ({module}): kernels run in ring 0"),
+            );
+        }
+    }
+    warn(
+        "platform",
+        "none of the modules kvm_intel, kvm_amd, kvm_pvm is loaded",
+        "modprobe kvm_intel || modprobe kvm_amd",
+    )
+}
+
+fn cores(topology: &Topology) -> Check {
+    let online = topology.online.len();
+    let allowed = allowed_cores().unwrap_or_default();
+    let usable = topology.online.intersection(&allowed).count();
+    match usable {
+        0 | 1 => warn(
+            "cores",
+            format!("{usable} of {online} online cores usable here: none to give away"),
+            "enclavectl create --share-cores …",
+        ),
+        _ => ok(
+            "cores",
+            format!("{online} online, {usable} usable here, one stays with the host"),
+        ),
+    }
+}
+
+fn smt(topology: &Topology) -> Check {
+    if topology.has_smt() {
+        return warn(
+            "smt",
+            "cores have hardware threads: neighbours on one core slow each other down",
+            "echo off > /sys/devices/system/cpu/smt/control",
+        );
+    }
+    ok("smt", "one thread per core")
+}
+
+fn memory(topology: &Topology) -> Check {
+    let available = topology.mem_available_bytes;
+    let text = format!(
+        "{} MiB of {} MiB available",
+        available >> 20,
+        topology.mem_total_bytes >> 20
+    );
+    if available < LITTLE_MEMORY_BYTES {
+        return warn(
+            "memory",
+            text,
+            "enclavectl list (destroy what is not needed)",
+        );
+    }
+    ok("memory", text)
+}
+
+fn huge_pages(topology: &Topology) -> Check {
+    let text = format!(
+        "{} of {} huge pages of 2 MiB free",
+        topology.huge_free, topology.huge_total
+    );
+    if topology.huge_free == 0 {
+        return warn(
+            "hugepages",
+            format!(
+                "{text}: enclaves stand on 4 KiB pages, first reads after a snapshot are slower"
+            ),
+            "echo 512 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+        );
+    }
+    ok("hugepages", text)
+}
+
+fn map_count(root: &Path) -> Check {
+    let path = root.join("proc/sys/vm/max_map_count");
+    let Some(count) = read_number(&path) else {
+        return warn(
+            "map_count",
+            "vm.max_map_count cannot be read",
+            "mount -t proc proc /proc",
+        );
+    };
+    let text = format!("vm.max_map_count is {count}");
+    if count < DEFAULT_MAP_COUNT {
+        return warn(
+            "map_count",
+            format!("{text}: large scattered snapshots cannot be attached"),
+            "sysctl vm.max_map_count=1048576",
+        );
+    }
+    ok("map_count", text)
+}
+
+fn cgroup(root: &Path) -> Check {
+    let path = root.join("sys/fs/cgroup/cgroup.controllers");
+    match fs::read_to_string(path) {
+        Ok(controllers) if controllers.split_whitespace().any(|c| c == "cpuset") => {
+            ok("cgroup", "version 2 with cpuset")
+        }
+        Ok(_) => warn(
+            "cgroup",
+            "version 2 without cpuset: other tasks may run on the enclaves' cores",
+            "echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control",
+        ),
+        Err(_) => warn(
+            "cgroup",
+            "version 1 or hybrid: other tasks may run on the enclaves' cores",
+            "boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+    }
+}
+
+fn tsc(root: &Path) -> Check {
+    let path = "sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = fs::read_to_string(root.join(path)).unwrap_or_default();
+    let info = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
+    let flags = info
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or("");
+    let steady = flags.split_whitespace().any(|flag| flag == "constant_tsc");
+    let source = source.trim();
+    if steady || source == "tsc" {
+        return ok("tsc", format!("steady (host clock source: {source})"));
+    }
+    warn(
+        "tsc",
+        format!("may not be steady (host clock source: {source}): clocks in enclaves may drift"),
+        "boot with tsc=reliable if the hardware is known to be",
+    )
+}
+
+fn udmabuf(root: &Path) -> Check {
+    match fs::metadata(root.join("dev/udmabuf")) {
+        Err(_) => ok(
+            "udmabuf",
+            "absent: readers cannot make snapshots writable through it",
+        ),
+        Ok(meta) if meta.permissions().mode() & 0o066 == 0 => ok("udmabuf", "for its owner only"),
+        Ok(_) => warn(
+            "udmabuf",
+            "/dev/udmabuf is open to users: before Linux 6.13 a reader can make a snapshot writable through it",
+            "chmod 0600 /dev/udmabuf",
+        ),
+    }
+}
+
+fn memlock() -> Check {
+    let limit = getrlimit(Resource::Memlock).current;
+    match limit {
+        None => ok("memlock", "unlimited"),
+        Some(bytes) if bytes >= MEMLOCK_BYTES || rustix::process::geteuid().is_root() => {
+            ok("memlock", format!("{} KiB", bytes >> 10))
+        }
+        Some(bytes) => warn(
+            "memlock",
+            format!("{} KiB: little for locked memory", bytes >> 10),
+            "ulimit -l unlimited",
+        ),
+    }
+}
+
+fn programs() -> Check {
+    for name in ["enclave-vmm", "xemem-broker"] {
+        if let Err(failure) = locate::program(name) {
+            return fail("programs", format!("{name}: {}", failure.why), failure.hint);
+        }
+    }
+    ok("programs", "enclave-vmm and xemem-broker are there")
+}
+
+fn kernel_image() -> Check {
+    let given = std::env::var_os("ENCLAVE_KERNEL").map(PathBuf::from);
+    match locate::kernel(given.as_deref()) {
+        Ok(path) => ok("kernel", path.display().to_string()),
+        Err(failure) => fail("kernel", failure.why, failure.hint),
+    }
+}
+
+fn run_directory() -> Check {
+    match locate::run_dir() {
+        Ok(run) => ok("rundir", run.path().display().to_string()),
+        Err(failure) => fail("rundir", failure.why, failure.hint),
+    }
+}
+
+fn the_broker() -> Check {
+    match broker::connect("ask the broker") {
+        Ok(_) => ok("broker", "runs"),
+        Err(failure) if failure.class == Class::NotFound => {
+            ok("broker", "does not run; the first create starts it")
+        }
+        Err(failure) => warn("broker", failure.why, failure.hint),
+    }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host made of files, removed at the end.
+    struct Host(PathBuf);
+
+    impl Host {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
+            let name = format!("enclavectl-doctor-{name}-{}", std::process::id());
+            let root = std::env::temp_dir().join(name);
+            for (path, text) in files {
+                let path = root.join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            Self(root)
+        }
+
+        fn verdict(&self, name: &str) -> Verdict {
+            let checks = host_checks(&self.0);
+            checks
+                .iter()
+                .find(|check| check.name == name)
+                .unwrap()
+                .verdict
+        }
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.0));
+        }
+    }
+
+    const MEMINFO: &str = "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n";
+
+    #[test]
+    fn a_good_host_has_nothing_to_mend() {
+        let huge = "sys/kernel/mm/hugepages/hugepages-2048kB";
+        let host = Host::new(
+            "good",
+            &[
+                ("dev/kvm", ""),
+                ("sys/module/kvm_intel/x", ""),
+                ("sys/devices/system/cpu/online", "0-3"),
+                ("sys/devices/system/cpu/present", "0-3"),
+                (&format!("{huge}/nr_hugepages"), "8"),
+                (&format!("{huge}/free_hugepages"), "8"),
+                ("proc/meminfo", MEMINFO),
+                ("proc/sys/vm/max_map_count", "65530\n"),
+                ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu memory\n"),
+                ("proc/cpuinfo", "flags\t\t: fpu constant_tsc\n"),
+            ],
+        );
+        for check in host_checks(&host.0) {
+            // How many cores this test may use is not the tree's business.
+            if check.name != "cores" {
+                assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_host_fails_and_every_complaint_has_a_fix() {
+        let host = Host::new("empty", &[("dev/null", "")]);
+        assert_eq!(host.verdict("kvm"), Verdict::Fail);
+        assert_eq!(host.verdict("topology"), Verdict::Fail);
+        for check in host_checks(&host.0) {
+            assert_eq!(
+                check.verdict == Verdict::Ok,
+                check.fix.is_empty(),
+                "{check:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_open_udmabuf_and_few_mappings_are_warned_of() {
+        let host = Host::new(
+            "open",
+            &[("dev/udmabuf", ""), ("proc/sys/vm/max_map_count", "1000")],
+        );
+        let open = fs::Permissions::from_mode(0o666);
+        fs::set_permissions(host.0.join("dev/udmabuf"), open).unwrap();
+        assert_eq!(host.verdict("udmabuf"), Verdict::Warn);
+        assert_eq!(host.verdict("map_count"), Verdict::Warn);
+    }
+}

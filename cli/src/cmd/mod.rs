@@ -1,0 +1,11 @@
+//! The verbs: one struct of arguments each, with a `run` that does the work.
+
+pub(crate) mod broker;
+pub(crate) mod create;
+pub(crate) mod destroy;
+pub(crate) mod doctor;
+pub(crate) mod logs;
+pub(crate) mod run;
+pub(crate) mod show;
+pub(crate) mod snap;
+pub(crate) mod version;

@@ -1,0 +1,220 @@
+//! `list` and `inspect`: what is there, told from locks and answers, never
+//! from files alone.
+
+use std::io::Read;
+use std::time::Duration;
+
+use clap::Args;
+use enclave_vmm::control::client::Client;
+use enclave_vmm::control::protocol::{Effective, Inspection};
+use enclave_vmm::failure::Failure;
+use enclave_vmm::ledger::{EnclaveDir, Occupancy, RunDir};
+use enclave_vmm::lifecycle::Phase;
+use enclave_vmm::machine::MachineState;
+use serde::Serialize;
+
+use crate::locate;
+use crate::output::{self, Format};
+
+/// How long one enclave may take to answer before it counts as unresponsive.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest configuration read back.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// List the enclaves.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Print names only.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Show everything about an enclave, as JSON.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Enclave.
+    name: String,
+}
+
+/// One enclave as `list` shows it.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    state: String,
+    cores: Vec<usize>,
+    mem_bytes: u64,
+    arenas: usize,
+    program: String,
+    uptime_ms: Option<u64>,
+    pid: Option<i32>,
+    reason: String,
+}
+
+/// What is known of one enclave.
+struct Seen {
+    phase: Phase,
+    occupancy: Occupancy,
+    reason: String,
+    inspection: Option<Box<Inspection>>,
+}
+
+impl List {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        let run = locate::run_dir()?;
+        let rows = rows(&run)?;
+        match format {
+            Format::Json => output::json("enclaves", &rows),
+            Format::Text if self.quiet => rows.iter().try_for_each(|row| output::line(&row.name)),
+            Format::Text => print(&rows),
+        }
+    }
+}
+
+fn rows(run: &RunDir) -> Result<Vec<Row>, Failure> {
+    let mut rows = Vec::new();
+    for name in run.names()? {
+        // Destroyed since the names were read.
+        let Some(dir) = run.enclave(&name, false)? else {
+            continue;
+        };
+        rows.push(row(&dir, &look(&dir)?));
+    }
+    Ok(rows)
+}
+
+/// Asks the lock and, if somebody holds it, the holder.
+fn look(dir: &EnclaveDir) -> Result<Seen, Failure> {
+    let occupancy = dir.occupancy()?;
+    if let Occupancy::Dead(reason) = &occupancy {
+        return Ok(Seen {
+            phase: Phase::Dead,
+            reason: reason.clone(),
+            occupancy,
+            inspection: None,
+        });
+    }
+    let answer = Client::connect(dir, ANSWER_TIMEOUT).and_then(|mut client| client.inspect());
+    Ok(match answer {
+        Ok(inspection) => Seen {
+            phase: Phase::of_machine(&inspection.machine),
+            reason: match &inspection.machine {
+                MachineState::Failed { reason } => reason.clone(),
+                _ => String::new(),
+            },
+            occupancy,
+            inspection: Some(inspection),
+        },
+        Err(failure) => {
+            let listens = dir.open_file("config.json").is_ok();
+            let phase = Phase::of_silent(&occupancy, listens);
+            Seen {
+                phase,
+                reason: if listens { failure.why } else { String::new() },
+                occupancy,
+                inspection: None,
+            }
+        }
+    })
+}
+
+fn row(dir: &EnclaveDir, seen: &Seen) -> Row {
+    let (mut cores, mut mem_bytes, mut pid) = (Vec::new(), 0, None);
+    if let Occupancy::Live(record) = &seen.occupancy {
+        cores.clone_from(&record.cores);
+        mem_bytes = record.mem_bytes;
+        pid = (record.pid > 0).then_some(record.pid);
+    }
+    let inspection = seen.inspection.as_ref();
+    let program = match inspection.map(|i| &i.machine) {
+        Some(MachineState::Running { program }) => program.clone(),
+        _ => String::new(),
+    };
+    Row {
+        name: dir.name().to_owned(),
+        state: seen.phase.to_string(),
+        cores,
+        mem_bytes,
+        arenas: inspection.map_or(0, |i| i.report.arenas.len()),
+        program,
+        uptime_ms: inspection.map(|i| i.uptime_ms),
+        pid,
+        reason: seen.reason.clone(),
+    }
+}
+
+fn print(rows: &[Row]) -> Result<(), Failure> {
+    let or_dash = |text: String| {
+        if text.is_empty() {
+            "-".to_owned()
+        } else {
+            text
+        }
+    };
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let cores: Vec<String> = row.cores.iter().map(usize::to_string).collect();
+            let mem = if row.mem_bytes == 0 {
+                String::new()
+            } else {
+                output::size(row.mem_bytes)
+            };
+            vec![
+                row.name.clone(),
+                row.state.clone(),
+                or_dash(cores.join(",")),
+                or_dash(mem),
+                row.arenas.to_string(),
+                or_dash(output::printable(&row.program)),
+                or_dash(row.uptime_ms.map(output::duration).unwrap_or_default()),
+                output::printable(&row.reason),
+            ]
+        })
+        .collect();
+    let heading = [
+        "NAME", "STATE", "CORES", "MEM", "ARENAS", "PROGRAM", "UPTIME", "REASON",
+    ];
+    output::table(&heading, &cells)
+}
+
+/// The JSON of `inspect`.
+#[derive(Debug, Serialize)]
+struct Document {
+    name: String,
+    state: String,
+    reason: String,
+    directory: String,
+    effective: Option<Effective>,
+    live: Option<Box<Inspection>>,
+}
+
+impl Inspect {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let run = locate::run_dir()?;
+        let dir = locate::enclave(&run, &self.name)?;
+        let seen = look(&dir)?;
+        let effective = match &seen.inspection {
+            Some(inspection) => Some(inspection.effective.clone()),
+            None => written_config(&dir),
+        };
+        output::json(
+            "enclave",
+            &Document {
+                name: self.name.clone(),
+                state: seen.phase.to_string(),
+                reason: seen.reason,
+                directory: dir.path().display().to_string(),
+                effective,
+                live: seen.inspection,
+            },
+        )
+    }
+}
+
+/// What a silent or dead VMM wrote down; `None` when it did not get so far.
+fn written_config(dir: &EnclaveDir) -> Option<Effective> {
+    let mut text = String::new();
+    let file = dir.open_file("config.json").ok()?;
+    file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}

@@ -1,0 +1,494 @@
+//! `snap ls` and `snap read`: published snapshots from the command line.
+//!
+//! Reading leases a generation, writes it out, and checks afterwards that it
+//! stayed whole; a file only gets its name once that is sure.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use enclave_abi::arena::{VarDesc, dtype, text};
+use enclave_vmm::failure::{Class, Failure};
+use serde_json::{Value, json};
+use xemem_host::{Policy, SegmentInfo, SegmentState, Snapshot, Stream};
+
+use super::broker;
+use crate::npy;
+use crate::output::{self, Format};
+
+/// List and read snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snap {
+    /// List the arenas and their newest snapshots.
+    Ls,
+    /// Read one snapshot.
+    Read(Read),
+}
+
+/// Read one snapshot.
+#[derive(Debug, Args)]
+pub(crate) struct Read {
+    /// Arena.
+    name: String,
+    /// Which: the newest, or the one of a time step.
+    #[arg(long, value_name = "latest|N", default_value = "latest")]
+    step: Step,
+    /// Only this variable.
+    #[arg(long, value_name = "V")]
+    var: Option<String>,
+    /// summary: figures for people; raw: the bytes; npy: a NumPy file.
+    #[arg(long, value_enum, default_value_t = Form::Summary)]
+    format: Form,
+    /// Write to a file instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Seconds to wait for the arena and the snapshot.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    timeout: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Latest,
+    Number(u64),
+}
+
+impl FromStr for Step {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            number => number
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| "neither \"latest\" nor a number".to_owned()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Summary,
+    Raw,
+    Npy,
+}
+
+impl Snap {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        match self {
+            Self::Ls => list(format),
+            Self::Read(read) => read.run(format),
+        }
+    }
+}
+
+fn list(format: Format) -> Result<(), Failure> {
+    let what = "list snapshots";
+    let arenas = match broker::connect(what) {
+        Ok(mut broker) => broker.list().map_err(|e| broker::failure(what, &e))?,
+        // No broker, no snapshots.
+        Err(failure) if failure.class == Class::NotFound => Vec::new(),
+        Err(failure) => return Err(failure),
+    };
+    if format == Format::Json {
+        let arenas: Vec<Value> = arenas.iter().map(arena_json).collect();
+        return output::json("arenas", &arenas);
+    }
+    let rows: Vec<Vec<String>> = arenas
+        .iter()
+        .map(|arena| {
+            vec![
+                output::printable(&arena.name),
+                output::printable(&arena.enclave),
+                state(arena).to_owned(),
+                arena.latest_generation.to_string(),
+                output::size(arena.size_bytes),
+                arena.readers.to_string(),
+                arena.leases.to_string(),
+                arena.dropped.to_string(),
+                output::duration(arena.age_ms),
+            ]
+        })
+        .collect();
+    let heading = [
+        "NAME",
+        "ENCLAVE",
+        "STATE",
+        "GENERATION",
+        "SIZE",
+        "READERS",
+        "LEASES",
+        "DROPPED",
+        "AGE",
+    ];
+    output::table(&heading, &rows)
+}
+
+fn state(arena: &SegmentInfo) -> &'static str {
+    match arena.state {
+        SegmentState::Making => "making",
+        SegmentState::Live => "live",
+        SegmentState::Ended => "ended",
+    }
+}
+
+fn arena_json(arena: &SegmentInfo) -> Value {
+    json!({
+        "segid": arena.segid.0,
+        "name": arena.name,
+        "enclave": arena.enclave,
+        "state": state(arena),
+        "size_bytes": arena.size_bytes,
+        "chunk_bytes": arena.chunk_bytes,
+        "nr_banks": arena.nr_banks,
+        "page_bytes": arena.page_bytes,
+        "latest_generation": arena.latest_generation,
+        "dropped": arena.dropped,
+        "readers": arena.readers,
+        "leases": arena.leases,
+        "owner_uid": arena.owner_uid,
+        "age_ms": arena.age_ms,
+    })
+}
+
+impl Read {
+    fn run(&self, format: Format) -> Result<(), Failure> {
+        let what = format!("read snapshot {}", self.name);
+        let binary = self.format != Form::Summary;
+        if binary && format == Format::Json {
+            let why = "--json goes with --format summary only";
+            return Err(Failure::new(Class::Usage, what, why));
+        }
+        if binary && self.output.is_none() && std::io::stdout().is_terminal() {
+            let why = "binary data does not go to a terminal";
+            return Err(Failure::new(Class::Usage, what, why)
+                .with_hint(format!("enclavectl snap read {} … -o FILE", self.name)));
+        }
+        let timeout = Duration::from_secs(self.timeout.into());
+        let policy = match self.step {
+            Step::Latest => Policy::Latest,
+            Step::Number(_) => Policy::Every,
+        };
+        let mut stream = Stream::attach(&broker::socket()?, &self.name, policy, timeout)
+            .map_err(|e| broker::failure(&what, &e))?;
+        loop {
+            let next = stream.next(Some(timeout));
+            let next = next.map_err(|e| broker::failure(&what, &e))?;
+            let Some(snapshot) = next else {
+                let why = "the arena has ended and has no such snapshot";
+                return Err(
+                    Failure::new(Class::NotFound, what, why).with_hint("enclavectl snap ls")
+                );
+            };
+            match self.step {
+                Step::Number(wanted) if snapshot.step() < wanted => {}
+                Step::Number(wanted) if snapshot.step() > wanted => {
+                    let why = format!(
+                        "step {wanted} is gone; {} is the oldest kept",
+                        snapshot.step()
+                    );
+                    return Err(Failure::new(Class::NotFound, what, why)
+                        .with_hint(format!("enclavectl snap read {} --step latest", self.name)));
+                }
+                _ => return self.write(&what, &snapshot, format),
+            }
+        }
+    }
+
+    fn write(&self, what: &str, snapshot: &Snapshot<'_>, format: Format) -> Result<(), Failure> {
+        match &self.output {
+            Some(path) => {
+                let partial = partial_path(path);
+                let file = File::create(&partial)
+                    .map_err(|e| Failure::io(format!("write {}", partial.display()), e))?;
+                let written = self
+                    .write_to(what, snapshot, format, BufWriter::new(file))
+                    .and_then(|()| still_valid(what, snapshot))
+                    .and_then(|()| {
+                        std::fs::rename(&partial, path)
+                            .map_err(|e| Failure::io(format!("write {}", path.display()), e))
+                    });
+                if written.is_err() {
+                    // Half a file is of no use to anybody.
+                    let _ = std::fs::remove_file(&partial);
+                }
+                written
+            }
+            None => {
+                let out = BufWriter::new(std::io::stdout().lock());
+                self.write_to(what, snapshot, format, out)?;
+                still_valid(what, snapshot)
+            }
+        }
+    }
+
+    fn write_to(
+        &self,
+        what: &str,
+        snapshot: &Snapshot<'_>,
+        format: Format,
+        mut out: impl Write,
+    ) -> Result<(), Failure> {
+        let wrote = match self.format {
+            Form::Summary => {
+                let text = self.summary(snapshot, format)?;
+                out.write_all(text.as_bytes())
+            }
+            Form::Raw => match &self.var {
+                Some(name) => out.write_all(self.view(what, snapshot, name)?.bytes),
+                None => out.write_all(snapshot.as_slice()),
+            },
+            Form::Npy => {
+                let name = self.single_variable(what, snapshot)?;
+                let view = self.view(what, snapshot, &name)?;
+                let layout = npy::layout(&view.desc).map_err(|error| {
+                    let why = format!("variable {name}: {error}");
+                    Failure::new(Class::Failure, what, why)
+                        .with_hint(format!("enclavectl snap read {} --format raw", self.name))
+                })?;
+                out.write_all(&npy::header(&layout)).and_then(|()| {
+                    npy::elements(&layout, &view.desc, view.bytes, |piece| {
+                        out.write_all(piece)
+                    })
+                })
+            }
+        };
+        match wrote.and_then(|()| out.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::io(what, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn view<'a>(
+        &self,
+        what: &str,
+        snapshot: &'a Snapshot<'_>,
+        name: &str,
+    ) -> Result<xemem_host::VarView<'a>, Failure> {
+        snapshot.var(name).map_err(|error| {
+            broker::failure(what, &error.into())
+                .with_hint(format!("enclavectl snap read {}", self.name))
+        })
+    }
+
+    /// The variable meant: the one named, or the only one.
+    fn single_variable(&self, what: &str, snapshot: &Snapshot<'_>) -> Result<String, Failure> {
+        if let Some(name) = &self.var {
+            return Ok(name.clone());
+        }
+        let names: Vec<String> = snapshot
+            .variables()
+            .iter()
+            .filter_map(|var| var.name().map(str::to_owned))
+            .collect();
+        if let [only] = names.as_slice() {
+            return Ok(only.clone());
+        }
+        let shown: Vec<String> = names.iter().map(|name| output::printable(name)).collect();
+        let why = format!("it has {} variables: {}", names.len(), shown.join(", "));
+        Err(Failure::new(Class::Usage, what, why).with_hint("--var V"))
+    }
+
+    fn summary(&self, snapshot: &Snapshot<'_>, format: Format) -> Result<String, Failure> {
+        let mut variables = snapshot.variables();
+        if let Some(wanted) = &self.var {
+            let what = format!("read snapshot {}", self.name);
+            variables = vec![self.view(&what, snapshot, wanted)?.desc];
+        }
+        let rows: Vec<Value> = variables
+            .iter()
+            .filter_map(|var| variable_json(snapshot, var))
+            .collect();
+        let head = json!({
+            "name": self.name,
+            "generation": snapshot.generation(),
+            "step": snapshot.step(),
+            "time": snapshot.time(),
+            "bytes": snapshot.bytes(),
+            "chunks_copied": snapshot.chunks_copied(),
+            "runs": snapshot.runs(),
+            "valid": snapshot.valid(),
+            "variables": rows,
+        });
+        if format == Format::Json {
+            let document = json!({ "schema": output::SCHEMA, "snapshot": head });
+            return Ok(format!("{document:#}\n"));
+        }
+        let mut text = format!(
+            "{}: generation {}, step {}, time {}, {} in {} runs\n",
+            self.name,
+            snapshot.generation(),
+            snapshot.step(),
+            snapshot.time(),
+            output::size(snapshot.bytes()),
+            snapshot.runs()
+        );
+        for row in &rows {
+            let number = |key: &str| row[key].as_f64().map_or("-".to_owned(), |n| n.to_string());
+            text.push_str(&format!(
+                "  {} {} {} min {} max {} mean {} {}\n",
+                output::printable(row["name"].as_str().unwrap_or("?")),
+                row["dtype"].as_str().unwrap_or("?"),
+                row["shape"],
+                number("min"),
+                number("max"),
+                number("mean"),
+                output::printable(row["unit"].as_str().unwrap_or("")),
+            ));
+        }
+        Ok(text)
+    }
+}
+
+/// A reader must not keep what changed under it.
+fn still_valid(what: &str, snapshot: &Snapshot<'_>) -> Result<(), Failure> {
+    if snapshot.valid() {
+        return Ok(());
+    }
+    let why = "it changed while it was read: the enclave did not keep it";
+    Err(Failure::new(Class::Failure, what, why).with_hint("enclavectl snap ls"))
+}
+
+/// The name a file has while it is being written.
+fn partial_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+fn variable_json(snapshot: &Snapshot<'_>, var: &VarDesc) -> Option<Value> {
+    let name = var.name()?;
+    let view = snapshot.var(name).ok()?;
+    let figures = Figures::of(var, view.bytes);
+    let ndim = usize::try_from(var.ndim).ok()?.min(var.shape.len());
+    Some(json!({
+        "name": name,
+        "dtype": npy::type_string(var).unwrap_or_else(|| "other".to_owned()),
+        "lanes": var.dtype_lanes,
+        "shape": var.shape.get(..ndim)?,
+        "strides": var.strides.get(..ndim)?,
+        "order": char::from(var.order).to_string(),
+        "offset": var.offset,
+        "nbytes": var.nbytes,
+        "unit": text(&var.unit).unwrap_or(""),
+        "axis_labels": text(&var.axis_labels).unwrap_or(""),
+        "min": figures.as_ref().map(|f| f.min),
+        "max": figures.as_ref().map(|f| f.max),
+        "mean": figures.as_ref().map(Figures::mean),
+        "nans": figures.as_ref().map(|f| f.nans),
+    }))
+}
+
+/// Figures over the elements of a real variable.
+struct Figures {
+    min: f64,
+    max: f64,
+    sum: f64,
+    count: u64,
+    nans: u64,
+}
+
+impl Figures {
+    fn of(var: &VarDesc, bytes: &[u8]) -> Option<Self> {
+        let width = usize::from(var.dtype_bits / 8);
+        number(var.dtype_code, bytes.get(..width)?)?;
+        let layout = npy::layout(var).ok()?;
+        let mut figures = Self {
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            sum: 0.0,
+            count: 0,
+            nans: 0,
+        };
+        let taken: Result<(), ()> = npy::elements(&layout, var, bytes, |piece| {
+            for element in piece.chunks_exact(width) {
+                figures.add(number(var.dtype_code, element).ok_or(())?);
+            }
+            Ok(())
+        });
+        taken.ok().map(|()| figures)
+    }
+
+    fn add(&mut self, value: f64) {
+        if value.is_nan() {
+            self.nans += 1;
+            return;
+        }
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+        self.sum += value;
+        self.count += 1;
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a mean of that many needs no more"
+    )]
+    fn mean(&self) -> f64 {
+        self.sum / self.count as f64
+    }
+}
+
+/// An element as a number; `None` for types without an order.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "shown to people, as the mean is"
+)]
+fn number(code: u8, element: &[u8]) -> Option<f64> {
+    Some(match (code, element.len()) {
+        (dtype::FLOAT, 4) => f32::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::FLOAT, 8) => f64::from_le_bytes(element.try_into().ok()?),
+        (dtype::INT, 1) => i8::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::INT, 2) => i16::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::INT, 4) => i32::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::INT, 8) => i64::from_le_bytes(element.try_into().ok()?) as f64,
+        (dtype::UINT, 1) => u8::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::UINT, 2) => u16::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::UINT, 4) => u32::from_le_bytes(element.try_into().ok()?).into(),
+        (dtype::UINT, 8) => u64::from_le_bytes(element.try_into().ok()?) as f64,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_numbers_or_latest() {
+        assert_eq!("latest".parse(), Ok(Step::Latest));
+        assert_eq!("17".parse(), Ok(Step::Number(17)));
+        assert!("-1".parse::<Step>().is_err());
+        assert!("newest".parse::<Step>().is_err());
+    }
+
+    #[test]
+    fn elements_become_numbers_by_their_type() {
+        assert_eq!(number(dtype::FLOAT, &1.5f64.to_le_bytes()), Some(1.5));
+        assert_eq!(number(dtype::INT, &(-3i16).to_le_bytes()), Some(-3.0));
+        assert_eq!(number(dtype::UINT, &[255]), Some(255.0));
+        assert_eq!(number(dtype::COMPLEX, &[0; 8]), None);
+        assert_eq!(number(dtype::FLOAT, &[0; 2]), None);
+    }
+
+    #[test]
+    fn figures_skip_what_is_no_number() {
+        let mut figures = Figures {
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            sum: 0.0,
+            count: 0,
+            nans: 0,
+        };
+        for value in [1.0, f64::NAN, 3.0] {
+            figures.add(value);
+        }
+        assert_eq!((figures.min, figures.max), (1.0, 3.0));
+        assert_eq!((figures.mean(), figures.nans), (2.0, 1));
+    }
+}

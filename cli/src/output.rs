@@ -1,0 +1,162 @@
+//! How results and failures look: JSON for programs, tables for people.
+//!
+//! Data goes to standard output, talk to standard error. A reader that closed
+//! its end early (`| head`) is no failure.
+
+use std::io::{ErrorKind, Write};
+
+use enclave_vmm::failure::{Class, Failure};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Version of every JSON document printed.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// Wanted form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Prints bytes to standard output.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::io("write to standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line to standard output.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints `{"schema": …, key: value}`.
+pub(crate) fn json(key: &str, value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(&document(key, value)?)
+        .map_err(|e| Failure::new(Class::Failure, "print JSON", e))?;
+    line(&text)
+}
+
+/// Prints the same on one line, for streams.
+pub(crate) fn json_line(key: &str, value: &impl Serialize) -> Result<(), Failure> {
+    line(&document(key, value)?.to_string())
+}
+
+fn document(key: &str, value: &impl Serialize) -> Result<Value, Failure> {
+    let value =
+        serde_json::to_value(value).map_err(|e| Failure::new(Class::Failure, "print JSON", e))?;
+    Ok(json!({ "schema": SCHEMA, key: value }))
+}
+
+/// Prints rows in aligned columns under a heading.
+pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    bytes(format_table(heading, rows).as_bytes())
+}
+
+fn format_table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = heading.iter().map(|cell| cell.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let heading: Vec<String> = heading.iter().map(|&cell| cell.to_owned()).collect();
+    for row in std::iter::once(&heading).chain(rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Text without control characters, for names that came from elsewhere.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+/// Bytes in the largest binary unit that keeps them whole.
+pub(crate) fn size(bytes: u64) -> String {
+    for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+        if bytes != 0 && bytes % (1 << shift) == 0 {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+/// A duration as people read it.
+pub(crate) fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{:02}h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+/// Prints a warning.
+pub(crate) fn warning(text: &str) {
+    eprintln!("enclavectl: warning: {text}");
+}
+
+/// Prints a failure: what, why, and what to try.
+pub(crate) fn failure(failure: &Failure) {
+    let hint = match (failure.hint.as_str(), failure.class) {
+        ("", Class::Usage) => "enclavectl --help",
+        ("", Class::NotFound | Class::Busy) => "enclavectl list",
+        ("", Class::Protocol) => "enclavectl version",
+        ("", _) => "enclavectl doctor",
+        (hint, _) => hint,
+    };
+    let why = failure.why.trim_end().replace('\n', "\n    ");
+    eprintln!("enclavectl: {}\n  {why}\n  try: {hint}", failure.what);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_lines_end_clean() {
+        let rows = vec![
+            vec!["a".to_owned(), "idle".to_owned()],
+            vec!["longer".to_owned(), String::new()],
+        ];
+        assert_eq!(
+            format_table(&["NAME", "STATE"], &rows),
+            "NAME    STATE\na       idle\nlonger\n"
+        );
+    }
+
+    #[test]
+    fn sizes_and_durations_are_short() {
+        assert_eq!(size(512 << 20), "512M");
+        assert_eq!(size(3 << 30), "3G");
+        assert_eq!(size(1), "1");
+        assert_eq!(size(0), "0");
+        assert_eq!(duration(59_999), "59s");
+        assert_eq!(duration(61_000), "1m01s");
+        assert_eq!(duration(3_660_000), "1h01m");
+        assert_eq!(duration(90_000_000), "1d01h");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[31mb\n"), "a?[31mb?");
+    }
+}
