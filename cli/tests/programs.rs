@@ -1,0 +1,518 @@
+//! Ordinary programs, run on Linux and in an enclave: same output, same end.
+//!
+//! The programs are those of `guests/programs`, built here with the system's
+//! compilers, and the applets of a static busybox. Each runs twice in twin
+//! directories, once natively and once with `enclavectl run`; standard output,
+//! standard error and exit code must be equal. Needs /dev/kvm, the kernel image
+//! (`$ENCLAVE_KERNEL`, else where `cargo kernel` puts it), and the other
+//! programs of this workspace next to `enclavectl`.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+/// Longest time one program may take on either side.
+const TIMEOUT_S: i64 = 120;
+/// The exported directory as programs see it.
+const GUEST_DIR: &str = "/data";
+/// Builds of a C program.
+const C_BUILDS: [&str; 3] = ["musl", "glibc", "pie"];
+
+/// How a program ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// One enclave with an exported directory, shared by the tests that run at the
+/// same time; destroyed with the last of them.
+struct Enclave {
+    home: PathBuf,
+    /// An enclave runs one program at a time.
+    turn: Mutex<()>,
+}
+
+impl Enclave {
+    fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Enclave>> = Mutex::new(Weak::new());
+        let mut shared = lock(&SHARED);
+        if let Some(enclave) = shared.upgrade() {
+            return enclave;
+        }
+        let enclave = Arc::new(Self::create());
+        *shared = Arc::downgrade(&enclave);
+        enclave
+    }
+
+    fn create() -> Self {
+        let enclave = Self {
+            home: unique_dir("enclave"),
+            turn: Mutex::new(()),
+        };
+        fs::create_dir(enclave.export()).unwrap();
+        let export = format!("{}={GUEST_DIR}:rw", enclave.export().display());
+        let create = [
+            "create",
+            "t1",
+            "--cores",
+            "1",
+            "--mem",
+            "256M",
+            "--share-cores",
+        ];
+        let mut command = enclave.command(&create);
+        command.args(["--export", &export]);
+        let ended = finish(&mut command, b"");
+        assert_eq!(ended.code, 0, "create: {}", ended.stderr);
+        enclave
+    }
+
+    fn export(&self) -> PathBuf {
+        self.home.join("export")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_enclavectl"));
+        command.env("ENCLAVE_RUNDIR", self.home.join("run"));
+        command.args(args);
+        if std::env::var_os("ENCLAVE_KERNEL").is_none() {
+            command.env("ENCLAVE_KERNEL", kernel_image());
+        }
+        command
+    }
+
+    /// `enclavectl run` in the guest directory `cwd`.
+    fn run(&self, cwd: &str, program: &Path, args: &[&str]) -> Command {
+        let env = "PROGRAM_TEST=value of it";
+        let mut command = self.command(&["run", "t1", "--cwd", cwd, "--env", env, "--"]);
+        command.arg(program).args(args);
+        command
+    }
+}
+
+impl Drop for Enclave {
+    fn drop(&mut self) {
+        for args in [
+            &["destroy", "t1", "--ignore-missing"][..],
+            &["broker", "stop", "--force"],
+        ] {
+            let status = self.command(args).stdout(Stdio::null()).status();
+            if !status.is_ok_and(|status| status.success()) {
+                eprintln!("enclavectl {} failed", args.join(" "));
+            }
+        }
+        fs::remove_dir_all(&self.home).ok();
+    }
+}
+
+/// A program that is run on both sides, in directories of its own.
+struct Comparison {
+    enclave: Arc<Enclave>,
+    name: String,
+    native: PathBuf,
+}
+
+impl Comparison {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let enclave = Enclave::shared();
+        let name = format!("work{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        fs::create_dir(enclave.export().join(&name)).unwrap();
+        Self {
+            enclave,
+            name,
+            native: unique_dir("native"),
+        }
+    }
+
+    /// The directory on the enclave's side, as the host sees it.
+    fn exported(&self) -> PathBuf {
+        self.enclave.export().join(&self.name)
+    }
+
+    /// Runs `program` on both sides; `DIR` in an argument is the directory.
+    #[track_caller]
+    fn same(&self, program: &Path, args: &[&str], stdin: &[u8]) -> Ended {
+        let inside =
+            |dir: &str| -> Vec<String> { args.iter().map(|arg| arg.replace("DIR", dir)).collect() };
+        let guest_dir = format!("{GUEST_DIR}/{}", self.name);
+        let native_args = inside(self.native.to_str().unwrap());
+        let mut native = Command::new(program);
+        native.args(&native_args).current_dir(&self.native);
+        native.env("PROGRAM_TEST", "value of it");
+        let expected = finish(&mut native, stdin);
+        let guest_args = inside(&guest_dir);
+        let guest_args: Vec<&str> = guest_args.iter().map(String::as_str).collect();
+        let mut command = self.enclave.run(&guest_dir, program, &guest_args);
+        let turn = lock(&self.enclave.turn);
+        let mut got = finish(&mut command, stdin);
+        drop(turn);
+        // A program that was killed is reported behind its own output.
+        if got.code > 128
+            && let Some(at) = got.stderr.find("enclavectl: ")
+        {
+            got.stderr.truncate(at);
+        }
+        assert_eq!(
+            got,
+            expected,
+            "{} {args:?}, left: enclave",
+            program.display()
+        );
+        expected
+    }
+
+    /// The same for the three builds of a C program.
+    #[track_caller]
+    fn same_in_c(&self, name: &str, args: &[&str], stdin: &[u8], code: i32) {
+        for build in C_BUILDS {
+            let ended = self.same(&c_program(name, build), args, stdin);
+            assert_eq!(ended.code, code, "{name}, {build}");
+        }
+    }
+}
+
+impl Drop for Comparison {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.native).ok();
+        fs::remove_dir_all(self.exported()).ok();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A new directory with its real path, short enough for sockets in it.
+fn unique_dir(kind: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let nr = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("programs-{kind}-{}-{nr}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    fs::create_dir(&path).unwrap();
+    fs::canonicalize(path).unwrap()
+}
+
+fn kernel_image() -> PathBuf {
+    let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
+    let target = enclavectl.ancestors().nth(2).unwrap();
+    target.join("x86_64-unknown-none/kernel/enclave-kernel")
+}
+
+/// Runs a command to its end, or kills it when it takes too long.
+fn finish(command: &mut Command, stdin: &[u8]) -> Ended {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut to, mut out, mut err) = (
+        child.stdin.take().unwrap(),
+        child.stdout.take().unwrap(),
+        child.stderr.take().unwrap(),
+    );
+    thread::scope(|scope| {
+        // A program that does not read its input closes the pipe.
+        scope.spawn(move || to.write_all(stdin).ok());
+        let stdout = scope.spawn(move || read_all(&mut out));
+        let stderr = scope.spawn(move || read_all(&mut err));
+        let code = wait(&mut child);
+        Ended {
+            code,
+            stdout: stdout.join().unwrap(),
+            stderr: stderr.join().unwrap(),
+        }
+    })
+}
+
+fn read_all(from: &mut impl Read) -> String {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Exit code as a shell tells it.
+fn wait(child: &mut Child) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let timeout = Timespec {
+        tv_sec: TIMEOUT_S,
+        tv_nsec: 0,
+    };
+    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)));
+    if ended.unwrap() == 0 {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap())
+}
+
+fn source(path: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    root.join("guests/programs").join(path)
+}
+
+/// Builds `path` with `compiler` unless a younger program is there.
+fn build(path: &str, name: &str, compiler: &[&str]) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = lock(&BUILDING);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+    fs::create_dir_all(&directory).unwrap();
+    let (source, program) = (source(path), directory.join(name));
+    let modified = |path: &Path| fs::metadata(path).and_then(|about| about.modified());
+    if modified(&program).is_ok_and(|built| built > modified(&source).unwrap()) {
+        return program;
+    }
+    let fresh = directory.join(format!("{name}.{}", std::process::id()));
+    let mut command = Command::new(compiler[0]);
+    command
+        .args(&compiler[1..])
+        .arg(&source)
+        .arg("-o")
+        .arg(&fresh);
+    let status = command.status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "{command:?} failed"
+    );
+    fs::rename(&fresh, &program).unwrap();
+    program
+}
+
+fn c_program(name: &str, build_name: &str) -> PathBuf {
+    let mut compiler = match build_name {
+        "musl" => vec!["musl-gcc", "-static"],
+        "glibc" => vec!["gcc", "-static"],
+        _ => vec!["gcc", "-static-pie"],
+    };
+    match name {
+        // Optimised, its faults would become something else.
+        "segv" => compiler.extend(["-O0", "-fno-stack-protector"]),
+        _ => compiler.push("-O2"),
+    }
+    build(
+        &format!("c/{name}.c"),
+        &format!("{name}-{build_name}"),
+        &compiler,
+    )
+}
+
+fn rust_program(model: &str) -> PathBuf {
+    let model_option = format!("relocation-model={model}");
+    let compiler = [
+        "rustc",
+        "-O",
+        "--edition",
+        "2024",
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        &model_option,
+    ];
+    build("rust/std_prog.rs", &format!("std_prog-{model}"), &compiler)
+}
+
+#[test]
+fn c_programs_compute_as_on_linux() {
+    let both = Comparison::new();
+    both.same_in_c("hello", &["7"], b"", 7);
+    both.same_in_c("tls", &[], b"", 0);
+    both.same_in_c("args", &["one", "", "three words here", "*"], b"", 5);
+}
+
+#[test]
+fn c_programs_map_memory_as_on_linux() {
+    Comparison::new().same_in_c("mmapcheck", &[], b"", 0);
+}
+
+#[test]
+fn c_programs_use_files_as_on_linux() {
+    Comparison::new().same_in_c("files", &["DIR"], b"", 0);
+}
+
+#[test]
+fn clocks_run_in_an_enclave() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Comparison::new().same_in_c("clock", &[&now.as_secs().to_string()], b"", 0);
+}
+
+#[test]
+fn standard_input_arrives_whole() {
+    let lines: String = (0..20_000).map(|n| format!("line number {n}\n")).collect();
+    let both = Comparison::new();
+    both.same_in_c("stdin", &[], lines.as_bytes(), 0);
+    both.same_in_c("stdin", &[], b"", 0);
+}
+
+#[test]
+fn faults_end_the_program_and_not_the_enclave() {
+    let both = Comparison::new();
+    both.same_in_c("abort", &[], b"", 128 + 6);
+    for fault in ["null", "code", "jump", "stack", "wild"] {
+        both.same_in_c("segv", &[fault], b"", 128 + 11);
+    }
+    both.same_in_c("segv", &["divide"], b"", 128 + 8);
+    both.same_in_c("segv", &["ud2"], b"", 128 + 4);
+    both.same_in_c("args", &[], b"", 1);
+}
+
+#[test]
+fn a_spinning_program_is_killed_and_the_enclave_goes_on() {
+    let both = Comparison::new();
+    let program = c_program("spin", "musl");
+    let turn = lock(&both.enclave.turn);
+    let mut command = both.enclave.run(GUEST_DIR, &program, &[]);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 9];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"spinning\n");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), 128 + 15);
+    drop(turn);
+    both.same_in_c("args", &["afterwards"], b"", 2);
+}
+
+#[test]
+fn cpp_streams_and_exceptions_work_as_on_linux() {
+    let both = Comparison::new();
+    let program = build("cpp/iostreams.cc", "iostreams", &["g++", "-O2", "-static"]);
+    assert_eq!(both.same(&program, &["9"], b"").code, 9);
+    assert_eq!(both.same(&program, &["uncaught"], b"").code, 128 + 6);
+}
+
+#[test]
+fn fortran_reads_and_writes_as_on_linux() {
+    let both = Comparison::new();
+    let program = build("fortran/io.f90", "io", &["gfortran", "-O2", "-static"]);
+    assert_eq!(both.same(&program, &["DIR", "5"], b"").code, 5);
+}
+
+#[test]
+fn rust_programs_work_as_on_linux() {
+    let both = Comparison::new();
+    for model in ["pie", "static"] {
+        let program = rust_program(model);
+        assert_eq!(both.same(&program, &["DIR", "6"], b"").code, 6);
+        assert_eq!(both.same(&program, &["DIR", "panic"], b"").code, 101);
+    }
+}
+
+#[test]
+fn busybox_applets_work_as_on_linux() {
+    let both = Comparison::new();
+    let text: String = (0..5000)
+        .map(|n| format!("{} word{}\n", n * 7919 % 5000, n % 13))
+        .collect();
+    for dir in [&both.native, &both.exported()] {
+        fs::write(dir.join("text"), &text).unwrap();
+        fs::create_dir_all(dir.join("tree/a/b")).unwrap();
+        fs::write(dir.join("tree/a/file"), "in a tree\n").unwrap();
+    }
+    let busybox = Path::new("/usr/bin/busybox");
+    let applets: &[&[&str]] = &[
+        &["echo", "one", "two"],
+        &["true"],
+        &["false"],
+        &["cat", "text"],
+        &["cat", "absent"],
+        &["wc", "text"],
+        &["sort", "-n", "text"],
+        &["head", "-n", "3", "text"],
+        &["tail", "-n", "3", "text"],
+        &["grep", "-c", "word12", "text"],
+        &["grep", "absent", "text"],
+        &["sed", "s/word/WORD/;5q", "text"],
+        &[
+            "awk",
+            "{ n[$2] += $1 } END { print n[\"word3\"], NR }",
+            "text",
+        ],
+        &["cut", "-d", " ", "-f", "2", "text"],
+        &["md5sum", "text"],
+        &["sha256sum", "text"],
+        &["od", "-c", "tree/a/file"],
+        &["gzip", "-k", "text"],
+        &["gunzip", "-c", "text.gz"],
+        &["cp", "text", "copy"],
+        &["cmp", "text", "copy"],
+        &["mv", "copy", "tree/moved"],
+        &["mkdir", "-p", "tree/c/d/e"],
+        &["rmdir", "tree/c/d/e"],
+        &["rmdir", "tree"],
+        &["touch", "tree/new"],
+        &["chmod", "640", "tree/new"],
+        &["stat", "-c", "%s %a %F %n", "tree/new", "text"],
+        &["find", "tree", "-name", "f*"],
+        &["ls", "-a", "tree", "tree/a"],
+        &["ls", "/nowhere"],
+        &["test", "-d", "tree/a"],
+        &["test", "-f", "tree/a"],
+        &[
+            "dd",
+            "if=text",
+            "of=part",
+            "bs=1000",
+            "count=5",
+            "skip=2",
+            "status=none",
+        ],
+        &["truncate", "-s", "2500", "part"],
+        &["tar", "cf", "tree.tar", "tree/a"],
+        &["tar", "tf", "tree.tar"],
+        &["rm", "-r", "tree/a"],
+        &["expr", "6", "*", "7"],
+        &["seq", "1", "2", "9"],
+        &["sh", "-c", "cd tree; for f in *; do echo $f; done; exit 4"],
+    ];
+    for applet in applets {
+        both.same(busybox, applet, b"");
+    }
+    both.same(busybox, &["tr", "a-z", "A-Z"], text.as_bytes());
+    both.same(busybox, &["uniq", "-c"], b"a\na\nb\n");
+    assert_eq!(tree(&both.exported()), tree(&both.native));
+}
+
+/// Every file below `dir` with its content, archives by their names only:
+/// they hold times.
+fn tree(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut left = vec![dir.to_path_buf()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(dir).unwrap().to_path_buf();
+            let is_archive = name
+                .extension()
+                .is_some_and(|end| end == "tar" || end == "gz");
+            if path.is_dir() {
+                found.push((name, Vec::new()));
+                left.push(path);
+            } else if is_archive {
+                found.push((name, Vec::new()));
+            } else {
+                found.push((name, fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
