@@ -26,10 +26,17 @@ pub(crate) struct Row {
     pub(crate) chunks_copied: u64,
     /// Microseconds the program spent in this publish.
     pub(crate) publish_us: f64,
-    /// Where the reader found the spectrum's peak.
-    pub(crate) peak: Option<String>,
-    /// Did the reader's checksum equal the program's? `None`: not compared.
-    pub(crate) checksum_ok: Option<bool>,
+    /// Cycles the kernel spent in this publish.
+    pub(crate) publish_cycles: u64,
+    /// Microseconds from the publish until the reader had the snapshot.
+    pub(crate) age_us: f64,
+    /// Energy group where the reader found the spectrum's peak.
+    pub(crate) peak_group: Option<u64>,
+    /// Value there.
+    pub(crate) peak_value: f64,
+    /// Is it what was published: checksum and spectrum as the program stored
+    /// them, frames still held after reading? `None`: not all could be compared.
+    pub(crate) whole: Option<bool>,
 }
 
 /// Everything a run showed.
@@ -45,6 +52,10 @@ pub(crate) struct Outcome {
     pub(crate) snapshots_dropped: u64,
     /// Median of the publish times in microseconds.
     pub(crate) publish_us_median: Option<f64>,
+    /// Median of the kernel's own cycles per publish, doorbell excluded.
+    pub(crate) publish_cycles_median: Option<f64>,
+    /// Median of the microseconds from publish to reader.
+    pub(crate) age_us_median: Option<f64>,
     /// Ring-0 instructions the host emulated per publish; exact.
     pub(crate) emulated_instructions_per_publish: Option<f64>,
     /// The same per copy-on-write fault.
@@ -61,54 +72,48 @@ pub(crate) struct Outcome {
     pub(crate) snapshots: Vec<Row>,
 }
 
-/// The first of `keys` that `line` has.
-fn pick<'a>(line: &'a Value, keys: &[&str]) -> Option<&'a Value> {
-    keys.iter()
-        .filter_map(|key| line.get(key))
-        .find(|value| !value.is_null())
+fn number(line: &Value, key: &str) -> u64 {
+    line.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
-fn number(line: &Value, keys: &[&str]) -> u64 {
-    pick(line, keys).and_then(Value::as_u64).unwrap_or(0)
-}
-
-fn real(line: &Value, keys: &[&str]) -> Option<f64> {
-    pick(line, keys).and_then(Value::as_f64)
+fn real(line: &Value, key: &str) -> f64 {
+    line.get(key).and_then(Value::as_f64).unwrap_or(0.0)
 }
 
 /// One line of the analytics process as a row; `None` for lines that describe
 /// no snapshot.
 pub(crate) fn row(line: &Value) -> Option<Row> {
-    let generation = pick(line, &["generation"])?.as_u64()?;
     Some(Row {
-        generation,
-        step: pick(line, &["step"])?.as_u64()?,
-        time: real(line, &["time"]).unwrap_or(0.0),
-        bytes: number(line, &["bytes"]),
-        runs: number(line, &["runs"]),
-        chunks_copied: number(line, &["chunks_copied"]),
+        generation: line.get("generation")?.as_u64()?,
+        step: line.get("step")?.as_u64()?,
+        time: real(line, "time"),
+        bytes: number(line, "bytes"),
+        runs: number(line, "runs"),
+        chunks_copied: number(line, "chunks_copied"),
         publish_us: 0.0,
-        peak: pick(line, &["peak"]).map(plain),
-        checksum_ok: pick(line, &["checksum_ok"]).and_then(Value::as_bool),
+        publish_cycles: number(line, "publish_cycles"),
+        age_us: real(line, "age_us"),
+        peak_group: line.get("peak_group").and_then(Value::as_u64),
+        peak_value: real(line, "peak_value"),
+        whole: whole(line),
     })
 }
 
-/// A value as a person writes it.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => match number.as_f64() {
-            Some(real) if !number.is_u64() && !number.is_i64() => format!("{real:.4}"),
-            _ => number.to_string(),
-        },
-        other => other.to_string(),
+/// The reader's verdict on one snapshot.
+fn whole(line: &Value) -> Option<bool> {
+    let verdicts =
+        ["valid", "checksum_ok", "spectrum_ok"].map(|key| line.get(key).and_then(Value::as_bool));
+    if verdicts.contains(&Some(false)) {
+        return Some(false);
     }
+    verdicts.iter().all(Option::is_some).then_some(true)
 }
 
 impl Outcome {
     /// Joins what the reader saw with the program's summary.
     pub(crate) fn join(mut rows: Vec<Row>, summary: &Value) -> Self {
-        let mut times: Vec<f64> = pick(summary, &["publish_us"])
+        let mut times: Vec<f64> = summary
+            .get("publish_us")
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
@@ -120,17 +125,17 @@ impl Outcome {
                 row.publish_us = *time;
             }
         }
-        let count = |want| {
-            rows.iter()
-                .filter(|row| row.checksum_ok == Some(want))
-                .count() as u64
-        };
+        let mut cycles: Vec<f64> = rows.iter().map(|row| row.publish_cycles as f64).collect();
+        let mut ages: Vec<f64> = rows.iter().map(|row| row.age_us).collect();
+        let count = |want| rows.iter().filter(|row| row.whole == Some(want)).count() as u64;
         Self {
-            steps: number(summary, &["steps"]),
+            steps: number(summary, "steps"),
             snapshots_verified: count(true),
             snapshots_torn: count(false),
-            snapshots_dropped: number(summary, &["dropped"]),
+            snapshots_dropped: number(summary, "dropped"),
             publish_us_median: median(&mut times),
+            publish_cycles_median: median(&mut cycles),
+            age_us_median: median(&mut ages),
             snapshots: rows,
             ..Self::default()
         }
@@ -139,18 +144,31 @@ impl Outcome {
     /// The table for people, one line per snapshot.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "{:>5} {:>10} {:>4} {:>10} {:>5} {:>7} {:>10} {:>12}  {}\n",
-            "STEP", "TIME", "GEN", "BYTES", "RUNS", "COPIED", "PUBLISH", "PEAK", "CHECKSUM"
+            "{:>5} {:>9} {:>4} {:>9} {:>5} {:>7} {:>10} {:>10} {:>15}  {}\n",
+            "STEP",
+            "TIME",
+            "GEN",
+            "BYTES",
+            "RUNS",
+            "COPIED",
+            "PUBLISH",
+            "READ AFTER",
+            "PEAK",
+            "CHECKSUM"
         );
         for row in &self.snapshots {
-            let checksum = match row.checksum_ok {
+            let checksum = match row.whole {
                 Some(true) => "ok",
                 Some(false) => "TORN",
                 None => "-",
             };
+            let peak = row.peak_group.map_or_else(
+                || "-".to_owned(),
+                |group| format!("group {group}: {:.2}", row.peak_value),
+            );
             let _ = writeln!(
                 text,
-                "{:>5} {:>10.4} {:>4} {:>10} {:>5} {:>7} {:>7.1} µs {:>12}  {checksum}",
+                "{:>5} {:>9.4} {:>4} {:>9} {:>5} {:>7} {:>7.1} µs {:>7.0} µs {peak:>15}  {checksum}",
                 row.step,
                 row.time,
                 row.generation,
@@ -158,7 +176,7 @@ impl Outcome {
                 row.runs,
                 row.chunks_copied,
                 row.publish_us,
-                row.peak.as_deref().unwrap_or("-"),
+                row.age_us,
             );
         }
         text
@@ -206,7 +224,8 @@ mod tests {
 
     fn line(generation: u64, ok: bool) -> Value {
         json!({"generation": generation, "step": generation, "time": 0.5, "bytes": 65536,
-               "runs": 1, "chunks_copied": 3, "peak": 7, "checksum_ok": ok})
+               "runs": 1, "chunks_copied": 3, "peak_group": 7, "valid": true,
+               "checksum_ok": ok, "spectrum_ok": true})
     }
 
     #[test]
@@ -214,6 +233,16 @@ mod tests {
         assert_eq!(row(&json!({"event": "end"})), None);
         assert_eq!(row(&json!({"generation": 1})), None);
         assert_eq!(row(&line(4, true)).unwrap().generation, 4);
+    }
+
+    #[test]
+    fn a_snapshot_is_whole_only_if_everything_was_compared() {
+        assert_eq!(row(&line(1, true)).unwrap().whole, Some(true));
+        let mut unchecked = line(1, true);
+        unchecked["spectrum_ok"] = Value::Null;
+        assert_eq!(row(&unchecked).unwrap().whole, None);
+        unchecked["valid"] = json!(false);
+        assert_eq!(row(&unchecked).unwrap().whole, Some(false));
     }
 
     #[test]
