@@ -6,7 +6,7 @@
 
 use rustix::io::Errno;
 
-use super::{Reply, Request, Session, attributes, control, files, names, open, poll};
+use super::{Reply, Request, Session, attributes, control, files, names, open, poll, stat};
 
 /// Serves one call.
 pub(super) type Handler = fn(&mut Session, &Request<'_>) -> Result<Reply, Errno>;
@@ -48,15 +48,15 @@ calls! {
     SYS_write "write" files::write;
     SYS_open "open" open::open;
     SYS_close "close" files::close;
-    SYS_stat "stat" attributes::stat;
-    SYS_fstat "fstat" attributes::fstat;
-    SYS_lstat "lstat" attributes::lstat;
+    SYS_stat "stat" stat::stat;
+    SYS_fstat "fstat" stat::fstat;
+    SYS_lstat "lstat" stat::lstat;
     SYS_poll "poll" poll::poll;
     SYS_lseek "lseek" files::lseek;
     SYS_ioctl "ioctl" control::ioctl;
     SYS_pread64 "pread64" files::pread64;
     SYS_pwrite64 "pwrite64" files::pwrite64;
-    SYS_access "access" attributes::access;
+    SYS_access "access" stat::access;
     SYS_pipe "pipe" control::pipe;
     SYS_dup "dup" control::dup;
     SYS_dup2 "dup2" control::dup2;
@@ -78,31 +78,35 @@ calls! {
     SYS_link "link" names::link;
     SYS_unlink "unlink" names::unlink;
     SYS_symlink "symlink" names::symlink;
-    SYS_readlink "readlink" attributes::readlink;
+    SYS_readlink "readlink" stat::readlink;
     SYS_chmod "chmod" attributes::chmod;
     SYS_fchmod "fchmod" attributes::fchmod;
+    SYS_chown "chown" attributes::chown;
+    SYS_fchown "fchown" attributes::fchown;
+    SYS_lchown "lchown" attributes::lchown;
     SYS_umask "umask" control::umask;
-    SYS_statfs "statfs" attributes::statfs;
-    SYS_fstatfs "fstatfs" attributes::fstatfs;
+    SYS_statfs "statfs" stat::statfs;
+    SYS_fstatfs "fstatfs" stat::fstatfs;
     SYS_getdents64 "getdents64" files::getdents64;
     SYS_fadvise64 "fadvise64" files::fadvise64;
     SYS_openat "openat" open::openat;
     SYS_mkdirat "mkdirat" names::mkdirat;
-    SYS_newfstatat "newfstatat" attributes::newfstatat;
+    SYS_fchownat "fchownat" attributes::fchownat;
+    SYS_newfstatat "newfstatat" stat::newfstatat;
     SYS_unlinkat "unlinkat" names::unlinkat;
     SYS_renameat "renameat" names::renameat;
     SYS_linkat "linkat" names::linkat;
     SYS_symlinkat "symlinkat" names::symlink;
-    SYS_readlinkat "readlinkat" attributes::readlinkat;
+    SYS_readlinkat "readlinkat" stat::readlinkat;
     SYS_fchmodat "fchmodat" attributes::fchmodat;
-    SYS_faccessat "faccessat" attributes::faccessat;
+    SYS_faccessat "faccessat" stat::faccessat;
     SYS_utimensat "utimensat" attributes::utimensat;
     SYS_dup3 "dup3" control::dup3;
     SYS_pipe2 "pipe2" control::pipe2;
     SYS_renameat2 "renameat2" names::renameat2;
     SYS_getrandom "getrandom" files::getrandom;
-    SYS_statx "statx" attributes::statx;
-    SYS_faccessat2 "faccessat2" attributes::faccessat2;
+    SYS_statx "statx" stat::statx;
+    SYS_faccessat2 "faccessat2" stat::faccessat2;
 }
 
 #[cfg(test)]

@@ -36,8 +36,10 @@ mod names;
 mod open;
 mod path;
 mod poll;
+mod stat;
 mod stream;
 mod table;
+mod target;
 #[cfg(test)]
 mod tests;
 

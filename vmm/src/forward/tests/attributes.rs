@@ -1,7 +1,7 @@
 //! Attributes, access, times, link targets: as Linux does it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use libc::{EBADF, EINVAL, ENOENT, EPERM, O_RDONLY};
 
@@ -238,4 +238,29 @@ fn file_system_facts_are_the_host_s() {
         ENOENT,
     );
     twin.refuse(libc::SYS_fstatfs, &[A::N(-1), A::Struct(&[])], EBADF);
+}
+
+#[test]
+fn owners_stay_as_the_host_has_them() {
+    let mut twin = Twin::new();
+    twin.file("file", b"x");
+    let fd = twin.open("/data/file", O_RDONLY);
+    let about = fs::metadata(twin.dir.join("file")).unwrap();
+    let (owner, group) = (A::N(about.uid().into()), A::N(about.gid().into()));
+    let (keep, cwd) = (A::N(-1), A::N(libc::AT_FDCWD.into()));
+    let path = A::Path("/data/file");
+    twin.expect(libc::SYS_chown, &[path, owner, group], 0);
+    twin.expect(libc::SYS_lchown, &[path, keep, group], 0);
+    twin.expect(libc::SYS_fchown, &[A::Fd(fd), owner, keep], 0);
+    twin.expect(libc::SYS_fchownat, &[cwd, path, owner, group, A::N(0)], 0);
+    twin.refuse(
+        libc::SYS_chown,
+        &[A::Path("/data/none"), owner, group],
+        ENOENT,
+    );
+    let other = i64::from(about.uid()) + 1;
+    let result = path_call(&mut twin.session, libc::SYS_chown, "/data/file", other, -1);
+    assert_eq!(result, refused(EPERM));
+    let result = path_call(&mut twin.session, libc::SYS_chown, "/data/file", -1, other);
+    assert_eq!(result, refused(EPERM));
 }
