@@ -153,7 +153,8 @@ impl Leases {
     }
 
     /// Takes a reader away. The last one gives the word back: `PUBLISHED` if
-    /// the generation is still the `latest`, else `EMPTY`.
+    /// the generation is still the `latest`, else `EMPTY`. The kernel writes
+    /// the word before the header, so a generation may be newer than `latest`.
     pub(super) fn release(&mut self, words: Words<'_>, generation: u64, latest: u64) {
         let Some(held) = self.held.get_mut(&generation) else {
             return;
@@ -166,7 +167,7 @@ impl Leases {
         self.held.remove(&generation);
         if self.frozen.is_none() {
             let old = Slot::Leased(generation).encode();
-            let new = if generation == latest {
+            let new = if generation >= latest {
                 Slot::Published(generation).encode()
             } else {
                 Slot::Empty.encode()

@@ -402,9 +402,14 @@ impl Broker {
     /// One request, one reply.
     fn call(&mut self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         self.seq = self.seq.wrapping_add(1);
-        // A broker that has hung up may have said why before.
         let sent = send(&self.socket, &request.encode(self.seq), &[]);
-        let packet = match (sent, receive(&self.socket)) {
+        // A broker that has hung up may have said why before; the kernel
+        // reports the hanging up first, once.
+        let received = match receive(&self.socket) {
+            Err(Errno::CONNRESET) => receive(&self.socket),
+            other => other,
+        };
+        let packet = match (sent, received) {
             (_, Ok(packet)) if !packet.bytes.is_empty() => packet,
             (Ok(()) | Err(Errno::PIPE | Errno::CONNRESET), Ok(_))
             | (_, Err(Errno::PIPE | Errno::CONNRESET)) => return Err(ClientError::BrokerGone),

@@ -121,6 +121,21 @@ fn the_first_lease_marks_the_word_and_the_last_release_unmarks_it() {
 }
 
 #[test]
+fn a_generation_the_header_does_not_show_yet_stays_published() {
+    let mut world = World::peopled();
+    let enclave = world.enclave();
+    let segid = world.arena(0, "flux");
+    let apid = world.attach(READER, segid, Policy::Latest);
+    world.publish(enclave, segid, 0, 1);
+    world.memory.set(enclave, 0, 1, Slot::Published(2));
+    assert_eq!(world.leased(READER, apid, 0), Some(2));
+    let generation = 2;
+    let release = Request::ReleaseLease { apid, generation };
+    assert_eq!(world.ask(READER, release), Reply::Ok);
+    assert_eq!(world.memory.slot(enclave, 0, 1), Slot::Published(2));
+}
+
+#[test]
 fn asking_twice_for_the_same_generation_is_one_lease() {
     let mut world = World::peopled();
     let enclave = world.enclave();

@@ -1,0 +1,13 @@
+//! Real broker processes, real sockets, real memory: what unit tests cannot
+//! show.
+//!
+//! [`broker_process`] starts and ends brokers in fresh directories,
+//! [`exporter`] plays the kernel's part on arena object and lease page,
+//! readers are [`xemem_host::Stream`]s or raw sockets.
+
+mod broker_process;
+mod exporter;
+mod hostile;
+mod lifecycle;
+mod memory;
+mod streams;
