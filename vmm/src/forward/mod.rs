@@ -78,6 +78,13 @@ pub struct Session {
     tee: Option<Tee>,
 }
 
+// A session starts where the control socket is served and lives on a vCPU's
+// thread.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Session>();
+};
+
 /// Answer to a forwarded call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
