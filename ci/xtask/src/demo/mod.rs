@@ -161,6 +161,9 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
         .set(workspace, options.steps)
         .and_then(|()| perform(&stage, options));
     let report = warden.dismiss();
+    if let Some(kept) = stage.kept() {
+        eprintln!("==> demo: {} was kept", kept.display());
+    }
     let mut outcome = played?;
     let report = report?;
     for process in report.ended {
@@ -171,9 +174,6 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
     if report.hugepages_in_use > 0 {
         let message = format!("{} huge pages are still in use", report.hugepages_in_use);
         outcome.leftovers_found.push(message);
-    }
-    if let Some(kept) = stage.kept() {
-        eprintln!("==> demo: {} was kept", kept.display());
     }
     outcome.leftovers = outcome.leftovers_found.len();
     Ok(outcome)
