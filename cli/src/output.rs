@@ -3,6 +3,7 @@
 //! Data goes to standard output, talk to standard error. A reader that closed
 //! its end early (`| head`) is no failure.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
 use enclave_vmm::failure::{Class, Failure};
@@ -91,7 +92,7 @@ pub(crate) fn printable(text: &str) -> String {
 /// Bytes in the largest binary unit that keeps them whole.
 pub(crate) fn size(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
-        if bytes != 0 && bytes % (1 << shift) == 0 {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }
@@ -109,9 +110,15 @@ pub(crate) fn duration(milliseconds: u64) -> String {
     }
 }
 
+/// Prints a line to standard error. Unlike `eprintln!` it does not panic when
+/// nobody reads there.
+pub(crate) fn talk(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Prints a warning.
 pub(crate) fn warning(text: &str) {
-    eprintln!("enclavectl: warning: {text}");
+    talk(format_args!("enclavectl: warning: {text}"));
 }
 
 /// Prints a failure: what, why, and what to try.
@@ -124,7 +131,10 @@ pub(crate) fn failure(failure: &Failure) {
         (hint, _) => hint,
     };
     let why = failure.why.trim_end().replace('\n', "\n    ");
-    eprintln!("enclavectl: {}\n  {why}\n  try: {hint}", failure.what);
+    talk(format_args!(
+        "enclavectl: {}\n  {why}\n  try: {hint}",
+        failure.what
+    ));
 }
 
 #[cfg(test)]

@@ -4,10 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// A run directory of its own, removed at the end of the test.
 struct Host(PathBuf);
@@ -185,6 +189,89 @@ fn a_dead_vmm_is_shown_read_and_cleared_away() {
     assert_eq!(lines.lines().count(), 2, "{lines}");
     assert_eq!(host.succeeds(&["destroy", "a1"]), "a1\n");
     assert!(!dir.exists());
+}
+
+/// A process that holds an enclave's lock as its VMM would; killed when the
+/// test ends.
+struct Holder(Child);
+
+impl Holder {
+    /// Holds the lock of `dir` in a shell that runs `script`.
+    fn new(dir: &Path, script: &str) -> Self {
+        let mut child = Command::new("flock")
+            .args(["--no-fork", "--exclusive"])
+            .arg(dir.join("lock"))
+            .args(["sh", "-c", &format!("{script}; echo held; exec sleep 1000")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 5];
+        child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        let record = format!(
+            "{{\"pid\":{},\"cores\":[1],\"share_cores\":false,\"mem_bytes\":67108864,\"settled\":true}}",
+            child.id()
+        );
+        fs::write(dir.join("lock"), record).unwrap();
+        Self(child)
+    }
+
+    /// The signal it died of.
+    fn died_of(mut self) -> Option<i32> {
+        self.0.wait().unwrap().signal()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_vmm_that_does_not_answer_is_called_unresponsive() {
+    let host = Host::new();
+    let dir = host.dead("a1");
+    let _holder = Holder::new(&dir, "true");
+    let _silent = UnixListener::bind(dir.join("control.sock")).unwrap();
+    fs::write(dir.join("config.json"), "{}").unwrap();
+    let text = host.succeeds(&["list"]);
+    assert!(text.contains("a1    unresponsive  1      64M"), "{text}");
+    let inspected: serde_json::Value =
+        serde_json::from_str(&host.succeeds(&["inspect", "a1"])).unwrap();
+    assert_eq!(inspected["enclave"]["state"], "unresponsive");
+    let stderr = host.fails(&["run", "a1", "--cwd", "/", "--", "/surely/absent"], 127);
+    assert!(stderr.contains("/surely/absent"), "{stderr}");
+}
+
+#[test]
+fn destroy_asks_first_and_kills_who_does_not_listen() {
+    let host = Host::new();
+    for (name, script, signal) in [("polite", "true", 15), ("deaf", "trap '' TERM", 9)] {
+        let dir = host.dead(name);
+        let holder = Holder::new(&dir, script);
+        let begin = Instant::now();
+        assert_eq!(host.succeeds(&["destroy", name]), format!("{name}\n"));
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begin.elapsed()
+        );
+        assert_eq!(holder.died_of(), Some(signal));
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn one_broken_enclave_does_not_hide_the_others() {
+    let host = Host::new();
+    host.dead("good");
+    let bad = host.dead("bad");
+    fs::remove_file(bad.join("lock")).unwrap();
+    symlink("/etc/passwd", bad.join("lock")).unwrap();
+    let text = host.succeeds(&["list"]);
+    assert!(text.contains("bad   broken"), "{text}");
+    assert!(text.contains("good  dead"), "{text}");
 }
 
 #[test]

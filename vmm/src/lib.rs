@@ -18,6 +18,7 @@ pub mod stats;
 pub mod tables;
 pub mod topology;
 pub mod vcpu;
+pub mod vmm_log;
 
 #[cfg(test)]
 mod scratch;

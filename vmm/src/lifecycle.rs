@@ -27,10 +27,11 @@ use crate::control::Control;
 use crate::control::protocol::{Effective, Started};
 use crate::control::server::{Ended, Facts, serve};
 use crate::failure::{Class, Failure};
-use crate::ledger::{Grant, Occupancy, Reservation};
+use crate::ledger::{Grant, Reservation};
 use crate::machine::{MachineConfig, MachineState};
 use crate::signals::SignalFd;
 use crate::topology::Topology;
+use crate::vmm_log::note;
 
 /// How long a kernel may take to report.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,6 +60,8 @@ pub enum Phase {
     Unresponsive,
     /// Its VMM died.
     Dead,
+    /// Its directory cannot be looked into.
+    Broken,
 }
 
 impl Phase {
@@ -71,16 +74,6 @@ impl Phase {
             MachineState::Running { .. } => Self::Running,
             MachineState::Failed { .. } => Self::Failed,
             MachineState::Stopped => Self::Stopped,
-        }
-    }
-
-    /// The phase of an enclave whose VMM was not asked or did not answer.
-    #[must_use]
-    pub const fn of_silent(occupancy: &Occupancy, listens: bool) -> Self {
-        match occupancy {
-            Occupancy::Dead(_) => Self::Dead,
-            Occupancy::Live(_) if listens => Self::Unresponsive,
-            Occupancy::Live(_) => Self::Creating,
         }
     }
 }
@@ -96,6 +89,7 @@ impl fmt::Display for Phase {
             Self::Stopped => "stopped",
             Self::Unresponsive => "unresponsive",
             Self::Dead => "dead",
+            Self::Broken => "broken",
         })
     }
 }
@@ -269,7 +263,7 @@ fn stop(control: Arc<dyn Control>) {
     };
     let spawned = std::thread::Builder::new().name("stop".into()).spawn(body);
     if spawned.is_ok() && wait.recv_timeout(STOP_TIMEOUT).is_err() {
-        eprintln!("enclave-vmm: the machine did not stop in {STOP_TIMEOUT:?}");
+        note(format_args!("the machine did not stop in {STOP_TIMEOUT:?}"));
     }
 }
 
@@ -373,14 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_follow_lock_socket_and_answer() {
-        let live = Occupancy::Live(crate::ledger::Record::default());
-        assert_eq!(Phase::of_silent(&live, false), Phase::Creating);
-        assert_eq!(Phase::of_silent(&live, true), Phase::Unresponsive);
-        assert_eq!(
-            Phase::of_silent(&Occupancy::Dead(String::new()), true),
-            Phase::Dead
-        );
+    fn phases_follow_the_machine() {
         let program = "/p".to_owned();
         let running = MachineState::Running { program };
         assert_eq!(Phase::of_machine(&running), Phase::Running);

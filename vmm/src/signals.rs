@@ -129,10 +129,8 @@ mod tests {
         let signals = SignalFd::new(&[libc::SIGUSR2]).unwrap();
         assert_eq!(signals.next().unwrap(), None);
         // SAFETY: the calling thread exists and has the signal blocked.
-        assert_eq!(
-            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) },
-            0
-        );
+        let sent = unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+        assert_eq!(sent, 0);
         assert_eq!(signals.next().unwrap(), Some(libc::SIGUSR2));
         assert_eq!(signals.next().unwrap(), None);
     }

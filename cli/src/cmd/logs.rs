@@ -98,7 +98,10 @@ impl Console {
         let stdin = std::io::stdin();
         let terminal = RawTerminal::new(stdin.as_fd());
         if terminal.is_some() {
-            eprintln!("enclavectl: console of {}; Ctrl-] leaves", self.name);
+            output::talk(format_args!(
+                "enclavectl: console of {}; Ctrl-] leaves",
+                self.name
+            ));
         }
         let keys = terminal.as_ref().map(|raw| raw.fd);
         follow(&run, &dir, &mut follower, &mut printer, keys)

@@ -115,9 +115,12 @@ impl Run {
             RunOutcome::Signaled { signal, report } => {
                 let signal = i32::from(signal);
                 let name = signal_name(signal);
-                eprintln!("enclavectl: {} was killed by {name}", path.display());
+                output::talk(format_args!(
+                    "enclavectl: {} was killed by {name}",
+                    path.display()
+                ));
                 for line in report.lines() {
-                    eprintln!("  {}", output::printable(line));
+                    output::talk(format_args!("  {}", output::printable(line)));
                 }
                 Ok(signal_code(signal))
             }

@@ -8,7 +8,7 @@ use clap::Args;
 use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::{Effective, Inspection};
 use enclave_vmm::failure::Failure;
-use enclave_vmm::ledger::{EnclaveDir, Occupancy, RunDir};
+use enclave_vmm::ledger::{EnclaveDir, Occupancy, Record, RunDir};
 use enclave_vmm::lifecycle::Phase;
 use enclave_vmm::machine::MachineState;
 use serde::Serialize;
@@ -53,7 +53,8 @@ struct Row {
 /// What is known of one enclave.
 struct Seen {
     phase: Phase,
-    occupancy: Occupancy,
+    /// What the holder of the lock was granted, if somebody holds it.
+    record: Option<Record>,
     reason: String,
     inspection: Option<Box<Inspection>>,
 }
@@ -77,49 +78,57 @@ fn rows(run: &RunDir) -> Result<Vec<Row>, Failure> {
         let Some(dir) = run.enclave(&name, false)? else {
             continue;
         };
-        rows.push(row(&dir, &look(&dir)?));
+        rows.push(row(&dir, &look(&dir)));
     }
     Ok(rows)
 }
 
 /// Asks the lock and, if somebody holds it, the holder.
-fn look(dir: &EnclaveDir) -> Result<Seen, Failure> {
-    let occupancy = dir.occupancy()?;
-    if let Occupancy::Dead(reason) = &occupancy {
-        return Ok(Seen {
-            phase: Phase::Dead,
-            reason: reason.clone(),
-            occupancy,
-            inspection: None,
-        });
+fn look(dir: &EnclaveDir) -> Seen {
+    let (phase, reason) = match dir.occupancy() {
+        Ok(Occupancy::Live(record)) => return look_at_live(dir, record),
+        Ok(Occupancy::Dead(reason)) => (Phase::Dead, reason),
+        Err(failure) => (Phase::Broken, failure.why),
+    };
+    Seen {
+        phase,
+        record: None,
+        reason,
+        inspection: None,
     }
+}
+
+fn look_at_live(dir: &EnclaveDir, record: Record) -> Seen {
     let answer = Client::connect(dir, ANSWER_TIMEOUT).and_then(|mut client| client.inspect());
-    Ok(match answer {
+    match answer {
         Ok(inspection) => Seen {
             phase: Phase::of_machine(&inspection.machine),
             reason: match &inspection.machine {
                 MachineState::Failed { reason } => reason.clone(),
                 _ => String::new(),
             },
-            occupancy,
+            record: Some(record),
             inspection: Some(inspection),
         },
         Err(failure) => {
             let listens = dir.open_file("config.json").is_ok();
-            let phase = Phase::of_silent(&occupancy, listens);
             Seen {
-                phase,
+                phase: if listens {
+                    Phase::Unresponsive
+                } else {
+                    Phase::Creating
+                },
                 reason: if listens { failure.why } else { String::new() },
-                occupancy,
+                record: Some(record),
                 inspection: None,
             }
         }
-    })
+    }
 }
 
 fn row(dir: &EnclaveDir, seen: &Seen) -> Row {
     let (mut cores, mut mem_bytes, mut pid) = (Vec::new(), 0, None);
-    if let Occupancy::Live(record) = &seen.occupancy {
+    if let Some(record) = &seen.record {
         cores.clone_from(&record.cores);
         mem_bytes = record.mem_bytes;
         pid = (record.pid > 0).then_some(record.pid);
@@ -192,7 +201,7 @@ impl Inspect {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let run = locate::run_dir()?;
         let dir = locate::enclave(&run, &self.name)?;
-        let seen = look(&dir)?;
+        let seen = look(&dir);
         let effective = match &seen.inspection {
             Some(inspection) => Some(inspection.effective.clone()),
             None => written_config(&dir),

@@ -143,8 +143,10 @@ impl Control for FakeMachine {
     }
 
     fn stop(&self) {
-        while self.stop_hangs {
-            std::thread::park();
+        if self.stop_hangs {
+            loop {
+                std::thread::park();
+            }
         }
         let mut state = self.state.lock().unwrap();
         state.stopped = true;

@@ -22,6 +22,7 @@ use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
 use crate::machine::{RunError, RunOutcome, RunSpec};
 use crate::signals::{SIGHUP, SignalFd};
+use crate::vmm_log::note;
 
 /// Most connections at once, and most runs in flight.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -84,6 +85,7 @@ pub fn serve(
         manager.run().map_err(epoll)?;
         let server = manager.subscriber_mut(server).map_err(epoll)?;
         if let Some(ended) = server.ended {
+            server.farewell();
             return Ok(ended);
         }
     }
@@ -143,7 +145,7 @@ impl MutEventSubscriber for Server {
         ];
         for fd in fds {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                eprintln!("enclave-vmm: watch descriptor {fd}: {error}");
+                note(format_args!("watch descriptor {fd}: {error}"));
                 // Deaf to stop requests it must not run on.
                 self.ended = Some(Ended::Requested);
             }
@@ -407,13 +409,30 @@ impl Server {
         }
     }
 
+    /// Tells those who wait for a program that the enclave ends under it; who
+    /// does not take it at once finds the connection closed.
+    fn farewell(&mut self) {
+        for connection in self.connections.values_mut() {
+            let Some(Some(run)) = connection.run else {
+                continue;
+            };
+            let outcome = RunOutcome::MachineStopped {
+                reason: "the enclave was stopped".to_owned(),
+            };
+            if let Ok(line) = encode(&Reply::Finished { run, outcome }) {
+                connection.output.extend_from_slice(&line);
+                let _ = send(connection.stream.as_fd(), &connection.output, &[]);
+            }
+        }
+    }
+
     /// Forgets a client; a program it still runs is hung up on.
     fn drop_connection(&mut self, fd: RawFd, ops: &mut EventOps) {
         let Some(connection) = self.connections.remove(&fd) else {
             return;
         };
         if let Err(error) = ops.remove(Events::empty_raw(fd)) {
-            eprintln!("enclave-vmm: forget connection {fd}: {error}");
+            note(format_args!("forget connection {fd}: {error}"));
         }
         if let Some(Some(run)) = connection.run {
             self.control.kill(run, hangup());

@@ -258,6 +258,11 @@ fn stop_ends_the_loop_while_a_program_runs() {
     run(&mut client, &served.program("loop"));
     accepted(&mut client);
     assert_eq!(served.stop(), Ended::Requested);
+    let outcome = finished(&mut client);
+    assert!(
+        matches!(outcome, RunOutcome::MachineStopped { .. }),
+        "{outcome:?}"
+    );
 }
 
 #[test]

@@ -57,10 +57,22 @@ pub struct Record {
     pub settled: bool,
 }
 
+impl Record {
+    /// That of an enclave nothing was granted to yet.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        Self {
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Who is behind an enclave's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Occupancy {
-    /// A VMM holds the lock. Before admission its record is empty (pid 0).
+    /// A VMM holds the lock. Before admission its record names only its pid,
+    /// and for a moment not even that (pid 0).
     Live(Record),
     /// Nobody: left over from a VMM that died; why, as far as can be told.
     Dead(String),
@@ -187,7 +199,8 @@ impl EnclaveDir {
         if !current.is_some_and(|now| now.holds(&lock)) {
             return Ok(None);
         }
-        lock.set_len(0).map_err(|e| Failure::io(what(), e))?;
+        // From now on the holder can be told, and what a dead one had is free.
+        write_record(&mut lock, &Record::of_this_process()).map_err(|e| Failure::io(what(), e))?;
         self.remove_files()?;
         Ok(Some(lock))
     }

@@ -64,7 +64,7 @@ impl Reservation {
                     run,
                     dir,
                     lock,
-                    record: Record::default(),
+                    record: Record::of_this_process(),
                     core_locks: Vec::new(),
                 });
             }
@@ -107,11 +107,10 @@ impl Reservation {
             self.core_locks.push(lock);
         }
         self.record = Record {
-            pid: rustix::process::getpid().as_raw_nonzero().get(),
             cores: choice.cores.clone(),
             share_cores: config.share_cores,
             mem_bytes: config.mem_bytes,
-            settled: false,
+            ..Record::of_this_process()
         };
         write_record(&mut self.lock, &self.record)
             .map_err(|e| Failure::io(format!("record enclave {}", config.name), e))?;
