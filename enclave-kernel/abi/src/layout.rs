@@ -15,7 +15,7 @@ pub const GDT_TSS: u64 = 0x1_1000;
 pub const IDT: u64 = 0x1_2000;
 /// Command queue ([`crate::queue::QueuePage`]), two pages.
 pub const QUEUE: u64 = 0x1_4000;
-/// Lease page ([`crate::lease::LeasePage`]) of this enclave: its own memslot.
+/// Lease page ([`crate::lease`]) of this enclave: its own memslot.
 pub const LEASE_PAGE: u64 = 0xd000_2000;
 /// Console ring ([`crate::queue::ConsoleRing`]), 64 KiB with its header.
 pub const CONSOLE: u64 = 0x2_0000;
