@@ -20,9 +20,10 @@ use enclave_vmm::control::protocol::{Ready, encode};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Reservation, RunDir, allowed_cores};
 use enclave_vmm::lifecycle::Enclave;
-use enclave_vmm::machine::MachineConfig;
+use enclave_vmm::machine::{Machine, MachineConfig, MachineError};
 use enclave_vmm::signals::{SIGHUP, SIGINT, SIGTERM, SignalFd, keep_only};
 use enclave_vmm::topology::Topology;
+use enclave_vmm::vmm_log::note;
 
 /// Longest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -37,13 +38,17 @@ struct Args {
     /// Descriptor that gets one line of JSON when the enclave is up or has
     /// failed; also detaches from the terminal and logs to the enclave's
     /// vmm.log.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     ready_fd: Option<RawFd>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut ready = match keep_only(args.ready_fd) {
+        Ok(None) if args.ready_fd.is_some() => {
+            let what = "report through --ready-fd";
+            return fail(&Failure::new(Class::Usage, what, "it is not open"));
+        }
         Ok(fd) => fd.map(File::from),
         Err(error) => return fail(&Failure::io("close inherited descriptors", error)),
     };
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("enclave-vmm: {failure}");
+    note(failure);
     ExitCode::from(failure.class.exit_code())
 }
 
@@ -70,15 +75,13 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
     let detached = ready.is_some();
     if detached {
         // Fails only for a process that leads its group already.
-        drop(rustix::process::setsid());
+        let _ = rustix::process::setsid();
     }
     let config = read_config(&args.config)?;
     config
         .check()
         .map_err(|e| e.into_failure(format!("create enclave {}", config.name)))?;
-    let path = xemem_host::run_dir()
-        .map_err(|e| Failure::new(Class::Permission, "find the run directory", e))?;
-    let run_dir = RunDir::create(&path)?;
+    let run_dir = RunDir::create(&RunDir::default_path()?)?;
     let reservation = Reservation::take_name(run_dir, &config.name)?;
     write_last_words(reservation.dir())?;
     if detached {
@@ -103,13 +106,27 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
 
 /// Builds the machine under KVM.
 fn make_machine(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure> {
-    log.write(b"");
-    let what = format!("create enclave {}", config.name);
-    Err(Failure::new(
-        Class::Failure,
-        what,
-        "this build has no machine",
-    ))
+    let machine = Machine::create(config, log).map_err(|error| refusal(&config.name, &error))?;
+    Ok(Arc::new(machine))
+}
+
+/// Why there is no machine, with the whole chain of causes.
+fn refusal(name: &str, error: &MachineError) -> Failure {
+    let (class, hint) = match error {
+        MachineError::Kvm(..) | MachineError::Missing(_) => (Class::Failure, "enclavectl doctor"),
+        MachineError::Memory(_) => (Class::Resources, "enclavectl doctor"),
+        MachineError::Load(_) => (Class::Failure, "cargo xtask image"),
+        MachineError::Exports(_) => (Class::Usage, ""),
+        MachineError::Broker(_) => (Class::Failure, "enclavectl broker status"),
+        _ => (Class::Failure, ""),
+    };
+    let mut why = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        why = format!("{why}: {cause}");
+        source = cause.source();
+    }
+    Failure { class, what: format!("create enclave {name}"), why, hint: hint.into() }
 }
 
 /// Gives up what a VMM never needs: being dumped or traced by its user, and
@@ -146,7 +163,7 @@ fn write_last_words(dir: &EnclaveDir) -> Result<(), Failure> {
         .map_err(|e| Failure::io("keep the enclave's directory", e))?;
     std::panic::set_hook(Box::new(move |info| {
         let text = info.to_string().replace('\n', " ");
-        eprintln!("enclave-vmm: {text}");
+        note(&text);
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -158,7 +175,8 @@ fn write_last_words(dir: &EnclaveDir) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends standard output and error to the enclave's vmm.log.
+/// Sends standard output and error to the enclave's vmm.log, and leaves the
+/// caller's directory, which may be meant to go away.
 fn redirect(dir: &EnclaveDir) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::io("open vmm.log", e);
     let log = dir.append_file("vmm.log").map_err(failed)?;
@@ -166,7 +184,8 @@ fn redirect(dir: &EnclaveDir) -> Result<(), Failure> {
     let dup = rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stdout(&log))
         .and_then(|()| rustix::stdio::dup2_stderr(&log));
-    dup.map_err(|e| failed(e.into()))
+    dup.and_then(|()| rustix::process::chdir("/"))
+        .map_err(|e| failed(e.into()))
 }
 
 /// Writes the one line to the ready pipe and closes it.

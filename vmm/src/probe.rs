@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::memory::Ram;
 use crate::stats::KvmStats;
 use crate::tables::{TableBuilder, TableError};
-use crate::vcpu::{CpuFacts, VcpuError, set_up_probe};
+use crate::vcpu::{VcpuError, set_up_probe};
 
 const CODE: u64 = 0x8000;
 const TABLES: u64 = 0x9000;
@@ -38,10 +38,10 @@ pub enum ProbeError {
 pub fn ring0_is_interpreted(
     vcpu: &mut VcpuFd,
     stats: &KvmStats,
-    facts: &CpuFacts,
+    cr4: u64,
     ram: &Ram,
 ) -> Result<bool, ProbeError> {
-    let outcome = run(vcpu, stats, facts, ram);
+    let outcome = run(vcpu, stats, cr4, ram);
     let zeros = [0; 0x8000];
     ram.write_slice(&zeros, GuestAddress(CODE))
         .map_err(TableError::from)?;
@@ -51,7 +51,7 @@ pub fn ring0_is_interpreted(
 fn run(
     vcpu: &mut VcpuFd,
     stats: &KvmStats,
-    facts: &CpuFacts,
+    cr4: u64,
     ram: &Ram,
 ) -> Result<bool, ProbeError> {
     let mut code = vec![0x90; NOPS];
@@ -60,7 +60,7 @@ fn run(
         .map_err(TableError::from)?;
     let mut tables = TableBuilder::new(ram, TABLES, TABLES_END)?;
     tables.map(CODE, CODE, 4096, 0, false)?;
-    set_up_probe(vcpu, facts, tables.root(), CODE)?;
+    set_up_probe(vcpu, cr4, tables.root(), CODE)?;
     let before = stats.get("insn_emulation");
     match vcpu.run() {
         Ok(VcpuExit::IoOut(0x80, _)) => {}

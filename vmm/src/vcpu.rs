@@ -47,10 +47,6 @@ pub struct CpuFacts {
     pub hwcap: u64,
     /// FSGSBASE.
     pub fsgsbase: bool,
-    /// SMEP.
-    pub smep: bool,
-    /// UMIP.
-    pub umip: bool,
 }
 
 /// x87 | SSE | AVX | AVX-512 (opmask, ZMM_Hi256, Hi16_ZMM).
@@ -60,31 +56,20 @@ impl CpuFacts {
     /// Asks KVM.
     ///
     /// # Errors
-    /// [`VcpuError`] when a feature that every x86-64 program relies on is missing.
+    /// [`VcpuError`] when KVM does not answer or names no basic leaf.
     pub fn read(kvm_fd: &Kvm) -> Result<Self, VcpuError> {
         let cpuid = kvm_fd
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
         let leaf = |function: u32, index: u32| {
-            cpuid
-                .as_slice()
-                .iter()
-                .find(|e| e.function == function && e.index == index)
-                .copied()
+            cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).copied()
         };
         let one = leaf(1, 0).ok_or(VcpuError::Missing("CPUID leaf 1"))?;
-        let seven = leaf(7, 0).map_or(0, |entry| entry.ebx);
-        let seven_ecx = leaf(7, 0).map_or(0, |entry| entry.ecx);
-        if one.ecx & 1 << 26 == 0 {
-            return Err(VcpuError::Missing("XSAVE"));
-        }
         let xcr0 = leaf(0xd, 0).map_or(3, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
         Ok(Self {
             xcr0: xcr0 & XCR0_WANTED | 3,
             hwcap: u64::from(one.edx),
-            fsgsbase: seven & 1 != 0,
-            smep: seven & 1 << 7 != 0,
-            umip: seven_ecx & 1 << 2 != 0,
+            fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
             cpuid,
         })
     }
@@ -116,12 +101,13 @@ const CR4_UMIP: u64 = 1 << 11;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_SMEP: u64 = 1 << 20;
+const CR4_ALWAYS: u64 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11; // SCE LME LMA NXE
 const APIC_BASE: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
 const APIC_X2: u64 = 1 << 10;
 
 /// Sets control registers and segments for 64-bit mode at privilege `ring`.
-fn sregs(base: kvm_sregs, page_table: u64, ring: u16, facts: &CpuFacts, x2apic: bool) -> kvm_sregs {
+fn sregs(base: kvm_sregs, page_table: u64, ring: u16, cr4: u64, x2apic: bool) -> kvm_sregs {
     let (cs, ss) = if ring == 3 {
         (SEL_USER_CS, SEL_USER_SS)
     } else {
@@ -133,36 +119,34 @@ fn sregs(base: kvm_sregs, page_table: u64, ring: u16, facts: &CpuFacts, x2apic: 
     (s.ss, s.ds, s.es, s.fs, s.gs) = (data, data, data, data, data);
     s.cr0 = CR0;
     s.cr3 = page_table;
-    s.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
-    for (have, bit) in [
-        (facts.fsgsbase, CR4_FSGSBASE),
-        (facts.smep, CR4_SMEP),
-        (facts.umip, CR4_UMIP),
-    ] {
-        if have {
-            s.cr4 |= bit;
-        }
-    }
+    s.cr4 = cr4;
     s.efer = EFER;
     s.apic_base = APIC_BASE | if x2apic { APIC_X2 } else { 0 };
     s
 }
 
-/// Gives the vCPU its features and its minimum state: long mode at ring 0 with
-/// the tables at `page_table`, about to execute `rip`. Used by the probe.
+/// Gives a fresh vCPU its features: CPUID, CR4 bits, XCR0. Returns the CR4 that
+/// later states must keep. Once per vCPU, before it first runs: KVM refuses a
+/// change of CPUID afterwards.
 ///
 /// # Errors
 /// [`VcpuError`] names what KVM refused.
-pub fn set_up_probe(
-    vcpu: &VcpuFd,
-    facts: &CpuFacts,
-    page_table: u64,
-    rip: u64,
-) -> Result<(), VcpuError> {
+pub fn give_features(vcpu: &VcpuFd, facts: &CpuFacts) -> Result<u64, VcpuError> {
     vcpu.set_cpuid2(&facts.cpuid)
         .map_err(kvm("KVM_SET_CPUID2"))?;
+    let cr4 = choose_cr4(vcpu)?;
+    set_xcr0(vcpu, facts.xcr0, cr4)?;
+    Ok(cr4)
+}
+
+/// Puts the vCPU into long mode at ring 0 with the tables at `page_table`,
+/// about to execute `rip`. Used by the probe.
+///
+/// # Errors
+/// [`VcpuError`] names what KVM refused.
+pub fn set_up_probe(vcpu: &VcpuFd, cr4: u64, page_table: u64, rip: u64) -> Result<(), VcpuError> {
     let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
-    vcpu.set_sregs(&sregs(base, page_table, 0, facts, false))
+    vcpu.set_sregs(&sregs(base, page_table, 0, cr4, false))
         .map_err(kvm("KVM_SET_SREGS"))?;
     let regs = kvm_regs {
         rip,
@@ -178,16 +162,15 @@ pub fn set_up_probe(
 /// [`VcpuError`] names what KVM refused.
 pub fn set_up(
     vcpu: &VcpuFd,
-    facts: &CpuFacts,
+    cr4: u64,
     kernel: &LoadedKernel,
     mode: Mode,
     flags: u64,
 ) -> Result<(), VcpuError> {
     let ring = if mode == Mode::Ring3 { 3 } else { 0 };
-    set_xcr0(vcpu, facts.xcr0, kernel.page_table, facts)?;
     let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
     // Ring 3 cannot reach x2APIC MSRs, so ring-3 mode uses the APIC page.
-    let mut s = sregs(base, kernel.page_table, ring, facts, mode == Mode::Ring0);
+    let mut s = sregs(base, kernel.page_table, ring, cr4, mode == Mode::Ring0);
     s.gdt.base = DIRECT_MAP + GDT_TSS;
     s.gdt.limit = GDT_LIMIT;
     s.idt.base = DIRECT_MAP + IDT;
@@ -214,23 +197,29 @@ pub fn set_up(
     vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
 }
 
-/// XCR0 needs CR4.OSXSAVE first; both before the first run (QEMU's SVM does
-/// not intercept XSETBV, so the guest must never have to execute it).
-fn set_xcr0(vcpu: &VcpuFd, xcr0: u64, page_table: u64, facts: &CpuFacts) -> Result<(), VcpuError> {
-    vcpu.set_cpuid2(&facts.cpuid)
-        .map_err(kvm("KVM_SET_CPUID2"))?;
-    let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
-    vcpu.set_sregs(&sregs(base, page_table, 0, facts, false))
-        .map_err(kvm("KVM_SET_SREGS"))?;
-    let mut xcrs = kvm_xcrs {
-        nr_xcrs: 1,
-        ..Default::default()
-    };
-    xcrs.xcrs[0] = kvm_xcr {
-        xcr: 0,
-        value: xcr0,
-        ..Default::default()
-    };
+/// The control-register-4 bits that KVM lets a guest have: tried one by one,
+/// because a nested KVM accepts some that its CPUID does not name and the other
+/// way round.
+fn choose_cr4(vcpu: &VcpuFd) -> Result<u64, VcpuError> {
+    let mut cr4 = CR4_ALWAYS;
+    for bit in [CR4_OSXSAVE, CR4_FSGSBASE, CR4_SMEP, CR4_UMIP] {
+        let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+        if vcpu.set_sregs(&sregs(base, 0, 0, cr4 | bit, false)).is_ok() {
+            cr4 |= bit;
+        }
+    }
+    Ok(cr4)
+}
+
+/// Sets XCR0 before the first run (QEMU's SVM does not intercept XSETBV, so the
+/// guest must never have to execute it). Without OSXSAVE a nested host keeps
+/// its own XCR0 in force, and there is nothing to set.
+fn set_xcr0(vcpu: &VcpuFd, xcr0: u64, cr4: u64) -> Result<(), VcpuError> {
+    if cr4 & CR4_OSXSAVE == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: xcr0, ..Default::default() };
     vcpu.set_xcrs(&xcrs).map_err(kvm("KVM_SET_XCRS"))
 }
 

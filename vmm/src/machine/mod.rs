@@ -4,7 +4,13 @@
 //! called from any thread. A machine never panics on guest behaviour: it ends
 //! in a [`MachineState`] that says why.
 
+pub mod arenas;
 pub mod queue;
+mod running;
+mod service;
+mod state;
+
+pub use running::{Machine, MachineError};
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

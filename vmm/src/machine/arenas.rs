@@ -1,0 +1,350 @@
+//! Arenas of one enclave on the host: broker object → mapping → memslot.
+//!
+//! Called by the vCPU thread when the kernel makes, names or ends an arena.
+//! Order at birth: the broker makes the memfd, we map and prefault it, KVM gets
+//! the memslot and the doorbell, and only then is the broker told that it is
+//! mapped (it seals the object and makes it visible). The memfd is closed after
+//! mapping. A broker that has gone is looked for again at the next make.
+
+// UNSAFETY: mappings that KVM is given as memslots; eventfds from the broker.
+#![expect(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use enclave_abi::addr::{GIB, align_up};
+use enclave_abi::arena::{NAME_BYTES, text};
+use enclave_abi::lease::MAX_ARENAS;
+use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END, DOORBELL_PAGE, LEASE_PAGE};
+use enclave_abi::queue::doorbell;
+use enclave_abi::syscall::ArenaArgs;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+use vmm_sys_util::eventfd::EventFd;
+use xemem_host::{ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId};
+
+use crate::machine::Backing;
+use crate::memory::populate;
+
+/// Memslot numbers: RAM uses 0 and 1.
+const LEASE_SLOT: u32 = 2;
+const FIRST_ARENA_SLOT: u32 = 3;
+
+/// A mapping of our own that is unmapped when dropped.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain shared memory that only KVM and the guest
+// touch; this type hands out no references into it.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
+        let len = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let at = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd.as_fd(),
+                0,
+            )
+        }?;
+        let start = NonNull::new(at.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { start, len })
+    }
+
+    fn populate(&self) -> std::io::Result<()> {
+        populate(self.start.as_ptr(), self.len)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `new`; its memslot was removed
+        // first (ArenaTable::end) or the VM is gone.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// One arena.
+#[derive(Debug)]
+struct Arena {
+    name: String,
+    segid: SegId,
+    gpa: u64,
+    object_bytes: u64,
+    page_bytes: u64,
+    doorbell: EventFd,
+    mapping: Mapping,
+}
+
+/// Everything the host holds for an enclave's arenas.
+#[derive(Debug)]
+pub struct ArenaTable {
+    vm: Arc<VmFd>,
+    enclave: String,
+    socket: PathBuf,
+    backing: Backing,
+    broker: Option<Broker>,
+    lease: Option<Mapping>,
+    arenas: BTreeMap<u32, Arena>,
+}
+
+/// Answer to the kernel: result, guest-physical address, segid, object bytes,
+/// page bytes.
+pub type MakeAnswer = Result<[u64; 4], Errno>;
+
+impl ArenaTable {
+    /// Connects to the broker and installs the lease page.
+    ///
+    /// # Errors
+    /// The broker's or KVM's, as text for the user.
+    pub fn new(vm: Arc<VmFd>, enclave: &str, socket: PathBuf, backing: Backing) -> Result<Self, String> {
+        let mut this = Self {
+            vm,
+            enclave: enclave.into(),
+            socket,
+            backing,
+            broker: None,
+            lease: None,
+            arenas: BTreeMap::new(),
+        };
+        this.connect()?;
+        Ok(this)
+    }
+
+    /// Registers with the broker and puts its lease page into the guest.
+    fn connect(&mut self) -> Result<(), String> {
+        let mut broker = Broker::connect(&self.socket)
+            .map_err(|error| format!("cannot reach the broker at {}: {error}", self.socket.display()))?;
+        let fd = broker
+            .register_enclave(&self.enclave)
+            .map_err(|error| format!("the broker refused enclave {}: {error}", self.enclave))?;
+        let page = Mapping::new(&fd, 4096).map_err(|error| format!("cannot map the lease page: {error}"))?;
+        if self.lease.is_some() {
+            self.set_slot(LEASE_SLOT, LEASE_PAGE, 0, 0)
+                .map_err(|error| format!("cannot replace the lease page: {error}"))?;
+        }
+        self.set_slot(LEASE_SLOT, LEASE_PAGE, 4096, page.start.as_ptr() as u64)
+            .map_err(|error| format!("cannot install the lease page: {error}"))?;
+        self.lease = Some(page);
+        self.broker = Some(broker);
+        Ok(())
+    }
+
+    /// Sets a memslot; size 0 removes it.
+    fn set_slot(&self, slot: u32, gpa: u64, bytes: u64, host: u64) -> Result<(), Errno> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: bytes,
+            userspace_addr: host,
+        };
+        // SAFETY: the host range is a Mapping that stays until its slot is
+        // removed (end) or replaced (connect), and nobody holds references
+        // into it.
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(|error| Errno::from_raw_os_error(error.errno()))
+    }
+
+    /// Makes the arena that the kernel describes, in its slot.
+    ///
+    /// # Errors
+    /// What the program gets to see.
+    pub fn make(&mut self, slot: u64, args: &ArenaArgs) -> MakeAnswer {
+        let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
+        if slot as usize >= MAX_ARENAS || self.arenas.contains_key(&slot) {
+            return Err(Errno::INVAL);
+        }
+        let name = text(&args.name).ok_or(Errno::INVAL)?;
+        let hugetlb = if self.backing == Backing::Small { Hugetlb::No } else { Hugetlb::Auto };
+        let mut request = ArenaRequest {
+            slot,
+            name: name.into(),
+            size_bytes: args.size_bytes,
+            chunk_bytes: args.chunk_bytes,
+            nr_banks: args.nr_banks,
+            hugetlb,
+            reader_gid: (args.reader_gid != u32::MAX).then_some(args.reader_gid),
+        };
+        let grant = self.ask(&request)?;
+        match self.install(slot, name, grant) {
+            // The huge pages were taken by somebody else meanwhile.
+            Err(Errno::NOMEM) if hugetlb == Hugetlb::Auto => {
+                request.hugetlb = Hugetlb::No;
+                let grant = self.ask(&request)?;
+                self.install(slot, name, grant)
+            }
+            other => other,
+        }
+    }
+
+    /// Asks the broker for an object; once more over a new connection when the
+    /// old broker has gone.
+    fn ask(&mut self, request: &ArenaRequest) -> Result<ArenaGrant, Errno> {
+        for _ in 0..2 {
+            if self.broker.is_none() && self.connect().is_err() {
+                return Err(Errno::CONNREFUSED);
+            }
+            match self.broker.as_mut().map(|broker| broker.arena_make(request)) {
+                Some(Ok(grant)) => return Ok(grant),
+                Some(Err(error)) => {
+                    if let Some(errno) = error.refusal() {
+                        return Err(errno);
+                    }
+                    self.broker = None;
+                }
+                None => {}
+            }
+        }
+        Err(Errno::CONNREFUSED)
+    }
+
+    fn install(&mut self, slot: u32, name: &str, grant: ArenaGrant) -> MakeAnswer {
+        let segid = grant.segid;
+        let made = self.map_and_ring(slot, name, grant);
+        let sealed = made.and_then(|answer| match self.tell(|broker| broker.arena_mapped(segid)) {
+            Ok(()) => Ok(answer),
+            Err(_) => Err(Errno::IO),
+        });
+        if sealed.is_err() {
+            self.forget(slot);
+            // The broker may be the reason: then there is nothing to take back.
+            let _ = self.tell(|broker| broker.arena_end(segid, EndReason::ClosedByProgram));
+        }
+        sealed
+    }
+
+    /// Maps, prefaults and gives the object and its doorbell to KVM.
+    fn map_and_ring(&mut self, slot: u32, name: &str, grant: ArenaGrant) -> MakeAnswer {
+        let bytes = grant.geometry.object_bytes;
+        let gpa = self.find_window(bytes).ok_or(Errno::NOSPC)?;
+        let mapping = Mapping::new(&grant.memfd, bytes)?;
+        mapping.populate().map_err(|_| Errno::NOMEM)?;
+        let raw = grant.doorbell.into_raw_fd();
+        // SAFETY: `raw` was just taken out of its owner.
+        let doorbell = unsafe { EventFd::from_raw_fd(raw) };
+        let at = doorbell_address(slot);
+        self.vm
+            .register_ioevent(&doorbell, &at, 1u32)
+            .map_err(|error| Errno::from_raw_os_error(error.errno()))?;
+        if let Err(errno) = self.set_slot(FIRST_ARENA_SLOT + slot, gpa, bytes, mapping.start.as_ptr() as u64) {
+            let _ = self.vm.unregister_ioevent(&doorbell, &at, 1u32);
+            return Err(errno);
+        }
+        let answer = [gpa, grant.segid.0, bytes, grant.page_bytes];
+        let arena = Arena {
+            name: name.into(),
+            segid: grant.segid,
+            gpa,
+            object_bytes: bytes,
+            page_bytes: grant.page_bytes,
+            doorbell,
+            mapping,
+        };
+        self.arenas.insert(slot, arena);
+        Ok(answer)
+    }
+
+    /// First gap in the arena window, aligned to 1 GiB.
+    fn find_window(&self, bytes: u64) -> Option<u64> {
+        let mut taken: Vec<(u64, u64)> =
+            self.arenas.values().map(|arena| (arena.gpa, arena.gpa + arena.object_bytes)).collect();
+        taken.sort_unstable();
+        let mut at = ARENA_WINDOW;
+        for (start, end) in taken {
+            if at.checked_add(bytes)? <= start {
+                break;
+            }
+            at = align_up(end, GIB)?;
+        }
+        (at.checked_add(bytes)? <= ARENA_WINDOW_END).then_some(at)
+    }
+
+    fn tell<T>(&mut self, ask: impl FnOnce(&mut Broker) -> Result<T, ClientError>) -> Result<T, Errno> {
+        let Some(broker) = self.broker.as_mut() else {
+            return Err(Errno::CONNREFUSED);
+        };
+        match ask(broker) {
+            Ok(value) => Ok(value),
+            Err(error) => match error.refusal() {
+                Some(errno) => Err(errno),
+                None => {
+                    self.broker = None;
+                    Err(Errno::CONNREFUSED)
+                }
+            },
+        }
+    }
+
+    /// Gives an arena a further name.
+    ///
+    /// # Errors
+    /// What the program gets to see.
+    pub fn name(&mut self, slot: u64, name: &[u8]) -> Result<u64, Errno> {
+        let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
+        let segid = self.arenas.get(&slot).ok_or(Errno::NOENT)?.segid;
+        let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?.to_owned();
+        if name.len() >= NAME_BYTES {
+            return Err(Errno::NAMETOOLONG);
+        }
+        self.tell(|broker| broker.arena_name(segid, &name))?;
+        if let Some(arena) = self.arenas.get_mut(&slot)
+            && arena.name.is_empty()
+        {
+            arena.name = name;
+        }
+        Ok(segid.0)
+    }
+
+    /// Takes an arena out of the guest and ends it at the broker.
+    ///
+    /// # Errors
+    /// ENOENT when there is none.
+    pub fn end(&mut self, slot: u64, died: bool) -> Result<(), Errno> {
+        let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
+        let segid = self.forget(slot).ok_or(Errno::NOENT)?;
+        let reason = if died { EndReason::ProgramDied } else { EndReason::ClosedByProgram };
+        // Without a broker there is nobody to tell.
+        let _ = self.tell(|broker| broker.arena_end(segid, reason));
+        Ok(())
+    }
+
+    /// Removes memslot, doorbell and mapping.
+    fn forget(&mut self, slot: u32) -> Option<SegId> {
+        let arena = self.arenas.remove(&slot)?;
+        let _ = self.vm.unregister_ioevent(&arena.doorbell, &doorbell_address(slot), 1u32);
+        let removed = self.set_slot(FIRST_ARENA_SLOT + slot, arena.gpa, 0, 0);
+        if removed.is_err() {
+            // KVM still maps it: keep the memory rather than let the guest
+            // write into whatever comes there next.
+            std::mem::forget(arena.mapping);
+        }
+        Some(arena.segid)
+    }
+
+    /// For `inspect`: (slot, name, segid, object bytes, page bytes).
+    #[must_use]
+    pub fn list(&self) -> Vec<(u32, String, u64, u64, u64)> {
+        self.arenas
+            .iter()
+            .map(|(&slot, a)| (slot, a.name.clone(), a.segid.0, a.object_bytes, a.page_bytes))
+            .collect()
+    }
+}
+
+fn doorbell_address(slot: u32) -> IoEventAddress {
+    IoEventAddress::Mmio(DOORBELL_PAGE + doorbell::ARENA_BASE + 8 * u64::from(slot))
+}

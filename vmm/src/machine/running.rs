@@ -1,0 +1,536 @@
+//! A machine from creation to its end: the vCPU thread and the handle to it.
+//!
+//! Called by the lifecycle code through [`Machine`]. The thread runs the guest,
+//! serves its queue between entries and never panics on what the guest does:
+//! it ends in a [`MachineState`] that says why.
+
+// UNSAFETY: KVM memslots for RAM, the kick byte of kvm_run, a borrowed eventfd.
+#![expect(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, Mode};
+use enclave_abi::layout::VECTOR_COMMAND;
+use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::arenas::ArenaTable;
+use super::service::{Served, Service};
+use super::state::Shared;
+use super::{MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec};
+use crate::console_log::ConsoleLog;
+use crate::exit::{Action, Exit};
+use crate::forward::Exports;
+use crate::loader::{self, BootFacts};
+use crate::memory::PrivateRam;
+use crate::probe;
+use crate::stats::KvmStats;
+use crate::vcpu::{self, CpuFacts};
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// /dev/kvm or a KVM call failed.
+    #[error("{0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// KVM lacks something.
+    #[error("KVM on this host has no {0}")]
+    Missing(&'static str),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::MemoryError),
+    /// Kernel image or boot structures.
+    #[error(transparent)]
+    Load(#[from] crate::loader::LoadError),
+    /// vCPU state.
+    #[error(transparent)]
+    Vcpu(#[from] crate::vcpu::VcpuError),
+    /// Ring-0 probe.
+    #[error(transparent)]
+    Probe(#[from] crate::probe::ProbeError),
+    /// Exported directories.
+    #[error(transparent)]
+    Exports(#[from] crate::forward::ForwardError),
+    /// Broker.
+    #[error("{0}")]
+    Broker(String),
+    /// A system call.
+    #[error("{0}")]
+    System(&'static str, #[source] std::io::Error),
+}
+
+/// A running or stopped machine.
+#[derive(Debug)]
+pub struct Machine {
+    shared: Arc<Shared>,
+    stats: Arc<KvmStats>,
+    kick: Arc<Kick>,
+    ready: Mutex<Option<Box<Loop>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The `immediate_exit` byte of the vCPU's kvm_run, null once the vCPU is gone.
+#[derive(Debug, Default)]
+struct Kick {
+    byte: Mutex<AtomicPtr<AtomicU8>>,
+}
+
+impl Kick {
+    fn set(&self, byte: *mut AtomicU8) {
+        self.byte.lock().unwrap_or_else(PoisonError::into_inner).store(byte, Ordering::Release);
+    }
+
+    /// Makes the next or current KVM_RUN return.
+    fn request(&self) {
+        let guard = self.byte.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the pointer is null or points into the kvm_run mapping of a
+        // vCPU that is alive: the vCPU thread nulls it under this lock before
+        // it drops the vCPU. KVM reads the byte, we store it atomically.
+        if let Some(byte) = unsafe { guard.load(Ordering::Acquire).as_ref() } {
+            byte.store(1, Ordering::Release);
+        }
+    }
+
+    /// Takes a request back, before the guest is entered again.
+    fn clear(&self) {
+        let guard = self.byte.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as in `request`.
+        if let Some(byte) = unsafe { guard.load(Ordering::Acquire).as_ref() } {
+            byte.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// What the vCPU thread owns.
+struct Loop {
+    vcpu: VcpuFd,
+    vm: Arc<VmFd>,
+    service: Service,
+    shared: Arc<Shared>,
+    kick: Arc<Kick>,
+    core: Option<usize>,
+    exits: BTreeMap<&'static str, u64>,
+}
+
+impl std::fmt::Debug for Loop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loop").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
+/// An eventfd as a borrowed descriptor.
+pub(super) fn borrow(fd: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as `fd` lives, which the returned
+    // lifetime is tied to.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+/// Phase times since `start`, for `inspect`.
+struct Phases {
+    start: Instant,
+    list: Vec<(String, u64)>,
+}
+
+impl Phases {
+    fn done(&mut self, name: &str) {
+        let micros = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.list.push((name.into(), micros));
+    }
+}
+
+fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |error| MachineError::Kvm(what, error)
+}
+
+impl Machine {
+    /// Makes VM, memory and vCPU and loads the kernel; nothing runs yet.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing stays allocated.
+    pub fn create(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Self, MachineError> {
+        let mut phases = Phases { start: Instant::now(), list: Vec::new() };
+        let exports = Exports::open(&config.exports)?;
+        let kvm_fd = Kvm::new().map_err(kvm("cannot open /dev/kvm"))?;
+        check_capabilities(&kvm_fd)?;
+        let cpu = CpuFacts::read(&kvm_fd)?;
+        let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
+        vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
+        phases.done("vm");
+        let memory = PrivateRam::new(config.mem_bytes, config.backing, config.prefault)?;
+        phases.done(if config.prefault { "memory-prefault" } else { "memory" });
+        add_ram(&vm, &memory)?;
+        phases.done("memslots");
+        let mut vcpu = vm.create_vcpu(0).map_err(kvm("KVM_CREATE_VCPU"))?;
+        let stats = Arc::new(KvmStats::open(&vcpu).map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?);
+        let header = loader::load_image(&memory.ram, &config.kernel)?;
+        let cr4 = vcpu::give_features(&vcpu, &cpu)?;
+        let interpreted = probe::ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?;
+        phases.done("probe");
+        let mode = match config.ring {
+            Ring::Auto if interpreted => Mode::Ring3,
+            Ring::Auto | Ring::Ring0 => Mode::Ring0,
+            Ring::Ring3 => Mode::Ring3,
+        };
+        let flags = if interpreted { BOOT_SYSCALL_STAYS_IN_RING3 | BOOT_RING0_INTERPRETED } else { 0 };
+        let facts = boot_facts(config, &memory, &cpu, &vcpu, mode, flags)?;
+        let kernel = loader::prepare(&memory.ram, header, &facts)?;
+        vcpu::set_up(&vcpu, cr4, &kernel, mode, flags)?;
+        phases.done("kernel");
+        let arenas = ArenaTable::new(Arc::clone(&vm), &config.name, config.broker_socket.clone(), config.backing)
+            .map_err(MachineError::Broker)?;
+        phases.done("broker");
+        let report = MachineReport {
+            platform: if interpreted { "nested" } else { "hardware" }.into(),
+            backing_page_bytes: memory.page_bytes,
+            warnings: memory.warning.iter().cloned().collect(),
+            phases: phases.list,
+            ..MachineReport::default()
+        };
+        let shared = Arc::new(Shared::new(report).map_err(|e| MachineError::System("eventfd", e))?);
+        let kick = Arc::new(Kick::default());
+        let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
+        kick.set(byte.cast());
+        let service =
+            Service::new(memory.ram, Arc::clone(&shared), log, exports, arenas, Arc::clone(&stats));
+        let looped = Loop {
+            vcpu,
+            vm,
+            service,
+            shared: Arc::clone(&shared),
+            kick: Arc::clone(&kick),
+            core: config.cores.first().copied(),
+            exits: BTreeMap::new(),
+        };
+        Ok(Self {
+            shared,
+            stats,
+            kick,
+            ready: Mutex::new(Some(Box::new(looped))),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// Starts the vCPU thread; a second call does nothing.
+    ///
+    /// # Errors
+    /// The system's, when there is no thread to be had.
+    pub fn start(&self) -> Result<(), MachineError> {
+        let Some(looped) = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        // Only there to interrupt KVM_RUN; blocked signals would not.
+        register_signal_handler(SIGRTMIN(), ignore)
+            .map_err(|e| MachineError::System("install the kick signal", e.into()))?;
+        let thread = std::thread::Builder::new()
+            .name("vcpu0".into())
+            .spawn(move || looped.run())
+            .map_err(|e| MachineError::System("start the vCPU thread", e))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Its state now.
+    #[must_use]
+    pub fn state(&self) -> MachineState {
+        self.shared.state()
+    }
+
+    /// Facts and counters, KVM's read at this moment.
+    #[must_use]
+    pub fn report(&self) -> MachineReport {
+        let mut report = self.shared.report();
+        report.kvm = self.stats.all();
+        report
+    }
+
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// [`RunError`] when it is not accepted.
+    pub fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
+        let max = usize::try_from(enclave_abi::layout::BOUNCE_BYTES).unwrap_or(usize::MAX);
+        let strings = spec.argv.iter().chain(&spec.envp).map(|text| text.len() + 1);
+        let got = strings.sum::<usize>() + spec.path.len() + 64;
+        if got > max {
+            return Err(RunError::ArgumentsTooLong { got, max });
+        }
+        self.shared.submit(spec)
+    }
+
+    /// Blocks until run `run` has ended.
+    #[must_use]
+    pub fn wait(&self, run: u64) -> RunOutcome {
+        self.shared.wait_outcome(run)
+    }
+
+    /// Kills the program of run `run` if it still runs.
+    pub fn kill(&self, run: u64, signal: u8) {
+        if self.shared.submit_kill(run, signal) {
+            self.kick_vcpu();
+        }
+    }
+
+    /// Blocks until the kernel has reported or `timeout` is over.
+    #[must_use]
+    pub fn wait_ready(&self, timeout: Duration) -> MachineState {
+        self.shared.wait_ready(timeout)
+    }
+
+    /// Stops the machine and waits for its thread; may be called again.
+    pub fn stop(&self) {
+        self.shared.request_stop();
+        self.kick_vcpu();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+        self.shared.ended(MachineState::Stopped);
+    }
+
+    fn kick_vcpu(&self) {
+        self.kick.request();
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            // Fails only when the thread has ended.
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+fn check_capabilities(kvm_fd: &Kvm) -> Result<(), MachineError> {
+    use kvm_ioctls::Cap;
+    let needed = [
+        (Cap::Irqchip, "in-kernel interrupt controller"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::UserMemory, "user memory"),
+        (Cap::ImmediateExit, "immediate exit"),
+        (Cap::SignalMsi, "MSI injection"),
+        (Cap::Xcrs, "XCR access"),
+    ];
+    match needed.into_iter().find(|(cap, _)| !kvm_fd.check_extension(*cap)) {
+        Some((_, name)) => Err(MachineError::Missing(name)),
+        None => Ok(()),
+    }
+}
+
+fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
+    for (slot, region) in (0u32..).zip(memory.ram.iter()) {
+        let host = region
+            .get_host_address(MemoryRegionAddress(0))
+            .map_err(|_| MachineError::Missing("host address of RAM"))?;
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the region stays mapped as long as `memory.ram`, which the
+        // vCPU loop owns together with the VM; nobody holds references into it.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+fn boot_facts(
+    config: &MachineConfig,
+    memory: &PrivateRam,
+    cpu: &CpuFacts,
+    vcpu: &VcpuFd,
+    mode: Mode,
+    flags: u64,
+) -> Result<BootFacts, MachineError> {
+    let mut random = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random))
+        .map_err(|e| MachineError::System("read /dev/urandom", e))?;
+    let tsc_khz = vcpu.get_tsc_khz().map_err(kvm("KVM_GET_TSC_KHZ"))?;
+    let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let monotonic_ns = u64::try_from(monotonic.tv_sec * 1_000_000_000 + monotonic.tv_nsec).unwrap_or(0);
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_ns = u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX);
+    Ok(BootFacts {
+        mode,
+        flags,
+        name: config.name.clone(),
+        extents: memory.extents.clone(),
+        xcr0: cpu.xcr0,
+        hwcap: cpu.hwcap,
+        fsgsbase: cpu.fsgsbase,
+        tsc_khz: u64::from(tsc_khz),
+        clock: (vcpu::guest_tsc(vcpu)?, unix_ns, monotonic_ns),
+        selftest: config.selftest,
+        random,
+    })
+}
+
+impl Loop {
+    /// The vCPU thread.
+    fn run(mut self: Box<Self>) {
+        self.pin();
+        let state = self.enter_until_stopped();
+        self.service.drain_console();
+        self.kick.set(std::ptr::null_mut());
+        let exits = self.exits.iter().map(|(&name, &count)| (name.to_owned(), count)).collect();
+        self.shared.update_report(|report| report.exits = exits);
+        self.shared.ended(state);
+    }
+
+    /// Puts this thread on its core; without the right to, it stays where the
+    /// scheduler puts it and the report says so.
+    fn pin(&self) {
+        let Some(core) = self.core else {
+            return;
+        };
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(core);
+        if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
+            let warning = format!("the vCPU thread is not pinned to core {core}: {errno}");
+            self.shared.update_report(|report| report.warnings.push(warning));
+        }
+    }
+
+    fn enter_until_stopped(&mut self) -> MachineState {
+        loop {
+            if self.shared.is_stopping() {
+                if self.shared.state() == MachineState::Booting {
+                    let where_it_is = self.describe("stopped before the kernel reported");
+                    let text = format!("enclave-vmm: {where_it_is}\n");
+                    self.service.log.write(text.as_bytes());
+                }
+                return MachineState::Stopped;
+            }
+            let exit = classify(&mut self.vcpu);
+            *self.exits.entry(exit.name()).or_default() += 1;
+            let served = match exit.action() {
+                Action::ServeQueue => self.service.serve(),
+                Action::Continue => Served::Continue,
+                Action::CheckPending => self.interrupt(),
+                Action::InjectFault => self.inject_fault(),
+                Action::Stop(reason) => Served::Failed(self.describe(&reason)),
+            };
+            match served {
+                Served::Continue => {}
+                Served::Stop => return MachineState::Stopped,
+                Served::Failed(reason) => return MachineState::Failed { reason },
+            }
+        }
+    }
+
+    /// After a kick: posts what is pending and interrupts the guest.
+    fn interrupt(&mut self) -> Served {
+        self.kick.clear();
+        let exits = self.exits.iter().map(|(&name, &count)| (name.to_owned(), count)).collect();
+        self.shared.update_report(|report| report.exits = exits);
+        let served = self.service.deliver();
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000,
+            data: u32::from(VECTOR_COMMAND),
+            ..Default::default()
+        };
+        match self.vm.signal_msi(msi) {
+            Ok(_) => served,
+            Err(error) => Served::Failed(format!("KVM refused an interrupt: {error}")),
+        }
+    }
+
+    /// Gives the program a general-protection fault for an access that KVM
+    /// could not emulate.
+    fn inject_fault(&mut self) -> Served {
+        let injected = self.vcpu.get_vcpu_events().and_then(|mut events| {
+            events.exception.injected = 1;
+            events.exception.nr = 13;
+            events.exception.has_error_code = 1;
+            events.exception.error_code = 0;
+            self.vcpu.set_vcpu_events(&events)
+        });
+        match injected {
+            Ok(()) => Served::Continue,
+            Err(error) => Served::Failed(format!("KVM refused an exception: {error}")),
+        }
+    }
+
+    /// `reason` with the registers that help to understand it.
+    fn describe(&self, reason: &str) -> String {
+        match self.vcpu.get_regs() {
+            Ok(regs) => format!("{reason} at rip {:#x}, rsp {:#x}", regs.rip, regs.rsp),
+            Err(_) => reason.to_owned(),
+        }
+    }
+}
+
+/// Runs the guest until it leaves, and says why it did.
+fn classify(vcpu: &mut VcpuFd) -> Exit {
+    let exit = match vcpu.run() {
+        Ok(VcpuExit::MmioWrite(address, _)) => Exit::MmioWrite(address),
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            data.fill(0);
+            Exit::MmioRead(address)
+        }
+        Ok(VcpuExit::IoOut(port, _)) => Exit::PortWrite(port),
+        Ok(VcpuExit::IoIn(port, data)) => {
+            data.fill(0);
+            Exit::PortRead(port)
+        }
+        Ok(VcpuExit::Hlt) => Exit::Halted,
+        Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+        Ok(VcpuExit::Intr) => Exit::Interrupted,
+        Ok(VcpuExit::FailEntry(reason, _)) => Exit::EntryFailed(format!("reason {reason:#x}")),
+        Ok(VcpuExit::InternalError) => Exit::InternalError { cpl: 0 },
+        Ok(other) => Exit::Other(format!("{other:?}")),
+        Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Exit::Interrupted,
+        Err(error) => Exit::EntryFailed(error.to_string()),
+    };
+    match exit {
+        Exit::InternalError { .. } => {
+            let cpl = vcpu.get_sregs().map_or(0, |sregs| sregs.cs.dpl);
+            Exit::InternalError { cpl }
+        }
+        other => other,
+    }
+}
+
+impl crate::control::Control for Machine {
+    fn start(&self) -> Result<(), crate::failure::Failure> {
+        self.start().map_err(|error| {
+            crate::failure::Failure::new(crate::failure::Class::Failure, "start the machine", error)
+        })
+    }
+    fn wait_ready(&self, timeout: Duration) -> MachineState {
+        self.wait_ready(timeout)
+    }
+    fn state(&self) -> MachineState {
+        self.state()
+    }
+    fn report(&self) -> MachineReport {
+        self.report()
+    }
+    fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
+        self.run(spec)
+    }
+    fn wait(&self, run: u64) -> RunOutcome {
+        self.wait(run)
+    }
+    fn kill(&self, run: u64, signal: u8) {
+        self.kill(run, signal);
+    }
+    fn stop(&self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,417 @@
+//! Serves what the kernel asks over the command queue.
+//!
+//! Runs on the vCPU thread, between two entries into the guest. Every record
+//! is data from the guest: unknown kinds get an error answer and are counted,
+//! lengths are bounded by the bounce area, addresses by guest RAM. Only a
+//! queue whose indices make no sense ends the machine.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
+use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record, RunArgs};
+use enclave_abi::syscall::ArenaArgs;
+use rustix::io::Errno;
+use vm_memory::{Bytes, GuestAddress};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::arenas::ArenaTable;
+use super::queue::{HostQueue, QueueError, drain_console};
+use super::state::{Pending, Shared};
+use super::{RunOutcome, RunSpec};
+use crate::console_log::ConsoleLog;
+use crate::forward::{self, Exports, Reply, Session};
+use crate::memory::Ram;
+use crate::stats::KvmStats;
+
+/// nanosleep, served here because it needs no session.
+const NANOSLEEP: u64 = 35;
+const GETRANDOM: u64 = 318;
+/// Exit status word that says that a program was refused.
+const STATUS_REFUSED: u64 = 1 << 32;
+
+/// What the service made of the queue.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// Go on running the guest.
+    Continue,
+    /// The machine is being stopped.
+    Stop,
+    /// The machine failed.
+    Failed(String),
+}
+
+/// The program that runs.
+struct Running {
+    run: u64,
+    image: File,
+    session: Session,
+}
+
+/// Everything the vCPU thread serves from.
+pub(super) struct Service {
+    pub(super) ram: Ram,
+    pub(super) queue: HostQueue,
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: Arc<ConsoleLog>,
+    pub(super) exports: Exports,
+    pub(super) arenas: ArenaTable,
+    pub(super) stats: Arc<KvmStats>,
+    running: Option<Running>,
+    forwarded: BTreeMap<u64, u64>,
+    malformed: u64,
+}
+
+impl Service {
+    pub(super) fn new(
+        ram: Ram,
+        shared: Arc<Shared>,
+        log: Arc<ConsoleLog>,
+        exports: Exports,
+        arenas: ArenaTable,
+        stats: Arc<KvmStats>,
+    ) -> Self {
+        Self {
+            queue: HostQueue::new(ram.clone()),
+            ram,
+            shared,
+            log,
+            exports,
+            arenas,
+            stats,
+            running: None,
+            forwarded: BTreeMap::new(),
+            malformed: 0,
+        }
+    }
+
+    /// Takes what the kernel printed.
+    pub(super) fn drain_console(&mut self) {
+        // The ring is in guest RAM, which cannot vanish.
+        if let Ok((bytes, dropped)) = drain_console(&self.ram) {
+            if !bytes.is_empty() {
+                self.log.write(&bytes);
+            }
+            if dropped != 0 {
+                self.shared.update_report(|report| report.console_dropped = dropped);
+            }
+        }
+    }
+
+    /// Serves every record there is.
+    pub(super) fn serve(&mut self) -> Served {
+        self.drain_console();
+        loop {
+            match self.queue.take() {
+                Ok(None) => return self.deliver(),
+                Ok(Some(record)) => match self.one(&record) {
+                    Ok(Served::Continue) => {}
+                    Ok(other) => return other,
+                    Err(error) => return Served::Failed(error.to_string()),
+                },
+                Err(error) => return Served::Failed(error.to_string()),
+            }
+        }
+    }
+
+    /// Posts kills that arrived meanwhile.
+    pub(super) fn deliver(&mut self) -> Served {
+        while let Some(Pending::Kill(run, signal)) = self.shared.take_pending(false) {
+            if let Err(error) = self.post_kill(run, signal) {
+                return Served::Failed(error.to_string());
+            }
+        }
+        Served::Continue
+    }
+
+    fn post_kill(&mut self, run: u64, signal: u8) -> Result<(), QueueError> {
+        self.queue.post(Command::Kill as u16, 0, [run, u64::from(signal), 0, 0, 0, 0, 0])
+    }
+
+    fn one(&mut self, record: &Record) -> Result<Served, QueueError> {
+        let kind = Call::try_from(record.kind);
+        let Ok(call) = kind.map_err(drop).and_then(|call| {
+            if record.version == RECORD_VERSION { Ok(call) } else { Err(()) }
+        }) else {
+            return self.refuse(record);
+        };
+        let a = record.args;
+        let answer = match call {
+            Call::Idle => return self.idle(),
+            Call::Booted => {
+                self.booted(a);
+                return Ok(Served::Continue);
+            }
+            Call::ProcessExit => {
+                self.process_exit(a);
+                return Ok(Served::Continue);
+            }
+            Call::Panic => {
+                let text = self.bounce_text(a[0]);
+                self.log.write(format!("kernel panic: {text}\n").as_bytes());
+                return Ok(Served::Failed(format!("kernel panic: {text}")));
+            }
+            Call::Report => return Ok(Served::Continue),
+            Call::ImageRead => [result(self.image_read(a)), 0, 0, 0, 0, 0, 0],
+            Call::Forward => [self.forward(a), 0, 0, 0, 0, 0, 0],
+            Call::ArenaMake => self.arena_make(a[0]),
+            Call::ArenaEnd => {
+                let ended = self.arenas.end(a[0], a[1] == 1).map(|()| 0);
+                self.list_arenas();
+                [result(ended), 0, 0, 0, 0, 0, 0]
+            }
+            Call::ArenaName => {
+                let named = self.bounce_bytes(a[1]).and_then(|name| self.arenas.name(a[0], &name));
+                self.list_arenas();
+                [result(named), 0, 0, 0, 0, 0, 0]
+            }
+            Call::HostCounters => self.counters(),
+        };
+        self.queue.post(record.kind, record.seq, answer)?;
+        Ok(Served::Continue)
+    }
+
+    /// An unknown or wrongly versioned record: an answer that says so, so that
+    /// the kernel does not wait for ever.
+    fn refuse(&mut self, record: &Record) -> Result<Served, QueueError> {
+        self.malformed += 1;
+        if record.seq != 0 {
+            let errno = result(Err(Errno::NOSYS));
+            self.queue.post(record.kind, record.seq, [errno, 0, 0, 0, 0, 0, 0])?;
+        }
+        Ok(Served::Continue)
+    }
+
+    fn booted(&self, a: [u64; 7]) {
+        let mode = if a[0] == 3 { "ring3" } else { "ring0" };
+        let flush = if a[2] == 0 { "upper-store" } else { "cr3" };
+        self.shared.update_report(|report| {
+            report.kernel_mode = mode.into();
+            report.flush = flush.into();
+        });
+        let failed = (a[1] == 2).then(|| "a kernel self-test failed".to_owned());
+        self.shared.booted(failed);
+    }
+
+    /// Blocks until there is something to do.
+    fn idle(&mut self) -> Result<Served, QueueError> {
+        match self.shared.wait_pending() {
+            None => Ok(Served::Stop),
+            Some(Pending::Kill(run, signal)) => {
+                self.post_kill(run, signal)?;
+                Ok(Served::Continue)
+            }
+            Some(Pending::Run(run, spec)) => {
+                self.start(run, *spec)?;
+                Ok(Served::Continue)
+            }
+        }
+    }
+
+    /// Packs a run command into the bounce area and posts it.
+    fn start(&mut self, run: u64, spec: RunSpec) -> Result<(), QueueError> {
+        let refuse = |service: &Self, reason: String| {
+            service.shared.finished(run, RunOutcome::Refused { reason });
+        };
+        let strings = pack_strings(&spec);
+        let head = RunArgs {
+            argc: u32::try_from(spec.argv.len()).unwrap_or(u32::MAX),
+            envc: u32::try_from(spec.envp.len()).unwrap_or(u32::MAX),
+            strings_bytes: u32::try_from(strings.len()).unwrap_or(u32::MAX),
+            pad: 0,
+            stack_bytes: spec.stack_bytes,
+        };
+        let bytes = size_of::<RunArgs>() + strings.len();
+        if bytes as u64 > BOUNCE_BYTES {
+            refuse(self, format!("arguments and environment take {bytes} bytes"));
+            return Ok(());
+        }
+        let image = File::from(spec.image);
+        let image_bytes = match image.metadata() {
+            Ok(meta) => meta.len(),
+            Err(error) => {
+                refuse(self, format!("cannot read {}: {error}", spec.path));
+                return Ok(());
+            }
+        };
+        let log = Arc::clone(&self.log);
+        let mut session = Session::new(
+            &self.exports,
+            &spec.cwd,
+            spec.stdio,
+            Some(Arc::new(move |bytes: &[u8]| log.write(bytes))),
+        );
+        session.set_program(&spec.path);
+        self.running = Some(Running { run, image, session });
+        let mut packed = head.as_bytes().to_vec();
+        packed.extend(strings);
+        self.ram.write_slice(&packed, GuestAddress(BOUNCE))?;
+        self.queue.post(Command::Run as u16, 0, [run, image_bytes, bytes as u64, 0, 0, 0, 0])
+    }
+
+    fn process_exit(&mut self, a: [u64; 7]) {
+        let report = self.bounce_text(a[2]);
+        let outcome = match a[1] {
+            STATUS_REFUSED => RunOutcome::Refused { reason: report },
+            status if status & 0x7f == 0 => {
+                RunOutcome::Exited { code: u8::try_from(status >> 8 & 0xff).unwrap_or(u8::MAX) }
+            }
+            status => {
+                RunOutcome::Signaled { signal: u8::try_from(status & 0x7f).unwrap_or(0), report }
+            }
+        };
+        if self.running.as_ref().is_some_and(|running| running.run == a[0]) {
+            // Closes the program's descriptors before anybody is told.
+            self.running = None;
+        }
+        let forwarded = self.forwarded_by_name();
+        self.shared.update_report(|report| report.forwarded = forwarded);
+        self.shared.finished(a[0], outcome);
+    }
+
+    fn forwarded_by_name(&self) -> BTreeMap<String, u64> {
+        let name = |nr: u64| forward::name(nr).map_or_else(|| nr.to_string(), str::to_owned);
+        self.forwarded.iter().map(|(&nr, &count)| (name(nr), count)).collect()
+    }
+
+    /// Bytes of the bounce area, copied.
+    fn bounce_bytes(&self, len: u64) -> Result<Vec<u8>, Errno> {
+        if len > BOUNCE_BYTES {
+            return Err(Errno::INVAL);
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| Errno::INVAL)?];
+        self.ram.read_slice(&mut bytes, GuestAddress(BOUNCE)).map_err(|_| Errno::FAULT)?;
+        Ok(bytes)
+    }
+
+    fn bounce_text(&self, len: u64) -> String {
+        let bytes = self.bounce_bytes(len.min(4096)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Reads a piece of the program file into private RAM.
+    fn image_read(&self, a: [u64; 7]) -> Result<u64, Errno> {
+        const PART: u64 = 1 << 20;
+        let running = self.running.as_ref().filter(|running| running.run == a[0]).ok_or(Errno::SRCH)?;
+        let (offset, target, len) = (a[1], a[2], a[3]);
+        let mut done = 0;
+        while done < len {
+            let part = usize::try_from((len - done).min(PART)).map_err(|_| Errno::INVAL)?;
+            let mut bytes = vec![0; part];
+            let at = offset.checked_add(done).ok_or(Errno::INVAL)?;
+            let got = running.image.read_at(&mut bytes, at).map_err(|_| Errno::IO)?;
+            if got == 0 {
+                break;
+            }
+            let to = target.checked_add(done).ok_or(Errno::FAULT)?;
+            let part = bytes.get(..got).unwrap_or_default();
+            self.ram.write_slice(part, GuestAddress(to)).map_err(|_| Errno::FAULT)?;
+            done += got as u64;
+        }
+        Ok(done)
+    }
+
+    /// Serves a forwarded system call; the result for the kernel.
+    fn forward(&mut self, a: [u64; 7]) -> u64 {
+        let [nr, a0, a1, a2, a3, a4, bytes] = a;
+        *self.forwarded.entry(nr).or_default() += 1;
+        let input = match self.bounce_bytes(bytes) {
+            Ok(input) => input,
+            Err(errno) => return result(Err(errno)),
+        };
+        let reply = match nr {
+            NANOSLEEP => sleep(a0, self.shared.cancel_fd()),
+            GETRANDOM => random(a1),
+            _ => match self.running.as_mut() {
+                Some(running) => {
+                    running.session.call(nr, [a0, a1, a2, a3, a4], &input, self.shared.cancel_fd())
+                }
+                None => Reply { result: -i64::from(Errno::SRCH.raw_os_error()), ..Reply::default() },
+            },
+        };
+        self.put_back(&reply)
+    }
+
+    fn put_back(&self, reply: &Reply) -> u64 {
+        let end = reply.data_offset.saturating_add(reply.data.len()) as u64;
+        if end > BOUNCE_BYTES {
+            return result(Err(Errno::OVERFLOW));
+        }
+        let at = GuestAddress(BOUNCE + reply.data_offset as u64);
+        match self.ram.write_slice(&reply.data, at) {
+            Ok(()) => reply.result.cast_unsigned(),
+            Err(_) => result(Err(Errno::FAULT)),
+        }
+    }
+
+    fn arena_make(&mut self, slot: u64) -> [u64; 7] {
+        let made = self
+            .bounce_bytes(size_of::<ArenaArgs>() as u64)
+            .and_then(|bytes| ArenaArgs::read_from_bytes(&bytes).map_err(|_| Errno::INVAL))
+            .and_then(|args| self.arenas.make(slot, &args));
+        self.list_arenas();
+        match made {
+            Ok([gpa, segid, bytes, page_bytes]) => [0, gpa, segid, bytes, page_bytes, 0, 0],
+            Err(errno) => [result(Err(errno)), 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    fn list_arenas(&self) {
+        let list = self.arenas.list();
+        self.shared.update_report(|report| report.arenas = list);
+    }
+
+    fn counters(&self) -> [u64; 7] {
+        let get = |name| self.stats.get(name);
+        [0, get("insn_emulation"), get("exits"), get("pf_guest"), get("irq_injections"), 0, 0]
+    }
+}
+
+impl Shared {
+    fn cancel_fd(&self) -> BorrowedFd<'_> {
+        super::running::borrow(self.cancel())
+    }
+}
+
+/// A value, or a negative errno as the kernel expects it.
+fn result(outcome: Result<u64, Errno>) -> u64 {
+    outcome.unwrap_or_else(|errno| (-i64::from(errno.raw_os_error())).cast_unsigned())
+}
+
+/// argv, envp and path, each ended by a zero byte. Zero bytes inside a string
+/// cannot come from a command line; they would end it early.
+fn pack_strings(spec: &RunSpec) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for text in spec.argv.iter().chain(&spec.envp).chain([&spec.path]) {
+        bytes.extend(text.bytes().filter(|&byte| byte != 0));
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// Sleeps until `ns` are over or the program is being killed.
+fn sleep(ns: u64, cancel: BorrowedFd<'_>) -> Reply {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    const SECOND: u64 = 1_000_000_000;
+    let seconds = i64::try_from(ns / SECOND).unwrap_or(i64::MAX);
+    let nanoseconds = i64::try_from(ns % SECOND).unwrap_or(0);
+    let timeout = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let mut fds = [PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
+    let woken = poll(&mut fds, Some(&timeout)).unwrap_or(1);
+    let result = if woken == 0 { 0 } else { -i64::from(Errno::INTR.raw_os_error()) };
+    Reply { result, ..Reply::default() }
+}
+
+/// Random bytes from the host.
+fn random(len: u64) -> Reply {
+    let len = usize::try_from(len.min(4096)).unwrap_or(0);
+    let mut data = vec![0; len];
+    let filled = File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut data));
+    match filled {
+        Ok(()) => Reply { result: i64::try_from(len).unwrap_or(0), data, data_offset: 0 },
+        Err(_) => Reply { result: -i64::from(Errno::IO.raw_os_error()), ..Reply::default() },
+    }
+}

@@ -1,0 +1,223 @@
+//! What the vCPU thread and the control side share: machine state, commands on
+//! their way in, outcomes on their way out.
+//!
+//! One mutex, one condition variable; nobody holds the lock while calling out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+
+/// A command for the kernel that the vCPU thread has to deliver.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// Start this program (delivered when the kernel is idle).
+    Run(u64, Box<RunSpec>),
+    /// Kill a run with a signal (delivered at once).
+    Kill(u64, u8),
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: MachineState,
+    booted: bool,
+    next_run: u64,
+    current: Option<(u64, String)>,
+    pending: VecDeque<Pending>,
+    outcomes: BTreeMap<u64, RunOutcome>,
+    report: MachineReport,
+    stopping: bool,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Readable while a blocking forwarded call has to end.
+    cancel: EventFd,
+}
+
+/// Outcomes nobody has waited for are kept for the newest so many runs.
+const MAX_OUTCOMES: usize = 64;
+
+impl Shared {
+    pub(super) fn new(report: MachineReport) -> std::io::Result<Self> {
+        Ok(Self {
+            inner: Mutex::new(Inner {
+                state: MachineState::Booting,
+                booted: false,
+                next_run: 1,
+                current: None,
+                pending: VecDeque::new(),
+                outcomes: BTreeMap::new(),
+                report,
+                stopping: false,
+            }),
+            changed: Condvar::new(),
+            cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Plain data, whole after a panic elsewhere.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn cancel(&self) -> &EventFd {
+        &self.cancel
+    }
+
+    pub(super) fn state(&self) -> MachineState {
+        self.lock().state.clone()
+    }
+
+    pub(super) fn report(&self) -> MachineReport {
+        self.lock().report.clone()
+    }
+
+    pub(super) fn update_report(&self, update: impl FnOnce(&mut MachineReport)) {
+        update(&mut self.lock().report);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// Accepts a program if none runs.
+    pub(super) fn submit(&self, spec: RunSpec) -> Result<u64, RunError> {
+        let mut inner = self.lock();
+        match &inner.state {
+            MachineState::Idle if inner.current.is_none() && !inner.stopping => {}
+            MachineState::Booting | MachineState::Failed { .. } | MachineState::Stopped => {
+                return Err(RunError::NotRunning(format!("{:?}", inner.state)));
+            }
+            _ => {
+                let program = inner.current.as_ref().map_or_else(String::new, |(_, path)| path.clone());
+                return Err(RunError::Busy(program));
+            }
+        }
+        let run = inner.next_run;
+        inner.next_run += 1;
+        inner.current = Some((run, spec.path.clone()));
+        inner.state = MachineState::Running { program: spec.path.clone() };
+        inner.pending.push_back(Pending::Run(run, Box::new(spec)));
+        self.changed.notify_all();
+        Ok(run)
+    }
+
+    /// Asks for a kill; `false` when that run is not the current one.
+    pub(super) fn submit_kill(&self, run: u64, signal: u8) -> bool {
+        let mut inner = self.lock();
+        if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
+            return false;
+        }
+        inner.pending.push_back(Pending::Kill(run, signal));
+        // A full counter is readable, too.
+        let _ = self.cancel.write(1);
+        self.changed.notify_all();
+        true
+    }
+
+    /// The next command that may be delivered now.
+    pub(super) fn take_pending(&self, idle: bool) -> Option<Pending> {
+        let mut inner = self.lock();
+        let position = inner.pending.iter().position(|p| idle || matches!(p, Pending::Kill(..)))?;
+        inner.pending.remove(position)
+    }
+
+    /// Blocks until there is a command for an idle kernel; `None` when the
+    /// machine stops.
+    pub(super) fn wait_pending(&self) -> Option<Pending> {
+        let mut inner = self.lock();
+        loop {
+            if inner.stopping {
+                return None;
+            }
+            if let Some(pending) = inner.pending.pop_front() {
+                return Some(pending);
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The kernel is up.
+    pub(super) fn booted(&self, failed: Option<String>) {
+        let mut inner = self.lock();
+        inner.booted = true;
+        inner.state = failed.map_or(MachineState::Idle, |reason| MachineState::Failed { reason });
+        self.changed.notify_all();
+    }
+
+    /// Run `run` ended.
+    pub(super) fn finished(&self, run: u64, outcome: RunOutcome) {
+        let mut inner = self.lock();
+        if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
+            return;
+        }
+        inner.current = None;
+        inner.pending.retain(|p| !matches!(p, Pending::Kill(killed, _) if *killed == run));
+        // No blocking call of the next program may see this one's kill.
+        let _ = self.cancel.read();
+        inner.outcomes.insert(run, outcome);
+        while inner.outcomes.len() > MAX_OUTCOMES {
+            inner.outcomes.pop_first();
+        }
+        if matches!(inner.state, MachineState::Running { .. }) {
+            inner.state = MachineState::Idle;
+        }
+        self.changed.notify_all();
+    }
+
+    /// The machine ended; a failure is not overwritten by the stop that follows.
+    pub(super) fn ended(&self, state: MachineState) {
+        let mut inner = self.lock();
+        if !matches!(inner.state, MachineState::Failed { .. }) {
+            inner.state = state;
+        }
+        let reason = match &inner.state {
+            MachineState::Failed { reason } => reason.clone(),
+            _ => "the enclave was stopped".to_owned(),
+        };
+        if let Some((run, _)) = inner.current.take() {
+            inner.outcomes.insert(run, RunOutcome::MachineStopped { reason });
+        }
+        self.changed.notify_all();
+    }
+
+    /// Tells everybody to stop.
+    pub(super) fn request_stop(&self) {
+        self.lock().stopping = true;
+        let _ = self.cancel.write(1);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_outcome(&self, run: u64) -> RunOutcome {
+        let mut inner = self.lock();
+        loop {
+            if let Some(outcome) = inner.outcomes.remove(&run) {
+                return outcome;
+            }
+            if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
+                return RunOutcome::MachineStopped { reason: format!("run {run} is not known") };
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn wait_ready(&self, timeout: Duration) -> MachineState {
+        let deadline = Instant::now() + timeout;
+        let mut inner = self.lock();
+        while inner.state == MachineState::Booting {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            (inner, _) = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.state.clone()
+    }
+}
