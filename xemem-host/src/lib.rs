@@ -31,7 +31,7 @@ pub mod server;
 pub mod snapshot;
 pub mod wire;
 
-pub use client::{ArenaGrant, ArenaRequest, Broker, ClientError, Stream};
+pub use client::{ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Stream};
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
 pub use snapshot::{Snapshot, VarView};

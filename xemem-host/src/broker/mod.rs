@@ -22,6 +22,7 @@
 
 mod attachments;
 mod doorbells;
+mod effect;
 mod leases;
 mod names;
 mod refusal;
@@ -30,13 +31,13 @@ mod segments;
 mod tests;
 
 pub use doorbells::{PAUSE_MS, RINGS_PER_SECOND};
+pub use effect::{Effect, Fds, Ticket};
 pub use leases::{Counters, LeaseMemory};
 pub use refusal::{Operation, Refusal, Table};
 
-use crate::wire::{
-    ApId, Hugetlb, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError,
-};
+use crate::wire::{ApId, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError};
 use attachments::Grant;
+use effect::Making;
 use names::{Name, Names};
 use rustix::io::Errno;
 use segments::Segment;
@@ -44,8 +45,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most connections.
 pub const MAX_CLIENTS: usize = 256;
+/// Most connections of one user other than root and the broker's own.
+pub const MAX_CLIENTS_PER_USER: usize = 128;
 /// Most segments, ended ones included.
 pub const MAX_SEGMENTS: usize = 1024;
+/// Most segments of one user other than root and the broker's own.
+pub const MAX_SEGMENTS_PER_USER: usize = 512;
 /// Most apids of one client.
 pub const MAX_APIDS: usize = 256;
 /// Most leases of one client, queued ones included.
@@ -68,99 +73,6 @@ pub struct Credentials {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-}
-
-/// Descriptors to go along with a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fds {
-    /// None.
-    None,
-    /// The enclave's lease page.
-    LeasePage(EnclaveId),
-    /// The arena's read-write memfd and its doorbell.
-    Arena(SegId),
-    /// The read-only memfd of the segment and the notify eventfd of the apid.
-    Attachment(SegId, ApId),
-}
-
-/// Whom to answer once an effect is carried out, and what it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    peer: PeerId,
-    seq: u32,
-    making: Making,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Making {
-    LeasePage(EnclaveId),
-    Arena(SegId),
-    Sealed(SegId),
-    Notify(ApId),
-}
-
-/// What the server has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Send a reply; a peer that cannot take it is to be disconnected.
-    Send {
-        /// To whom.
-        peer: PeerId,
-        /// Sequence number of the request.
-        seq: u32,
-        /// The reply.
-        reply: Reply,
-        /// Descriptors.
-        fds: Fds,
-    },
-    /// Make and map a lease page, then [`Broker::finish`].
-    MakeLeasePage {
-        /// For `finish`.
-        ticket: Ticket,
-        /// Its id.
-        enclave: EnclaveId,
-    },
-    /// Make arena object and doorbell, then `finish` with the page bytes.
-    MakeArena {
-        /// For `finish`.
-        ticket: Ticket,
-        /// Its id.
-        segid: SegId,
-        /// Bytes.
-        object_bytes: u64,
-        /// Pages to use; `Auto` falls back.
-        hugetlb: Hugetlb,
-    },
-    /// Seal the object, map its header, watch its doorbell, then `finish`.
-    SealArena {
-        /// For `finish`.
-        ticket: Ticket,
-        /// Its id.
-        segid: SegId,
-    },
-    /// Make the eventfd of an attachment, then `finish`.
-    MakeNotify {
-        /// For `finish`.
-        ticket: Ticket,
-        /// Its id.
-        apid: ApId,
-    },
-    /// Signal an attachment.
-    Notify(ApId),
-    /// Stop watching a doorbell.
-    PauseDoorbell(SegId),
-    /// Watch it again.
-    ResumeDoorbell(SegId),
-    /// Close the eventfd of an attachment.
-    DropNotify(ApId),
-    /// Forget the arena object.
-    DropArena(SegId),
-    /// Forget the lease page.
-    DropLeasePage(EnclaveId),
-    /// Close a connection; [`Broker::disconnected`] has been dealt with.
-    Disconnect(PeerId),
-    /// End.
-    Exit,
 }
 
 /// What surrounds one call: shared memory and the time.
@@ -253,8 +165,18 @@ impl Broker {
 
     /// A connection was accepted.
     pub fn connected(&mut self, peer: PeerId, credentials: Credentials) {
-        if self.peers.len() >= MAX_CLIENTS {
-            let (what, limit) = (Table::Clients, MAX_CLIENTS);
+        let uid = credentials.uid;
+        let of_user = |known: &&Peer| known.credentials.uid == uid;
+        let nr_of_user = self.peers.values().filter(of_user).count();
+        let full = self.peers.len() >= MAX_CLIENTS;
+        let greedy = nr_of_user >= MAX_CLIENTS_PER_USER && !self.is_privileged(uid);
+        if full || greedy {
+            let limit = if full {
+                MAX_CLIENTS
+            } else {
+                MAX_CLIENTS_PER_USER
+            };
+            let what = Table::Clients;
             self.refuse(peer, 0, &Refusal::Limit { what, limit });
             self.effects.push(Effect::Disconnect(peer));
             return;
@@ -451,7 +373,7 @@ impl Broker {
 
     fn shutdown(&self, peer: PeerId, force: bool) -> Result<(), Refusal> {
         let uid = self.credentials(peer).map_or(u32::MAX, |peer| peer.uid);
-        if uid != 0 && uid != self.settings.owner_uid {
+        if !self.is_privileged(uid) {
             return Err(Refusal::ShutdownPermission);
         }
         let enclaves = self.enclaves.len();
@@ -468,6 +390,11 @@ impl Broker {
 
     fn shutdown_granted(&self, peer: PeerId, request: &Request) -> bool {
         matches!(*request, Request::Shutdown { force } if self.shutdown(peer, force).is_ok())
+    }
+
+    /// Root and the broker's own user could end it anyway.
+    fn is_privileged(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.settings.owner_uid
     }
 
     fn credentials(&self, peer: PeerId) -> Option<&Credentials> {

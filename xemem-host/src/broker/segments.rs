@@ -8,8 +8,8 @@ use super::doorbells::{PAUSE_MS, TokenBucket};
 use super::leases::{Leases, Words};
 use super::names::{NAMES_PER_SEGMENT, Name};
 use super::{
-    Broker, Credentials, Effect, Enclave, EnclaveId, Env, Fds, MAX_SEGMENTS, Making, PeerId,
-    Refusal, Table, Ticket, count,
+    Broker, Credentials, Effect, Enclave, EnclaveId, Env, Fds, MAX_SEGMENTS, MAX_SEGMENTS_PER_USER,
+    Making, PeerId, Refusal, Table, Ticket, count,
 };
 use crate::wire::{
     ApId, ArenaMake, EndReason, Hugetlb, LIST_PAGE, Reply, Role, SegId, SegmentInfo, SegmentState,
@@ -145,10 +145,7 @@ impl Broker {
         let geometry = Geometry::new(make.size_bytes, make.chunk_bytes, make.nr_banks)
             .map_err(Refusal::Geometry)?;
         let hugetlb = hugetlb_for(make.hugetlb, make.chunk_bytes)?;
-        if self.segments.len() >= MAX_SEGMENTS {
-            let (what, limit) = (Table::Segments, MAX_SEGMENTS);
-            return Err(Refusal::Limit { what, limit });
-        }
+        self.room_for_segment(owner_uid)?;
         let first_name = Name::optional(&make.name)?;
         let segid = SegId(self.next_id());
         if let Some(name) = first_name.clone() {
@@ -186,6 +183,20 @@ impl Broker {
             hugetlb,
         });
         Ok(())
+    }
+
+    fn room_for_segment(&self, owner_uid: u32) -> Result<(), Refusal> {
+        let of_user = |segment: &&Segment| segment.owner_uid == owner_uid;
+        let nr_of_user = self.segments.values().filter(of_user).count();
+        let limit = if self.segments.len() >= MAX_SEGMENTS {
+            MAX_SEGMENTS
+        } else if nr_of_user >= MAX_SEGMENTS_PER_USER && !self.is_privileged(owner_uid) {
+            MAX_SEGMENTS_PER_USER
+        } else {
+            return Ok(());
+        };
+        let what = Table::Segments;
+        Err(Refusal::Limit { what, limit })
     }
 
     pub(super) fn arena_made(

@@ -4,93 +4,25 @@
 //! arena on a connection of its own. A connection's apids and leases end with
 //! it, whatever happens to the process, because the kernel closes it.
 
+mod error;
 mod start;
 mod stream;
 
+pub use error::ClientError;
 pub(crate) use stream::Held;
 pub use stream::Stream;
 
-use crate::snapshot::SnapshotError;
 use crate::wire::socket::{Packet, receive, send};
 use crate::wire::{
     Access, ApId, ArenaMake, Attached, EndReason, Hugetlb, LeaseReply, Policy, Reply, Request,
     Role, SegId, SegmentInfo, Status, Want, WireError,
 };
-use enclave_abi::arena::{Geometry, GeometryError, NAME_BYTES, name_field};
+use enclave_abi::arena::{Geometry, NAME_BYTES, name_field};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-/// Why a request did not do what it should.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nobody listens there.
-    #[error("cannot connect to the broker at {path}: {source}")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: Errno,
-    },
-    /// The broker could not be started.
-    #[error("cannot start the broker {exe}: {why}")]
-    Start {
-        /// Its program file.
-        exe: PathBuf,
-        /// What happened.
-        why: String,
-    },
-    /// The broker has ended, or dropped this connection.
-    #[error("the broker is gone")]
-    BrokerGone,
-    /// The broker refused.
-    #[error("refused: {text} ({errno})")]
-    Refused {
-        /// The reason as a number.
-        errno: Errno,
-        /// The reason in words.
-        text: String,
-    },
-    /// The broker answered something that makes no sense.
-    #[error("the broker does not speak this protocol: {0}")]
-    Wire(#[from] WireError),
-    /// The broker answered another question.
-    #[error("the broker gave another answer than asked for")]
-    Answer,
-    /// The broker describes an impossible arena.
-    #[error("the broker describes an impossible arena: {0:?}")]
-    Geometry(GeometryError),
-    /// Not a name.
-    #[error("{0:?} is no name: 1 to 63 bytes, no control characters")]
-    Name(String),
-    /// Nothing came in time.
-    #[error("nothing came within the time given")]
-    Timeout,
-    /// A system call failed.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        source: Errno,
-    },
-    /// The arena cannot be read.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-}
-
-impl ClientError {
-    /// The broker's reason, if it refused.
-    #[must_use]
-    pub fn refusal(&self) -> Option<Errno> {
-        match self {
-            Self::Refused { errno, .. } => Some(*errno),
-            _ => None,
-        }
-    }
-}
 
 /// What an exporter wants of an arena.
 #[derive(Clone, Debug)]
@@ -129,11 +61,15 @@ pub struct ArenaGrant {
 
 /// A granted attachment, before it is mapped.
 #[derive(Debug)]
-pub(crate) struct Attachment {
-    pub(crate) geometry: Geometry,
-    pub(crate) page_bytes: u32,
-    pub(crate) memfd: OwnedFd,
-    pub(crate) notify: OwnedFd,
+pub struct Attachment {
+    /// Where everything in the object is.
+    pub geometry: Geometry,
+    /// Bytes of a host page behind it.
+    pub page_bytes: u32,
+    /// The object, read-only.
+    pub memfd: OwnedFd,
+    /// Readable after each doorbell and at the end of the stream.
+    pub notify: OwnedFd,
 }
 
 /// A connection to the broker.
@@ -353,7 +289,12 @@ impl Broker {
         self.done(&Request::Shutdown { force })
     }
 
-    pub(crate) fn attach(&mut self, apid: ApId, policy: Policy) -> Result<Attachment, ClientError> {
+    /// Asks for the memory behind `apid` and begins a subscription. Most
+    /// readers want a [`Stream`], which does all of this.
+    ///
+    /// # Errors
+    /// EEXIST if attached already, EIDRM if the segment has ended.
+    pub fn attach(&mut self, apid: ApId, policy: Policy) -> Result<Attachment, ClientError> {
         let (reply, fds) = self.call(&Request::Attach { apid, policy })?;
         let (Reply::Attached(attached), Ok([memfd, notify])) =
             (reply, <[OwnedFd; 2]>::try_from(fds))
@@ -377,18 +318,36 @@ impl Broker {
         })
     }
 
-    pub(crate) fn lease(&mut self, apid: ApId, want: Want) -> Result<LeaseReply, ClientError> {
+    /// Asks for a generation to read; it stays until released.
+    ///
+    /// # Errors
+    /// ENOTCONN if `apid` is not attached, EDQUOT with too many leases.
+    pub fn lease(&mut self, apid: ApId, want: Want) -> Result<LeaseReply, ClientError> {
         match self.call(&Request::Lease { apid, want })?.0 {
             Reply::Lease(lease) => Ok(lease),
             _ => Err(ClientError::Answer),
         }
     }
 
-    pub(crate) fn release_lease(&mut self, apid: ApId, generation: u64) -> Result<(), ClientError> {
+    /// Gives a generation back.
+    ///
+    /// # Errors
+    /// ENODATA if it is not leased.
+    pub fn release_lease(&mut self, apid: ApId, generation: u64) -> Result<(), ClientError> {
         self.done(&Request::ReleaseLease { apid, generation })
     }
 
-    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+    /// Ends the attachment of `apid` with its leases; the access stays.
+    ///
+    /// # Errors
+    /// ENOTCONN if `apid` is not attached.
+    pub fn detach(&mut self, apid: ApId) -> Result<(), ClientError> {
+        self.done(&Request::Detach { apid })
+    }
+
+    /// The connection: readable only when the broker is gone.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 

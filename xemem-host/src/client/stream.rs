@@ -66,6 +66,17 @@ impl Stream {
     /// The next generation by this stream's policy; `None` at the end of the
     /// stream. Waits up to `timeout`, for ever if `None`.
     ///
+    /// The next generation takes the place of the one before, so a snapshot
+    /// has to go first:
+    ///
+    /// ```compile_fail,E0499
+    /// # fn two(stream: &mut xemem_host::Stream) -> Option<u64> {
+    /// let first = stream.next(None).ok()??;
+    /// let second = stream.next(None).ok()??;
+    /// Some(first.generation() + second.generation())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`ClientError::Timeout`]; [`ClientError::BrokerGone`]; the generation
     /// cannot be read.
@@ -89,7 +100,7 @@ impl Stream {
             self.reader.record(generation)?
         };
         self.reader.show(&record)?;
-        Ok(Some(Snapshot::leased(&self.reader, record, held)))
+        Ok(Some(Snapshot::new(&self.reader, record, Some(held))))
     }
 
     /// Generations published since the first one seen that this reader never
@@ -192,6 +203,13 @@ impl Stream {
         }
     }
 }
+
+// Readers follow arenas from threads of their own.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Stream>();
+    is_send::<Snapshot<'_>>();
+};
 
 /// A lease; given back when dropped.
 #[derive(Debug)]

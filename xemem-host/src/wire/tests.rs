@@ -6,6 +6,7 @@
 use super::socket::{receive, send};
 use super::*;
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES, name_field};
+use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, OwnedFd};
@@ -382,4 +383,39 @@ fn a_packet_that_is_too_long_shows_as_such() {
     assert_eq!(packet.bytes.len(), MAX_MESSAGE + 1);
     let refused = Request::decode(&packet.bytes);
     assert!(matches!(refused, Err(WireError::Long { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn spoilt_messages_are_refused_or_mean_something_else(
+        index in 0..28_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
+    ) {
+        let mut messages: Vec<Vec<u8>> = Vec::new();
+        messages.extend(requests().iter().map(|row| row.2.encode(1)));
+        messages.extend(replies().iter().map(|row| row.2.encode(1)));
+        let bytes = &mut messages[index];
+        let len = bytes.len();
+        bytes[at % len] = byte;
+        // What is accepted says the same when said again.
+        if let Ok((seq, request)) = Request::decode(bytes) {
+            prop_assert_eq!(Request::decode(&request.encode(seq)), Ok((seq, request)));
+        }
+        if let Ok((seq, reply)) = Reply::decode(bytes) {
+            prop_assert_eq!(Reply::decode(&reply.encode(seq)), Ok((seq, reply)));
+        }
+        prop_assert!(Request::decode(&bytes[..cut % len]).is_err());
+        prop_assert!(Reply::decode(&bytes[..cut % len]).is_err());
+    }
+
+    #[test]
+    fn random_bytes_are_no_reason_to_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..256)
+    ) {
+        let _ = (Request::decode(&bytes), Reply::decode(&bytes));
+    }
 }

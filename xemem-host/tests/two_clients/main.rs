@@ -3,8 +3,9 @@
 //!
 //! [`broker_process`] starts and ends brokers in fresh directories,
 //! [`exporter`] plays the kernel's part on arena object and lease page,
-//! readers are [`xemem_host::Stream`]s or raw sockets.
+//! readers are [`xemem_host::Stream`]s, raw sockets or bare descriptors.
 
+mod arenas;
 mod broker_process;
 mod exporter;
 mod hostile;

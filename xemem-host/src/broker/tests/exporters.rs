@@ -345,6 +345,41 @@ fn clients_are_bounded() {
 }
 
 #[test]
+fn one_user_cannot_take_all_connections_or_segments() {
+    let mut world = World::new();
+    for n in 0..128 {
+        world.connect(PeerId(n), 2000, Role::Exporter);
+    }
+    let one_more = Credentials {
+        uid: 2000,
+        gid: 2000,
+        groups: Vec::new(),
+    };
+    world.act(|broker, _| broker.connected(PeerId(128), one_more));
+    assert!(world.effects.contains(&Effect::Disconnect(PeerId(128))));
+    world.connect(PeerId(129), 2001, Role::Consumer);
+
+    let mut made = 0;
+    for n in 0..17 {
+        let name = field(&format!("e{n}"));
+        world.ask(PeerId(n), Request::RegisterEnclave { name });
+        for slot in 0..32 {
+            let reply = world.ask(PeerId(n), Request::ArenaMake(make(slot, "")));
+            made += usize::from(matches!(reply, Reply::Arena { .. }));
+        }
+    }
+    assert_eq!(made, MAX_SEGMENTS_PER_USER);
+    world.connect(EXPORTER_OF_OWNER, OWNER, Role::Exporter);
+    let name = field("a1");
+    world.ask(EXPORTER_OF_OWNER, Request::RegisterEnclave { name });
+    let reply = world.ask(EXPORTER_OF_OWNER, Request::ArenaMake(make(0, "")));
+    assert!(matches!(reply, Reply::Arena { .. }));
+}
+
+/// Not among the peers of the greedy user.
+const EXPORTER_OF_OWNER: PeerId = PeerId(1000);
+
+#[test]
 fn segments_are_bounded() {
     let mut world = World::new();
     let mut made = 0;

@@ -2,7 +2,7 @@
 //! sequences of everything.
 
 use super::*;
-use crate::wire::{Access, ArenaMake, EndReason, LeaseReply, Policy, SegmentState, Want};
+use crate::wire::{Access, ArenaMake, EndReason, Hugetlb, LeaseReply, Policy, SegmentState, Want};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES, name_field};
 use enclave_abi::lease::{SLOTS, Slot};
 use std::cell::RefCell;

@@ -1,0 +1,76 @@
+//! Why a client did not get what it asked for.
+
+use crate::snapshot::SnapshotError;
+use crate::wire::WireError;
+use enclave_abi::arena::GeometryError;
+use rustix::io::Errno;
+use std::path::PathBuf;
+
+/// Why a request did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("cannot connect to the broker at {path}: {source}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: Errno,
+    },
+    /// The broker could not be started.
+    #[error("cannot start the broker {exe}: {why}")]
+    Start {
+        /// Its program file.
+        exe: PathBuf,
+        /// What happened.
+        why: String,
+    },
+    /// The broker has ended, or dropped this connection.
+    #[error("the broker is gone")]
+    BrokerGone,
+    /// The broker refused.
+    #[error("refused: {text} ({errno})")]
+    Refused {
+        /// The reason as a number.
+        errno: Errno,
+        /// The reason in words.
+        text: String,
+    },
+    /// The broker answered something that makes no sense.
+    #[error("the broker does not speak this protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The broker answered another question.
+    #[error("the broker gave another answer than asked for")]
+    Answer,
+    /// The broker describes an impossible arena.
+    #[error("the broker describes an impossible arena: {0:?}")]
+    Geometry(GeometryError),
+    /// Not a name.
+    #[error("{0:?} is no name: 1 to 63 bytes, no control characters")]
+    Name(String),
+    /// Nothing came in time.
+    #[error("nothing came within the time given")]
+    Timeout,
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: Errno,
+    },
+    /// The arena cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+impl ClientError {
+    /// The broker's reason, if it refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
