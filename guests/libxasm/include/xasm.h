@@ -198,6 +198,17 @@ struct xasm_kernel_stats {
 /* Fills in `stats`; 0, or -EINVAL for NULL. */
 int xasm_kernel_stats(struct xasm_kernel_stats *stats);
 
+/* What the host counts for the CPU that runs this program; exact. */
+struct xasm_host_counters {
+	uint64_t emulated_instructions; /* interpreted by the host */
+	uint64_t exits;                 /* exits from the guest */
+	uint64_t guest_page_faults;     /* page faults given to the guest */
+	uint64_t injected_interrupts;   /* interrupts given to the guest */
+};
+
+/* Fills in `counters`; 0, or -EINVAL for NULL. For benchmarks. */
+int xasm_host_counters(struct xasm_host_counters *counters);
+
 /* ---- the XASM paper's names ------------------------------------------------ */
 
 /*

@@ -5,6 +5,7 @@
 //! that does not compile fails the test with the compiler's own words.
 
 use crate::surface::{XasmOptions, XasmVarSpec};
+use guest::calls::HostCounters;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
 use guest::{ArenaStats, Chunk, Dtype, KernelStats, Role};
 use std::fmt::Write as _;
@@ -39,6 +40,9 @@ fn assertions() -> String {
     });
     layout!(out, KernelStats => "xasm_kernel_stats" {
         mode, syscalls, forwarded, page_faults, cow_faults, publishes, free_bytes, flush_method
+    });
+    layout!(out, HostCounters => "xasm_host_counters" {
+        emulated_instructions, exits, guest_page_faults, injected_interrupts
     });
     let constants = [
         ("XASM_F64", Dtype::F64 as u64),

@@ -12,6 +12,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use enclave_abi::arena::MAX_NDIM;
 use guest::arena::{DEFAULT_BANKS, pack_args};
+use guest::calls::HostCounters;
 use guest::{
     ArenaStats, Chunk, Dtype, Errno, KernelStats, Options, Order, Role, Var, available, calls,
 };
@@ -258,6 +259,16 @@ pub unsafe extern "C" fn xasm_arena_stats(arena: c_int, stats: *mut ArenaStats) 
 pub unsafe extern "C" fn xasm_kernel_stats(stats: *mut KernelStats) -> c_int {
     // SAFETY: NULL or valid for a write by this function's contract.
     unsafe { store(calls::kernel_stats(), stats) }
+}
+
+/// See `xasm.h`.
+///
+/// # Safety
+/// `counters` is NULL or points to the structure.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xasm_host_counters(counters: *mut HostCounters) -> c_int {
+    // SAFETY: NULL or valid for a write by this function's contract.
+    unsafe { store(calls::host_counters(), counters) }
 }
 
 /// See `xasm.h`.

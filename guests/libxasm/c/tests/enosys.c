@@ -17,6 +17,7 @@ int main(void)
 	struct xasm_var_spec spec = { .name = "x", .dtype = XASM_F64, .order = 'C' };
 	struct xasm_stats stats;
 	struct xasm_kernel_stats kernel;
+	struct xasm_host_counters counters;
 	uint32_t id = 0, copy = 0;
 	void *start = 0;
 
@@ -39,6 +40,7 @@ int main(void)
 	CHECK(xasm_arena_alloc(0, 8, 8) == NULL);
 	CHECK(xasm_arena_stats(0, &stats) == -ENOSYS);
 	CHECK(xasm_kernel_stats(&kernel) == -ENOSYS);
+	CHECK(xasm_host_counters(&counters) == -ENOSYS);
 	CHECK(xasm_arena_find(&stats) == -ENOSYS);
 	CHECK(xasm_arena_destroy(0) == -ENOSYS);
 
