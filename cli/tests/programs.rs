@@ -25,6 +25,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 const TIMEOUT_S: i64 = 120;
 /// The exported directory as programs see it.
 const GUEST_DIR: &str = "/data";
+/// Many programs in one, linked statically.
+const BUSYBOX: &str = "/usr/bin/busybox";
 /// Builds of a C program.
 const C_BUILDS: [&str; 3] = ["musl", "glibc", "pie"];
 
@@ -392,6 +394,26 @@ fn a_spinning_program_is_killed_and_the_enclave_goes_on() {
 }
 
 #[test]
+fn a_program_that_waits_for_input_is_killed() {
+    let both = Comparison::new();
+    let turn = lock(&both.enclave.turn);
+    let mut command = both.enclave.run(GUEST_DIR, Path::new(BUSYBOX), &["cat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Kept open: what ends the wait is the kill.
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"first line\n").unwrap();
+    let mut first = [0; 11];
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"first line\n");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(wait(&mut child), 128 + 2);
+    drop(turn);
+    both.same_in_c("args", &["afterwards"], b"", 2);
+}
+
+#[test]
 fn cpp_streams_and_exceptions_work_as_on_linux() {
     let both = Comparison::new();
     let program = build("cpp/iostreams.cc", "iostreams", &["g++", "-O2", "-static"]);
@@ -427,7 +449,7 @@ fn busybox_applets_work_as_on_linux() {
         fs::create_dir_all(dir.join("tree/a/b")).unwrap();
         fs::write(dir.join("tree/a/file"), "in a tree\n").unwrap();
     }
-    let busybox = Path::new("/usr/bin/busybox");
+    let busybox = Path::new(BUSYBOX);
     let applets: &[&[&str]] = &[
         &["echo", "one", "two"],
         &["true"],

@@ -132,7 +132,9 @@ static void be_refused(void)
     unsigned char *page = anonymous(PAGE, PROT_READ | PROT_WRITE, 0);
     expect_errno("munmap off a page", munmap(page + 1, PAGE) != 0, EINVAL);
     expect_errno("munmap of nothing", munmap(page, 0) != 0, EINVAL);
-    expect_errno("mprotect off a page", mprotect(page + 1, PAGE, PROT_READ) != 0, EINVAL);
+    /* The call itself: musl rounds, and what follows the page is unknown. */
+    long result = syscall(SYS_mprotect, page + 1, (long)PAGE, PROT_READ);
+    expect_errno("mprotect off a page", result != 0, EINVAL);
     void *taken = mmap(page, PAGE, PROT_READ,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     expect_errno("fixed without replacing", taken == MAP_FAILED, EEXIST);
