@@ -50,8 +50,8 @@ struct Ready {
 pub(crate) struct Report {
     /// Processes it had to end.
     pub(crate) ended: Vec<String>,
-    /// Huge pages it could not give back because somebody still uses them.
-    pub(crate) hugepages_in_use: u64,
+    /// Huge pages that the pool did not give back.
+    pub(crate) hugepages_left: u64,
 }
 
 /// The demo's side of its warden.
@@ -127,7 +127,7 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     // Any end of the input, an error included, means that the demo is gone.
     let _ = std::io::stdin().read_to_end(&mut ignored);
     let ended = end_processes(&options.run_dir);
-    let hugepages_in_use = hugepages::give_back(granted);
+    let hugepages_left = hugepages::give_back(granted);
     let removed = match &options.remove {
         Some(folder) if folder.exists() => {
             std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))
@@ -136,7 +136,7 @@ pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     };
     say(&Report {
         ended,
-        hugepages_in_use,
+        hugepages_left,
     });
     removed
 }

@@ -171,8 +171,8 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
             .leftovers_found
             .push(format!("{process} had to be ended"));
     }
-    if report.hugepages_in_use > 0 {
-        let message = format!("{} huge pages are still in use", report.hugepages_in_use);
+    if report.hugepages_left > 0 {
+        let message = format!("{} huge pages did not go back", report.hugepages_left);
         outcome.leftovers_found.push(message);
     }
     outcome.leftovers = outcome.leftovers_found.len();
