@@ -22,15 +22,26 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Whether somebody reads standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Listens,
+    Gone,
+}
+
 /// Prints bytes to standard output.
-pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+pub(crate) fn stream(bytes: &[u8]) -> Result<Reader, Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::io("write to standard output", error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(Reader::Listens),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(Failure::io("write to standard output", error)),
     }
+}
+
+/// Prints bytes to standard output, read or not.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    stream(bytes).map(|_| ())
 }
 
 /// Prints a line to standard output.
@@ -46,8 +57,8 @@ pub(crate) fn json(key: &str, value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Prints the same on one line, for streams.
-pub(crate) fn json_line(key: &str, value: &impl Serialize) -> Result<(), Failure> {
-    line(&document(key, value)?.to_string())
+pub(crate) fn json_line(key: &str, value: &impl Serialize) -> Result<Reader, Failure> {
+    stream(format!("{}\n", document(key, value)?).as_bytes())
 }
 
 fn document(key: &str, value: &impl Serialize) -> Result<Value, Failure> {

@@ -93,6 +93,7 @@ fn usage_errors_exit_with_2() {
         &["create", "a1", "--mem", "64M", "--export", "relative"],
         &["run", "a1"],
         &["run", "a1", "./program"],
+        &["run", "a1", "--env", "=x", "--", "./program"],
         &["destroy"],
         &["destroy", "a1", "--all"],
         &["snap", "read"],

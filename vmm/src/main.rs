@@ -55,8 +55,12 @@ fn main() -> ExitCode {
     match run(&args, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Told through the pipe if the creator still waits there.
-            drop(tell(&mut ready, &Ready::Error(failure.clone())));
+            let piped = ready.is_some();
+            let told = tell(&mut ready, &Ready::Error(failure.clone()));
+            if piped && told.is_ok() {
+                // The creator prints it.
+                return ExitCode::from(failure.class.exit_code());
+            }
             fail(&failure)
         }
     }
@@ -126,7 +130,12 @@ fn refusal(name: &str, error: &MachineError) -> Failure {
         why = format!("{why}: {cause}");
         source = cause.source();
     }
-    Failure { class, what: format!("create enclave {name}"), why, hint: hint.into() }
+    Failure {
+        class,
+        what: format!("create enclave {name}"),
+        why,
+        hint: hint.into(),
+    }
 }
 
 /// Gives up what a VMM never needs: being dumped or traced by its user, and

@@ -83,9 +83,10 @@ fn stop(force: bool, format: Format) -> Result<(), Failure> {
     }
 }
 
-/// The broker's socket.
+/// The broker's socket, absolute: a VMM leaves this directory.
 pub(crate) fn socket() -> Result<PathBuf, Failure> {
-    Ok(RunDir::default_path()?.join(SOCKET_NAME))
+    let path = RunDir::default_path()?.join(SOCKET_NAME);
+    std::path::absolute(path).map_err(|e| Failure::io("find the broker's socket", e))
 }
 
 /// Connects to a running broker.

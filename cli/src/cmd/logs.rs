@@ -19,7 +19,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, t
 use serde_json::json;
 
 use crate::locate;
-use crate::output::{self, Format};
+use crate::output::{self, Format, Reader};
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
@@ -116,16 +116,17 @@ struct Printer<'a> {
 }
 
 impl Printer<'_> {
-    fn print(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn print(&mut self, bytes: &[u8]) -> Result<Reader, Failure> {
         if self.format == Format::Text {
-            return output::bytes(bytes);
+            return output::stream(bytes);
         }
+        let mut reader = Reader::Listens;
         self.partial.extend_from_slice(bytes);
         while let Some(end) = self.partial.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
-            self.line(&line[..end])?;
+            reader = self.line(&line[..end])?;
         }
-        Ok(())
+        Ok(reader)
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
@@ -133,16 +134,17 @@ impl Printer<'_> {
         if rest.is_empty() {
             return Ok(());
         }
-        self.line(&rest)
+        self.line(&rest).map(|_| ())
     }
 
-    fn line(&self, line: &[u8]) -> Result<(), Failure> {
+    fn line(&self, line: &[u8]) -> Result<Reader, Failure> {
         let text = String::from_utf8_lossy(line);
         output::json_line("console", &json!({ "enclave": self.name, "line": text }))
     }
 }
 
-/// Prints what comes until the enclave ends or, with `keys`, Ctrl-] is hit.
+/// Prints what comes until the enclave ends, nobody reads any more or, with
+/// `keys`, Ctrl-] is hit.
 fn follow(
     run: &RunDir,
     dir: &EnclaveDir,
@@ -160,7 +162,9 @@ fn follow(
             if bytes.is_empty() {
                 break;
             }
-            printer.print(&bytes)?;
+            if printer.print(&bytes)? == Reader::Gone {
+                return Ok(());
+            }
         }
         if ended {
             return Ok(());

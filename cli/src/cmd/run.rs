@@ -45,7 +45,7 @@ pub(crate) struct Run {
     cwd: Option<String>,
     /// Environment variable; without a value, passed on from here. PATH, HOME,
     /// TERM and LANG are passed on anyway.
-    #[arg(long, value_name = "K[=V]")]
+    #[arg(long, value_name = "K[=V]", value_parser = variable)]
     env: Vec<String>,
     /// Stack size, such as 8M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
@@ -192,6 +192,14 @@ impl Run {
             stack_bytes: self.stack,
         })
     }
+}
+
+/// Checks `K` or `K=V`.
+fn variable(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('=') {
+        return Err("a variable needs a name".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// The program's environment: a few variables from here, then those given.

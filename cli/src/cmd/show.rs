@@ -2,12 +2,12 @@
 //! from files alone.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::{Effective, Inspection};
-use enclave_vmm::failure::Failure;
+use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Occupancy, Record, RunDir};
 use enclave_vmm::lifecycle::Phase;
 use enclave_vmm::machine::MachineState;
@@ -18,6 +18,8 @@ use crate::output::{self, Format};
 
 /// How long one enclave may take to answer before it counts as unresponsive.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pause between looks at a lock that is about to be free.
+const DYING_PAUSE: Duration = Duration::from_millis(5);
 /// Longest configuration read back.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -100,6 +102,17 @@ fn look(dir: &EnclaveDir) -> Seen {
 
 fn look_at_live(dir: &EnclaveDir, record: Record) -> Seen {
     let answer = Client::connect(dir, ANSWER_TIMEOUT).and_then(|mut client| client.inspect());
+    if let Err(failure) = &answer
+        && failure.class != Class::Timeout
+        && let Some(reason) = dies(dir)
+    {
+        return Seen {
+            phase: Phase::Dead,
+            record: None,
+            reason,
+            inspection: None,
+        };
+    }
     match answer {
         Ok(inspection) => Seen {
             phase: Phase::of_machine(&inspection.machine),
@@ -123,6 +136,22 @@ fn look_at_live(dir: &EnclaveDir, record: Record) -> Seen {
                 inspection: None,
             }
         }
+    }
+}
+
+/// Waits a moment for the end of a VMM that has let go of its socket: its lock
+/// goes a little later. The reason if it has died.
+fn dies(dir: &EnclaveDir) -> Option<String> {
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    loop {
+        if let Ok(Occupancy::Dead(reason)) = dir.occupancy() {
+            return Some(reason);
+        }
+        let is_up = dir.open_file("config.json").is_ok();
+        if !is_up || Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(DYING_PAUSE);
     }
 }
 

@@ -329,7 +329,7 @@ impl Read {
             snapshot.runs()
         );
         for row in &rows {
-            let number = |key: &str| row[key].as_f64().map_or("-".to_owned(), |n| n.to_string());
+            let number = |key: &str| row[key].as_f64().map_or("-".to_owned(), figure);
             text.push_str(&format!(
                 "  {} {} {} min {} max {} mean {} {}\n",
                 output::printable(row["name"].as_str().unwrap_or("?")),
@@ -343,6 +343,16 @@ impl Read {
         }
         Ok(text)
     }
+}
+
+/// A number as people read it: short, and in powers of ten when far from one.
+fn figure(number: f64) -> String {
+    let size = number.abs();
+    if size != 0.0 && !(1e-3..1e7).contains(&size) {
+        return format!("{number:.4e}");
+    }
+    let text = format!("{number:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A reader must not keep what changed under it.
@@ -474,6 +484,15 @@ mod tests {
         assert_eq!(number(dtype::UINT, &[255]), Some(255.0));
         assert_eq!(number(dtype::COMPLEX, &[0; 8]), None);
         assert_eq!(number(dtype::FLOAT, &[0; 2]), None);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let texts = [0.0, 1.0, -2.5, 0.0215, 1e-12, 5.98e18].map(figure);
+        assert_eq!(
+            texts,
+            ["0", "1", "-2.5", "0.0215", "1.0000e-12", "5.9800e18"]
+        );
     }
 
     #[test]
