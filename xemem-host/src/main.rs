@@ -54,9 +54,10 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xemem-broker: {error:#}");
-            eprintln!("why: it needs a run directory and a socket of its own");
-            eprintln!("try: xemem-broker --socket PATH");
+            eprintln!("xemem-broker: {error}");
+            let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+            eprintln!("why: {}", causes.join(": "));
+            eprintln!("try: ENCLAVE_RUNDIR=DIRECTORY xemem-broker");
             ExitCode::FAILURE
         }
     }
@@ -64,8 +65,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let socket = match &arguments.socket {
-        Some(path) => std::path::absolute(path)?,
-        None => xemem_host::run_dir()?.join(xemem_host::SOCKET_NAME),
+        Some(path) => std::path::absolute(path).context("cannot use the socket path")?,
+        None => xemem_host::run_dir()
+            .context("cannot find a place for the socket")?
+            .join(xemem_host::SOCKET_NAME),
     };
     if arguments.detach {
         // Fails only for the leader of a process group: then we are detached.

@@ -30,9 +30,9 @@ pub(crate) struct Mapping {
     writable: bool,
 }
 
-// SAFETY: the mapping belongs to this value alone; all access is atomic.
+// SAFETY: the mapping belongs to this value alone and to no thread.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: all access through `&Mapping` is atomic, word by word.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -136,9 +136,9 @@ pub(crate) struct Window {
     len: usize,
 }
 
-// SAFETY: the range belongs to this value alone and is only read through it.
+// SAFETY: the range belongs to this value alone and to no thread.
 unsafe impl Send for Window {}
-// SAFETY: as above; `map` needs `&mut`.
+// SAFETY: `&Window` only reads; changing what is mapped needs `&mut`.
 unsafe impl Sync for Window {}
 
 impl Window {

@@ -99,6 +99,32 @@ fn anything_else_in_the_way_is_an_error_and_stays() {
 }
 
 #[test]
+fn a_run_directory_that_is_a_symlink_is_refused_in_three_lines() {
+    let dir = Fresh::new();
+    let (real, link) = (dir.0.join("real"), dir.0.join("link"));
+    std::fs::create_dir(&real).expect("a directory");
+    std::os::unix::fs::symlink(&real, &link).expect("a symlink");
+    let run_in = |run_dir: &Path| {
+        let mut command = Command::new(BROKER);
+        command.args(["--linger-ms", "0"]);
+        let command = command.env("ENCLAVE_RUNDIR", run_dir);
+        command.output().expect("it runs")
+    };
+    let output = run_in(&link);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[0].starts_with("xemem-broker: cannot"), "{said}");
+    assert!(lines[1].contains("symlink"), "{said}");
+    assert!(lines[2].starts_with("try: "), "{said}");
+    // Made if it is not there, and used.
+    let output = run_in(&real.join("new"));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(real.join("new/xemem.lock").exists());
+}
+
+#[test]
 fn a_socket_somebody_else_put_there_is_left_alone() {
     let mut process = BrokerProcess::start();
     std::fs::remove_file(process.socket()).expect("removed");
