@@ -64,7 +64,7 @@ enum {
 /* How an arena is made. All zero, or NULL in its place, is a good choice. */
 struct xasm_options {
 	uint64_t chunk_bytes; /* XASM_CHUNK_4K, XASM_CHUNK_2M; 0 = 2 MiB */
-	uint64_t start;       /* wanted address, multiple of 512 GiB; 0 = any */
+	uint64_t start;       /* wanted address, see arena_map_backed_region(); 0 = any */
 	uint32_t nr_banks;    /* versions of a chunk at once, 2..16; 0 = 4 */
 	uint32_t flags;       /* XASM_READER_GID or 0 */
 	uint32_t reader_gid;  /* group that may read besides the owner */
@@ -233,7 +233,8 @@ int aspace_get_myid(uint32_t *id);
  * It is an arena of 1 + backing_extent / extent banks.
  *
  * id              from aspace_get_myid()
- * start           multiple of 512 GiB, not NULL
+ * start           multiple of 512 GiB, not NULL; the kernel may insist on the
+ *                 address it would choose itself (-EINVAL)
  * extent          bytes, a multiple of `pagesz`
  * backing_extent  bytes, from `extent` to 15 times `extent`
  * vmflags         of VM_READ, VM_WRITE, VM_USER; all three hold anyway

@@ -82,3 +82,11 @@ fn the_example_runs_without_snapshots() {
         "{text}"
     );
 }
+
+#[test]
+fn the_papers_names_link_and_say_where_they_are() {
+    let output = run(&manifest().join("../examples/backed_region.c"), &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text, "no enclave here: nothing to do\n");
+}
