@@ -300,4 +300,39 @@ mod tests {
     fn the_last_assignment_counts() {
         assert_eq!(parse("nx=4 NX=9").unwrap().cells[0], 9);
     }
+
+    /// Pseudo-random numbers, the same in every run (Knuth's MMIX constants).
+    fn noise(state: &mut u64) -> usize {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(*state >> 33).unwrap()
+    }
+
+    #[test]
+    fn damaged_decks_are_refused_or_within_range() {
+        let deck = include_str!("../inputs/demo.inp");
+        let mut state = 1;
+        let mut refused = 0;
+        for _ in 0..3000 {
+            let mut bytes = deck.as_bytes().to_vec();
+            for _ in 0..=noise(&mut state) % 4 {
+                let at = noise(&mut state) % bytes.len();
+                bytes[at] = u8::try_from(32 + noise(&mut state) % 95).unwrap();
+            }
+            match Input::parse(&String::from_utf8(bytes).unwrap()) {
+                Ok(input) => {
+                    assert!(input.cells.iter().all(|n| (1..=MAX_CELLS).contains(n)));
+                    assert!(input.extent.iter().all(|l| l.is_finite() && *l > 0.0));
+                    assert!(!input.timedep || input.tf > 0.0);
+                    assert!(input.epsi > 0.0 && input.epsi < 1.0);
+                }
+                Err(failure) => {
+                    assert_eq!(failure.to_string().lines().count(), 3);
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 300, "{refused}");
+    }
 }
