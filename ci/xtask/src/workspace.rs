@@ -4,7 +4,7 @@
 //! does not matter.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -19,12 +19,16 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the workspace this program was built from.
+    /// Finds the workspace: that of the running `cargo xtask`, else the one this
+    /// program was built from. The two differ when checkouts share a target
+    /// folder.
     ///
     /// # Errors
     /// When that folder is gone.
     pub(crate) fn find() -> anyhow::Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        let package = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let root = package
             .join("../..")
             .canonicalize()
             .context("find the workspace root")?;
