@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cmd;
+mod figures;
 mod locate;
 mod npy;
 mod output;

@@ -50,16 +50,6 @@ impl FakeMachine {
         self.state.lock().unwrap().cwds.clone()
     }
 
-    /// Blocks until some program runs; its number.
-    pub(crate) fn running(&self) -> u64 {
-        let state = self.state.lock().unwrap();
-        let state = self
-            .changed
-            .wait_while(state, |state| state.current.is_none())
-            .unwrap();
-        state.current.as_ref().map_or(0, |(run, _)| *run)
-    }
-
     /// The outcome of `run`, once it has ended.
     pub(crate) fn outcome(&self, run: u64) -> RunOutcome {
         self.wait(run)

@@ -8,6 +8,7 @@
 pub mod channel;
 pub mod client;
 pub mod protocol;
+mod run;
 pub mod server;
 
 use std::time::Duration;

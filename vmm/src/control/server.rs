@@ -17,10 +17,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Control;
 use super::channel::{Inbox, Line, Progress, send};
-use super::protocol::{Effective, Inspection, RUN_FDS, Reply, Request, decode, encode};
+use super::protocol::{Effective, Inspection, Reply, Request, decode, encode};
+use super::run::{Report, run_failure, run_spec, run_to_end};
 use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
-use crate::machine::{RunError, RunOutcome, RunSpec};
+use crate::machine::RunOutcome;
 use crate::signals::{SIGHUP, SignalFd};
 use crate::vmm_log::note;
 
@@ -102,23 +103,6 @@ struct Connection {
     run: Option<Option<u64>>,
     /// Close once the output is out.
     closing: bool,
-}
-
-/// What a run's thread reports.
-enum Report {
-    Accepted {
-        id: u64,
-        run: u64,
-    },
-    Refused {
-        id: u64,
-        error: RunError,
-    },
-    Finished {
-        id: u64,
-        run: u64,
-        outcome: RunOutcome,
-    },
 }
 
 struct Server {
@@ -438,97 +422,6 @@ impl Server {
             self.control.kill(run, hangup());
         }
     }
-}
-
-/// The whole life of one run, on its own thread.
-fn run_to_end(
-    control: &dyn Control,
-    id: u64,
-    spec: RunSpec,
-    reports: &mpsc::Sender<Report>,
-    wake: &EventFd,
-) {
-    // The loop may have ended already; then nobody needs the report.
-    let report = |report| {
-        drop(reports.send(report));
-        drop(wake.write(1));
-    };
-    match control.run(spec) {
-        Ok(run) => {
-            report(Report::Accepted { id, run });
-            let outcome = control.wait(run);
-            report(Report::Finished { id, run, outcome });
-        }
-        Err(error) => report(Report::Refused { id, error }),
-    }
-}
-
-/// Checks a run request and turns it into what the machine takes.
-fn run_spec(
-    request: Request,
-    fds: Vec<OwnedFd>,
-    effective: &Effective,
-) -> Result<RunSpec, Failure> {
-    let what = "run a program";
-    let usage = |why: String| Failure::new(Class::Usage, what, why);
-    let Request::Run {
-        path,
-        argv,
-        envp,
-        cwd,
-        host_cwd,
-        stack_bytes,
-    } = request
-    else {
-        return Err(usage("not a run request".to_owned()));
-    };
-    let count = fds.len();
-    let Ok([image, stdin, stdout, stderr]) = <[OwnedFd; RUN_FDS]>::try_from(fds) else {
-        let why = format!("{count} descriptors came, {RUN_FDS} are needed");
-        return Err(Failure::new(Class::Protocol, what, why));
-    };
-    let has_zero = |text: &String| text.contains('\0');
-    if argv
-        .iter()
-        .chain(&envp)
-        .chain([&path])
-        .chain(&cwd)
-        .any(has_zero)
-    {
-        return Err(usage("a string contains a zero byte".to_owned()));
-    }
-    if argv.is_empty() {
-        return Err(usage("no argument strings".to_owned()));
-    }
-    if cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/')) {
-        return Err(usage("the working directory is not absolute".to_owned()));
-    }
-    // Anything else (a pipe, a terminal) could block the reader for ever.
-    let stat = rustix::fs::fstat(&image).map_err(|e| Failure::io(what, e))?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(usage(format!("{path} is not a regular file")));
-    }
-    let cwd = cwd
-        .or_else(|| effective.config.guest_path(host_cwd.as_ref()))
-        .unwrap_or_else(|| "/".to_owned());
-    Ok(RunSpec {
-        image,
-        path,
-        argv,
-        envp,
-        cwd,
-        stdio: [stdin, stdout, stderr],
-        stack_bytes,
-    })
-}
-
-fn run_failure(error: &RunError) -> Failure {
-    let class = match error {
-        RunError::Busy(_) => Class::Busy,
-        RunError::NotRunning(_) => Class::Failure,
-        RunError::ArgumentsTooLong { .. } => Class::Usage,
-    };
-    Failure::new(class, "run a program", error)
 }
 
 /// SIGHUP as the machine takes it.
