@@ -8,7 +8,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use enclave_abi::layout::CONSOLE;
-use enclave_abi::queue::{CONSOLE_DATA_BYTES, CONSOLE_DATA_OFFSET, ConsoleRing, doorbell};
+use enclave_abi::queue::{CONSOLE_DATA_BYTES, CONSOLE_DATA_OFFSET, ConsoleRing};
 
 use crate::phys;
 
@@ -51,5 +51,5 @@ pub(crate) fn line(text: Arguments<'_>) {
         now / 1_000_000,
         now % 1_000_000
     );
-    phys::ring(doorbell::QUEUE);
+    phys::QUEUE_BELL.ring();
 }

@@ -7,8 +7,6 @@
 use alloc::format;
 use alloc::string::String;
 
-use enclave_abi::layout::USER_END;
-
 use crate::arch::TrapFrame;
 use crate::{arenas, process};
 
@@ -16,18 +14,16 @@ use crate::{arenas, process};
 const PRESENT_WRITE: u64 = 0b11;
 const FETCH: u64 = 1 << 4;
 
-/// Resolves a page fault or ends the program.
-pub(crate) fn page_fault(frame: &mut TrapFrame) {
-    let frozen = frame.error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE;
-    if frozen && frame.cr2 < USER_END && arenas::copy_on_write(frame.cr2) {
-        return;
-    }
-    exception(frame);
+/// Whether the fault at `address` was a first write to a frozen chunk of an
+/// arena, which has its own frame now.
+#[inline]
+pub(crate) fn resolve(address: u64, error: u64) -> bool {
+    error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE && arenas::copy_on_write(address)
 }
 
 /// Ends the program that caused an exception.
 pub(crate) fn exception(frame: &TrapFrame) -> ! {
-    if !frame.from_program() {
+    if !frame.is_program() {
         panic!(
             "{} in the kernel at {:#x}, address {:#x}, error {:#x}",
             name(frame.vector),

@@ -10,9 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use enclave_abi::boot::Mode;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, QUEUE};
-use enclave_abi::queue::{
-    Call, Command, QueuePage, RECORD_VERSION, RING_RECORDS, Record, Ring, doorbell,
-};
+use enclave_abi::queue::{Call, Command, QueuePage, RECORD_VERSION, RING_RECORDS, Record, Ring};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::phys;
@@ -47,9 +45,9 @@ fn post(kind: Call, seq: u32, args: [u64; 7]) {
 
 /// The next record from the host.
 fn take() -> Option<Record> {
-    let tail = phys::atomic32(TO_GUEST + TAIL);
+    let tail = phys::low32::<{ TO_GUEST + TAIL }>();
     let at = tail.load(Ordering::Relaxed);
-    let head = phys::atomic32(TO_GUEST + HEAD).load(Ordering::Acquire);
+    let head = phys::low32::<{ TO_GUEST + HEAD }>().load(Ordering::Acquire);
     if head == at {
         return None;
     }
@@ -75,7 +73,7 @@ pub(crate) fn call(kind: Call, args: [u64; 7]) -> [u64; 7] {
     let seq = SEQ.fetch_add(1, Ordering::Relaxed).max(1);
     post(kind, seq, args);
     for _ in 0..PATIENCE {
-        phys::ring(doorbell::QUEUE);
+        phys::QUEUE_BELL.ring();
         while let Some(record) = take() {
             if record.seq == seq {
                 return record.args;
@@ -89,7 +87,7 @@ pub(crate) fn call(kind: Call, args: [u64; 7]) -> [u64; 7] {
 /// Tells the VMM something that has no answer.
 pub(crate) fn tell(kind: Call, args: [u64; 7]) {
     post(kind, 0, args);
-    phys::ring(doorbell::QUEUE);
+    phys::QUEUE_BELL.ring();
 }
 
 /// Blocks until a command comes.
@@ -102,8 +100,18 @@ pub(crate) fn idle() -> Record {
     }
 }
 
-/// Looks at commands that came with an interrupt.
-pub(crate) fn drain_commands() {
+/// Takes in commands that came meanwhile; whether a kill is pending.
+#[inline]
+pub(crate) fn poll_kill() -> bool {
+    let head = phys::low32::<{ TO_GUEST + HEAD }>().load(Ordering::Acquire);
+    if head != phys::low32::<{ TO_GUEST + TAIL }>().load(Ordering::Relaxed) {
+        drain();
+    }
+    KILL.load(Ordering::Relaxed) != 0
+}
+
+#[cold]
+fn drain() {
     while let Some(record) = take() {
         note(&record);
     }

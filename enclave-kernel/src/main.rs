@@ -16,6 +16,13 @@
 //! known to `arch` only. Everything that decides lives in `enclave-core`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(
+    target_os = "none",
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "usize has 64 bits on the only target; narrower casts stand behind a bound or mask"
+    )
+)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {

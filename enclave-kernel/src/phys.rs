@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use enclave_abi::addr::GIB;
 use enclave_abi::boot::BootInfo;
 use enclave_abi::layout::{DIRECT_MAP, DOORBELL_PAGE, KERNEL_IMAGE, LEASE_PAGE};
+use enclave_abi::lease::{MAX_ARENAS, WORDS_PER_ARENA};
 
 /// The direct map ends here.
 const LIMIT: u64 = 512 * GIB;
@@ -23,6 +24,12 @@ static FIRST_FRAME: AtomicU64 = AtomicU64::new(u64::MAX);
 static BOOT_TABLES: AtomicU64 = AtomicU64::new(u64::MAX);
 /// End of the boot page tables, start of the heap.
 static HEAP_START: AtomicU64 = AtomicU64::new(0);
+
+/// The virtual address of `[pa, pa + len)`, checked as every access is.
+pub(crate) fn address(pa: u64, len: u64) -> u64 {
+    assert!(pa.is_multiple_of(8));
+    window(pa, len).expose_provenance() as u64
+}
 
 /// Tells where boot tables, heap and frames lie.
 pub(crate) fn set_bounds(boot_tables: u64, heap: u64, first_frame: u64) {
@@ -87,18 +94,54 @@ pub(crate) fn atomic32(pa: u64) -> &'static AtomicU32 {
     unsafe { AtomicU32::from_ptr(at) }
 }
 
-/// Copies `len` bytes between frames that do not overlap.
-pub(crate) fn copy(to: u64, from: u64, len: u64) {
-    let (to, from) = (window(to, len), window(from, len));
-    // SAFETY: both windows are mapped, hold no Rust object, and the callers
-    // pass different frames.
-    unsafe { crate::arch::copy_bytes(to, from, len as usize) }
+/// A window of 64-bit words that was checked once; each access is one compare.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words {
+    start: u64,
+    count: u64,
+}
+
+impl Words {
+    /// The `count` words from `pa` on; refused like every physical access.
+    pub(crate) fn new(pa: u64, count: u64) -> Self {
+        assert!(pa.is_multiple_of(8) && count <= LIMIT / 8);
+        Self {
+            start: window(pa, count * 8).expose_provenance() as u64,
+            count,
+        }
+    }
+
+    #[inline]
+    fn at(&self, index: u64) -> *mut u64 {
+        assert!(index < self.count);
+        // Cannot wrap: `index` is below `count`, whose window was checked.
+        let at = self.start.wrapping_add(index.wrapping_mul(8));
+        core::ptr::with_exposed_provenance_mut(at as usize)
+    }
+
+    /// Writes word `index`.
+    #[inline]
+    pub(crate) fn set(&self, index: u64, value: u64) {
+        let at = self.at(index);
+        // SAFETY: inside the window checked by `new`, aligned, no Rust object.
+        unsafe { at.write_volatile(value) }
+    }
+}
+
+/// A 32-bit word of the fixed low pages; the address is checked when compiled.
+#[inline]
+pub(crate) fn low32<const PA: u64>() -> &'static AtomicU32 {
+    const { assert!(PA < KERNEL_IMAGE && PA.is_multiple_of(4)) };
+    let at = core::ptr::with_exposed_provenance_mut((DIRECT_MAP + PA) as usize);
+    // SAFETY: low memory is mapped for the life of the kernel and holds no
+    // Rust object; the word is only accessed atomically.
+    unsafe { AtomicU32::from_ptr(at) }
 }
 
 /// Zeroes `[pa, pa + len)`.
 pub(crate) fn zero(pa: u64, len: u64) {
     let to = window(pa, len);
-    // SAFETY: as in `copy`.
+    // SAFETY: `window` only gives mapped memory that holds no Rust object.
     unsafe { crate::arch::zero_bytes(to, len as usize) }
 }
 
@@ -135,26 +178,40 @@ pub(crate) unsafe fn copy_user(user: u64, pa: u64, len: u64, to_user: bool) {
     }
 }
 
-/// A word of this enclave's lease page.
-pub(crate) fn lease_word(index: usize) -> &'static AtomicU64 {
-    assert!(index < 512);
-    fixed(LEASE_PAGE + index as u64 * 8)
-}
-
-fn fixed(pa: u64) -> &'static AtomicU64 {
-    let at = core::ptr::with_exposed_provenance_mut::<u64>((DIRECT_MAP + pa) as usize);
+/// The lease words of arena `slot` and its retain word, `None` out of range.
+pub(crate) fn lease_words(slot: usize) -> Option<&'static [AtomicU64; WORDS_PER_ARENA]> {
+    if slot >= MAX_ARENAS {
+        return None;
+    }
+    let at = LEASE_PAGE + (slot * WORDS_PER_ARENA * 8) as u64;
+    let words: *const [AtomicU64; WORDS_PER_ARENA] =
+        core::ptr::with_exposed_provenance((DIRECT_MAP + at) as usize);
     // SAFETY: the VMM maps the lease page at this address for the life of the
-    // enclave; the index was checked by the caller.
-    unsafe { AtomicU64::from_ptr(at) }
+    // enclave, it holds MAX_ARENAS such arrays, and everybody accesses the
+    // words atomically.
+    unsafe { words.as_ref() }
 }
 
-/// Rings a doorbell: a plain 32-bit store of 1 to the unbacked page.
-pub(crate) fn ring(offset: u64) {
-    assert!(offset < 4096 && offset.is_multiple_of(4));
-    let at = core::ptr::with_exposed_provenance_mut::<u32>(
-        (DIRECT_MAP + DOORBELL_PAGE + offset) as usize,
-    );
-    // SAFETY: the doorbell page is mapped in the kernel; a store there changes
-    // no memory, it leaves to the host.
-    unsafe { at.write_volatile(1) }
+/// A doorbell: an offset in the unbacked page, checked once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doorbell(u64);
+
+impl Doorbell {
+    /// The doorbell at byte `offset` of the page.
+    pub(crate) const fn new(offset: u64) -> Self {
+        assert!(offset < 4096 && offset.is_multiple_of(4));
+        Self(DIRECT_MAP + DOORBELL_PAGE + offset)
+    }
+
+    /// Rings it: a plain 32-bit store of 1.
+    #[inline]
+    pub(crate) fn ring(self) {
+        let at = core::ptr::with_exposed_provenance_mut::<u32>(self.0 as usize);
+        // SAFETY: the doorbell page is mapped in the kernel; a store there
+        // changes no memory, it leaves to the host.
+        unsafe { at.write_volatile(1) }
+    }
 }
+
+/// The doorbell of the command queue.
+pub(crate) const QUEUE_BELL: Doorbell = Doorbell::new(enclave_abi::queue::doorbell::QUEUE);

@@ -182,7 +182,7 @@ fn tear_down() -> String {
     paging::leave_space(process.boot_root);
     process
         .aspace
-        .remove(0, u64::MAX & !(PAGE_SIZE - 1), &mut |piece| release(&piece));
+        .remove(0, !(PAGE_SIZE - 1), &mut |piece| release(&piece));
     process.report
 }
 
@@ -375,8 +375,15 @@ pub(crate) fn end_by_signal(signal: u8, report: String) -> ! {
 }
 
 /// After an interrupt or a system call: ends the program if it is to be killed.
+#[inline]
 pub(crate) fn check_commands() {
-    host::drain_commands();
+    if host::poll_kill() {
+        end_if_killed();
+    }
+}
+
+#[cold]
+fn end_if_killed() {
     let run = with(|p| p.run);
     if let Some(signal) = host::take_kill(run) {
         end_by_signal(signal, "killed on request".to_string());

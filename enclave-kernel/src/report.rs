@@ -18,8 +18,11 @@ const PASSED: u64 = 1;
 /// It failed, or there is no such test.
 const FAILED: u64 = 2;
 
+/// Name and body; true = passed.
+type Test = (&'static str, fn() -> bool);
+
 /// The self-tests, numbered from 1.
-const TESTS: &[(&str, fn() -> bool)] = &[
+const TESTS: &[Test] = &[
     (
         "the code runs at the privilege level of its mode",
         runs_in_its_ring,

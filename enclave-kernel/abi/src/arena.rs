@@ -76,8 +76,9 @@ pub struct ArenaHeader {
     pub latest_generation: u64,
     /// Publishes refused because the pool was exhausted.
     pub dropped: u64,
-    /// Copy-on-write faults so far.
-    pub cow_faults: u64,
+    /// Change-log entries of first writes before the first publish, which
+    /// copied nothing; `log_head` minus these are the copy-on-write faults.
+    pub uncopied: u64,
     /// Change-log entries ever written; entry `n` is at `n % log_entries`.
     pub log_head: u64,
     /// Virtual address the producer maps the payload at.

@@ -15,10 +15,22 @@ use enclave_abi::arena::{MAX_BANKS, bank_in_generation};
 use enclave_abi::lease::{SLOTS, Slot};
 
 /// The generations an arena must keep, from its lease words.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Held {
     generations: [u64; SLOTS],
     len: usize,
+    /// The smallest of them; `u64::MAX` when there is none.
+    oldest: u64,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self {
+            generations: [0; SLOTS],
+            len: 0,
+            oldest: u64::MAX,
+        }
+    }
 }
 
 impl Held {
@@ -26,6 +38,19 @@ impl Held {
     #[must_use]
     pub fn as_slice(&self) -> &[u64] {
         self.generations.get(..self.len).unwrap_or_default()
+    }
+
+    /// The smallest held generation; `u64::MAX` when there is none.
+    #[inline]
+    #[must_use]
+    pub fn oldest(&self) -> u64 {
+        self.oldest
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.oldest = u64::MAX;
     }
 
     /// Reads lease words (copied by the caller).
@@ -41,10 +66,12 @@ impl Held {
     }
 
     /// Adds a generation; more than [`SLOTS`] cannot be (there are no words).
+    #[inline]
     pub fn push(&mut self, generation: u64) {
         if let Some(place) = self.generations.get_mut(self.len) {
             *place = generation;
-            self.len += 1;
+            self.len = self.len.wrapping_add(1);
+            self.oldest = self.oldest.min(generation);
         }
     }
 
@@ -83,19 +110,49 @@ fn newer_published(words: &[u64], than: u64) -> u64 {
 }
 
 /// The bank for the next frame of a chunk: not the current one and not one
-/// that a held generation uses. `births` has one word per bank.
+/// that a held generation uses. `birth` gives the birth of the chunk's frame in
+/// a bank.
 ///
 /// `None` only if the held set is larger than [`Held::admit`] lets it become.
-#[must_use]
-pub fn choose_bank(births: &[u64], current: u32, held: &[u64]) -> Option<u32> {
+#[inline]
+pub fn choose_bank(
+    birth: impl Fn(u32) -> u64,
+    nr_banks: u32,
+    current: u32,
+    held: &Held,
+) -> Option<u32> {
+    let after = |bank: u32| if bank + 1 >= nr_banks { 0 } else { bank + 1 };
+    let next = after(current);
+    let (old, newer) = (birth(next), birth(after(next)));
+    // The usual case: another frame is younger than `next`'s and not younger
+    // than any held generation, so every held one reads that or a later frame.
+    if old == 0 || (old < newer && newer <= held.oldest) {
+        return Some(next);
+    }
+    choose_slowly(birth, nr_banks, current, held)
+}
+
+/// Looks at every bank and every held generation.
+#[cold]
+fn choose_slowly(
+    birth: impl Fn(u32) -> u64,
+    nr_banks: u32,
+    current: u32,
+    held: &Held,
+) -> Option<u32> {
+    let mut births = [0; MAX_BANKS as usize];
+    let births = births.get_mut(..usize::try_from(nr_banks).ok()?)?;
+    for (bank, word) in (0..nr_banks).zip(births.iter_mut()) {
+        *word = birth(bank);
+    }
     let mut pinned = 1u32 << (current & (MAX_BANKS - 1));
-    for &generation in held {
+    for &generation in held.as_slice() {
         if let Some(bank) = bank_in_generation(births, generation) {
             pinned |= 1 << bank;
         }
     }
     let bank = (!pinned).trailing_zeros();
-    (u64::from(bank) < births.len() as u64).then_some(bank)
+    (bank < nr_banks).then_some(bank)
 }
 
 /// Progress of bringing the retired twin up to date: the change-log entries of
@@ -219,7 +276,9 @@ mod tests {
             if !self.fresh[chunk] {
                 let held = Held::from_words(&self.words);
                 let current = self.current[chunk];
-                let bank = choose_bank(&self.births[chunk], current, held.as_slice())
+                let births = &self.births[chunk];
+                let banks = u32::try_from(births.len()).expect("few banks");
+                let bank = choose_bank(|b| births[b as usize], banks, current, &held)
                     .expect("admit guarantees a bank");
                 self.contents[chunk][bank as usize] = self.contents[chunk][current as usize];
                 self.births[chunk][bank as usize] = self.generation + 1;

@@ -47,11 +47,8 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
     }
 }
 
-fn publish(slot: u64, step: u64, time_bits: u64) -> Outcome {
-    let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
-    Ok(arenas::with(slot, |arena| {
-        arena.publish(index, step, time_bits)
-    })?)
+pub(super) fn publish(slot: u64, step: u64, time_bits: u64) -> Outcome {
+    Ok(arenas::with(slot, |arena| arena.publish(step, time_bits))?)
 }
 
 /// The host's answer as a value or an errno.
@@ -101,12 +98,13 @@ fn create(args_at: u64) -> Outcome {
 
 fn variable(slot: u64, desc_at: u64) -> Outcome {
     let desc: VarDesc = user::read(desc_at)?;
-    Ok(arenas::with(slot, |arena| {
+    let index = arenas::with(slot, |arena| {
         if desc.check(arena.size_bytes()).is_err() {
-            return Ok(Err(Errno::EINVAL));
+            return Ok(None);
         }
-        arena.set_variable(&desc).map(Ok)
-    })??)
+        arena.set_variable(&desc).map(Some)
+    })?;
+    index.ok_or(Errno::EINVAL)
 }
 
 fn destroy(slot: u64) -> Outcome {
@@ -115,19 +113,18 @@ fn destroy(slot: u64) -> Outcome {
     let start = arenas::address(index);
     process::with(|p| {
         p.aspace
-            .remove(start, start + arenas::ARENA_SPAN, &mut |_| {})
+            .remove(start, start + arenas::ARENA_SPAN, &mut |_| {});
     });
     answer(host::call(Call::ArenaEnd, [slot, 0, 0, 0, 0, 0, 0])[0])
 }
 
 fn stats(slot: u64, to: u64) -> Outcome {
-    let index = usize::try_from(slot).map_err(|_| Errno::ENOENT)?;
     let stats = arenas::with(slot, |arena| {
         Ok(ArenaStats {
             generation: arena.generation,
             dropped: arena.dropped,
-            cow_faults: arena.cow_faults,
-            held: arena.held_now(index),
+            cow_faults: arena.cow_faults(),
+            held: arena.held_now(),
             segid: arena.segid,
             backing_page_bytes: arena.backing_page_bytes,
         })

@@ -38,7 +38,11 @@ pub(crate) fn dispatch(frame: &mut TrapFrame) {
         frame.rax = misc::PID;
         return;
     }
-    let outcome = serve(frame);
+    let outcome = if frame.rax == ours::ARENA_PUBLISH {
+        arena::publish(frame.rdi, frame.rsi, frame.rdx)
+    } else {
+        serve(frame)
+    };
     frame.rax = match outcome {
         Ok(value) => value,
         Err(errno) => errno.to_result(),

@@ -4,7 +4,7 @@
 # trap.rs (enter_user, leave_user). The frame pushed here is trap.rs's
 # TrapFrame, the same in both privilege modes and for every way in:
 #
-#   r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax
+#   r15 r14 r13 r12 rbp rbx | r11 r10 r9 r8 rdi rsi rdx rcx rax
 #   vector cr2 error rip cs rflags rsp ss
 #
 # Ring-3 mode leans on three measured facts of hosts that interpret ring 0
@@ -91,40 +91,58 @@ kernel_entry:                           # RDI = BootInfo, RSP = boot stack
 1:  jmp 1b                              # kernel_main does not return
 
 # ---------------------------------------------------------------- frames ----
-    .macro push_registers
+    # What Rust code may overwrite, then what it keeps: the fault path that
+    # succeeds saves only the first group.
+    .macro push_volatile
     push %rax
-    push %rbx
     push %rcx
     push %rdx
     push %rsi
     push %rdi
-    push %rbp
     push %r8
     push %r9
     push %r10
     push %r11
+    .endm
+
+    .macro push_preserved
+    push %rbx
+    push %rbp
     push %r12
     push %r13
     push %r14
     push %r15
     .endm
 
-    .macro pop_registers
+    .macro pop_preserved
     pop %r15
     pop %r14
     pop %r13
     pop %r12
+    pop %rbp
+    pop %rbx
+    .endm
+
+    .macro pop_volatile
     pop %r11
     pop %r10
     pop %r9
     pop %r8
-    pop %rbp
     pop %rdi
     pop %rsi
     pop %rdx
     pop %rcx
-    pop %rbx
     pop %rax
+    .endm
+
+    .macro push_registers
+    push_volatile
+    push_preserved
+    .endm
+
+    .macro pop_registers
+    pop_preserved
+    pop_volatile
     .endm
 
 trap_common:
@@ -156,24 +174,27 @@ vector_\n:
 vector_14_ring0:
     push %rax
     mov %cr2, %rax
+page_fault_common:                      # RAX = CR2, the program's RAX on top
     xchg %rax, (%rsp)                   # cr2 in the frame, rax as it was
     push $14
-    push_registers
-    mov %rsp, %rdi
+    push_volatile
     cld
+    mov 80(%rsp), %rdi                  # cr2
+    mov 88(%rsp), %rsi                  # error
+    call fault_fast
+    test %al, %al
+    jz 1f
+    pop_volatile
+    add $24, %rsp
+    iretq
+1:  push_preserved
+    mov %rsp, %rdi
     call fault_entry
     jmp trap_return
 
 # Page fault, ring-3 mode: from ring0_page_fault with RAX = CR2 and the
 # program's RAX on the stack above the error code.
-page_fault_ring3:
-    xchg %rax, (%rsp)
-    push $14
-    push_registers
-    mov %rsp, %rdi
-    cld
-    call fault_entry
-    jmp trap_return
+    .set page_fault_ring3, page_fault_common
 
 # int3 of a program in ring-3 mode, passed on by ring0_privileged.
 breakpoint_ring3:

@@ -115,6 +115,24 @@ pub(crate) unsafe fn copy_bytes(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
+/// Copies 64-bit words.
+///
+/// # Safety
+/// Both ranges are mapped, the target writable, and they do not overlap.
+#[inline]
+pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, count: u64) {
+    // SAFETY: the ranges are the caller's contract; DF is clear in the kernel.
+    unsafe {
+        asm!(
+            "rep movsq",
+            inout("rcx") count => _,
+            inout("rdi") to => _,
+            inout("rsi") from => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Zeroes bytes.
 ///
 /// # Safety
@@ -153,7 +171,8 @@ pub(crate) fn flush_tlb() {
         // SAFETY: the stub loads CR3 with the table in use, which maps the kernel.
         unsafe { reload_cr3_ring3(root) };
     } else {
-        // SAFETY: as above, directly.
+        // SAFETY: the table in use maps the kernel; reloading it changes
+        // nothing but cached translations.
         unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
     }
 }

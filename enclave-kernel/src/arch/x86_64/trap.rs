@@ -23,16 +23,16 @@ pub(crate) struct TrapFrame {
     pub(crate) r14: u64,
     pub(crate) r13: u64,
     pub(crate) r12: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rbx: u64,
     pub(crate) r11: u64,
     pub(crate) r10: u64,
     pub(crate) r9: u64,
     pub(crate) r8: u64,
-    pub(crate) rbp: u64,
     pub(crate) rdi: u64,
     pub(crate) rsi: u64,
     pub(crate) rdx: u64,
     pub(crate) rcx: u64,
-    pub(crate) rbx: u64,
     pub(crate) rax: u64,
     pub(crate) vector: u64,
     pub(crate) cr2: u64,
@@ -60,7 +60,7 @@ impl TrapFrame {
     }
 
     /// Whether a program, not the kernel, was interrupted.
-    pub(crate) fn from_program(&self) -> bool {
+    pub(crate) fn is_program(&self) -> bool {
         self.rip < USER_END
     }
 }
@@ -102,13 +102,20 @@ extern "C" fn syscall_entry(frame: &mut TrapFrame) {
     syscall::dispatch(frame);
 }
 
-/// Page faults.
+/// Page faults first come here, with nothing but the address and the error
+/// code: a copy-on-write fault needs no more.
+#[unsafe(no_mangle)]
+extern "C" fn fault_fast(address: u64, error: u64) -> bool {
+    fault::resolve(address, error)
+}
+
+/// Page faults that were not resolved.
 #[unsafe(no_mangle)]
 extern "C" fn fault_entry(frame: &mut TrapFrame) {
     if probe_faulted(frame) {
         return;
     }
-    fault::page_fault(frame);
+    fault::exception(frame);
 }
 
 /// Everything else.
@@ -116,7 +123,7 @@ extern "C" fn fault_entry(frame: &mut TrapFrame) {
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
         super::eoi();
-        if frame.from_program() {
+        if frame.is_program() {
             process::check_commands();
         }
         return;
@@ -160,7 +167,7 @@ pub(super) fn upper_store_flushes() -> bool {
         // SAFETY: the probe's page is mapped; a fault is skipped.
         let first = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
         twins.select(false);
-        // SAFETY: as above.
+        // SAFETY: the same page, read-only now: a fault is skipped.
         let second = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
         if first == 0 && second == 1 {
             faults += 1;

@@ -1,0 +1,166 @@
+//! Copy-on-write arenas of the running program.
+//!
+//! Called by the arena system calls, by the fault path and at the program's
+//! end. Decisions (which bank, which slot, what to replay) are
+//! `enclave-core/arena`; the shared layout is `enclave-abi/arena`.
+//!
+//! Each arena owns one top-level entry (512 GiB of addresses) and two complete
+//! trees below it. *Live* is in use; *next* maps the same frames, all
+//! read-only. A publish stores one top-level entry: next becomes live and the
+//! retired tree is brought up to date (rights taken from the chunks that were
+//! written) during the next generation's faults.
+
+mod arena;
+mod object;
+mod tables;
+
+use core::sync::atomic::Ordering;
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
+use enclave_abi::arena::Geometry;
+use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END};
+use enclave_abi::lease::MAX_ARENAS;
+use enclave_abi::queue::Call;
+use spin::Mutex;
+
+pub(crate) use arena::Arena;
+
+use crate::arch::paging;
+use crate::{host, phys};
+
+/// Bytes of address space of one arena: one top-level entry.
+pub(crate) const ARENA_SPAN: u64 = 1 << 39;
+/// Virtual address of arena slot 0.
+const ARENA_BASE: u64 = 0x2000_0000_0000;
+
+static ARENAS: Mutex<[Option<Arena>; MAX_ARENAS]> = Mutex::new([const { None }; MAX_ARENAS]);
+
+/// Why an arena call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ArenaError {
+    /// No such arena.
+    NoArena,
+    /// No memory for tables.
+    NoMemory,
+    /// Pool exhausted: publish again later.
+    Exhausted,
+    /// The host gave an object we cannot use.
+    BadObject,
+    /// Variable table full.
+    VarsFull,
+}
+
+/// The virtual address of arena `slot`.
+pub(crate) fn address(slot: usize) -> u64 {
+    ARENA_BASE + slot as u64 * ARENA_SPAN
+}
+
+/// The slot whose span contains `va`.
+fn slot_of(va: u64) -> Option<usize> {
+    // An address below the first arena wraps to a slot beyond the last.
+    let slot = va.wrapping_sub(ARENA_BASE) / ARENA_SPAN;
+    (slot < MAX_ARENAS as u64).then_some(slot as usize)
+}
+
+/// The first slot without an arena.
+pub(crate) fn free_slot() -> Option<usize> {
+    ARENAS.lock().iter().position(Option::is_none)
+}
+
+/// Runs `f` on the arena in `slot`.
+pub(crate) fn with<T>(
+    slot: u64,
+    f: impl FnOnce(&mut Arena) -> Result<T, ArenaError>,
+) -> Result<T, ArenaError> {
+    let mut arenas = ARENAS.lock();
+    let arena = usize::try_from(slot)
+        .ok()
+        .and_then(|slot| arenas.get_mut(slot)?.as_mut());
+    f(arena.ok_or(ArenaError::NoArena)?)
+}
+
+/// The arena that contains `va`: (slot, payload bytes).
+pub(crate) fn find(va: u64) -> Option<(usize, u64)> {
+    let slot = slot_of(va)?;
+    let size = ARENAS.lock().get(slot)?.as_ref()?.size_bytes();
+    (va - address(slot) < size).then_some((slot, size))
+}
+
+/// Sets up the arena whose object the host placed at `base`.
+pub(crate) fn install(
+    slot: usize,
+    geometry: Geometry,
+    base: u64,
+    segid: u64,
+    backing_page_bytes: u64,
+    name: [u8; 64],
+) -> Result<(), ArenaError> {
+    let end = base
+        .checked_add(geometry.object_bytes)
+        .ok_or(ArenaError::BadObject)?;
+    if base < ARENA_WINDOW || end > ARENA_WINDOW_END || !is_aligned(base, LARGE_PAGE_SIZE) {
+        return Err(ArenaError::BadObject);
+    }
+    paging::map_direct(base, geometry.object_bytes).map_err(|_| ArenaError::NoMemory)?;
+    for word in phys::lease_words(slot).into_iter().flatten() {
+        word.store(0, Ordering::Release);
+    }
+    let Some(arena) = Arena::new(slot, geometry, base, segid, backing_page_bytes, name) else {
+        paging::unmap_direct(base, geometry.object_bytes);
+        return Err(ArenaError::NoMemory);
+    };
+    arena.show();
+    if let Some(place) = ARENAS.lock().get_mut(slot) {
+        *place = Some(arena);
+    }
+    Ok(())
+}
+
+/// A write to a read-only page at `va`: resolved if it is an arena's.
+#[inline]
+pub(crate) fn copy_on_write(va: u64) -> bool {
+    let Some(slot) = slot_of(va) else {
+        return false;
+    };
+    match ARENAS.lock().get_mut(slot) {
+        Some(Some(arena)) => arena.copy_on_write(va & (ARENA_SPAN - 1)),
+        _ => false,
+    }
+}
+
+/// Takes the arena in `slot` out of the program's address space; the host is
+/// told by the caller, after this.
+pub(crate) fn remove(slot: usize) -> Result<(), ArenaError> {
+    let arena = ARENAS
+        .lock()
+        .get_mut(slot)
+        .and_then(Option::take)
+        .ok_or(ArenaError::NoArena)?;
+    arena.hide();
+    Ok(())
+}
+
+/// Ends every arena; `reason` as in [`Call::ArenaEnd`].
+pub(crate) fn end_all(reason: u64) {
+    for slot in 0..MAX_ARENAS {
+        if remove(slot).is_ok() {
+            // The program is gone; nobody is left to be told of an error.
+            let _ = host::call(Call::ArenaEnd, [slot as u64, reason, 0, 0, 0, 0, 0]);
+        }
+    }
+}
+
+/// Copy-on-write faults of the arenas there are now.
+pub(crate) fn total_faults() -> u64 {
+    ARENAS.lock().iter().flatten().map(Arena::cow_faults).sum()
+}
+
+/// Publishes of the arenas there are now.
+pub(crate) fn total_publishes() -> u64 {
+    ARENAS
+        .lock()
+        .iter()
+        .flatten()
+        .map(|arena| arena.generation)
+        .sum()
+}
