@@ -1,0 +1,258 @@
+//! Requests and replies, one line each.
+//!
+//! ```text
+//! host   publish big 10 4
+//! guest  ok 61200 58040 …          numbers, their meaning by request
+//! guest  error arena big: no such arena
+//! ```
+//!
+//! Written and read by both sides with the same functions. Names contain no
+//! white space; nothing here trusts the other side to send a whole line.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What the host asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Makes an arena. → `{bytes of a host page behind it}`
+    Make {
+        /// Its name.
+        name: String,
+        /// Payload bytes.
+        bytes: u64,
+        /// Bytes of a chunk.
+        chunk_bytes: u64,
+        /// Banks.
+        banks: u32,
+    },
+    /// Ends an arena. → nothing
+    End {
+        /// Its name.
+        name: String,
+    },
+    /// Writes all of an arena in each of its banks, so that no memory is new
+    /// afterwards. → nothing
+    Warm {
+        /// Its name.
+        name: String,
+    },
+    /// Publishes `count` times, writing to `dirty` chunks before each. →
+    /// nanoseconds of each publish
+    Publish {
+        /// Its name.
+        name: String,
+        /// Publishes.
+        count: u64,
+        /// Chunks, spread evenly over the arena.
+        dirty: u64,
+    },
+    /// Publishes, then writes every byte. → nanoseconds of the writing
+    RewriteAfterPublish {
+        /// Its name.
+        name: String,
+    },
+    /// Writes every byte, then copies the arena to ordinary memory; nothing is
+    /// published. → nanoseconds of the writing, of the copy
+    RewriteAndCopy {
+        /// Its name.
+        name: String,
+    },
+    /// Calls getpid `count` times. → nanoseconds
+    GetPid {
+        /// Calls.
+        count: u64,
+    },
+    /// Publishes the checked pattern until `generations` more are out, one
+    /// attempt after another. → generations, refused attempts, copy-on-write
+    /// faults of the arena, refusals of the arena; both since it was made
+    Storm {
+        /// Its name.
+        name: String,
+        /// Generations.
+        generations: u64,
+        /// Blocks of the pattern rewritten before each attempt.
+        touched: u64,
+    },
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Make {
+                name,
+                bytes,
+                chunk_bytes,
+                banks,
+            } => write!(f, "make {name} {bytes} {chunk_bytes} {banks}"),
+            Self::End { name } => write!(f, "end {name}"),
+            Self::Warm { name } => write!(f, "warm {name}"),
+            Self::Publish { name, count, dirty } => write!(f, "publish {name} {count} {dirty}"),
+            Self::RewriteAfterPublish { name } => write!(f, "rewrite-after-publish {name}"),
+            Self::RewriteAndCopy { name } => write!(f, "rewrite-and-copy {name}"),
+            Self::GetPid { count } => write!(f, "getpid {count}"),
+            Self::Storm {
+                name,
+                generations,
+                touched,
+            } => write!(f, "storm {name} {generations} {touched}"),
+        }
+    }
+}
+
+impl FromStr for Request {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let mut words = Words(line.split_ascii_whitespace());
+        let request = match words.text("a request")?.as_str() {
+            "make" => Self::Make {
+                name: words.text("a name")?,
+                bytes: words.number("bytes")?,
+                chunk_bytes: words.number("chunk bytes")?,
+                banks: u32::try_from(words.number("banks")?).map_err(|e| e.to_string())?,
+            },
+            "end" => Self::End {
+                name: words.text("a name")?,
+            },
+            "warm" => Self::Warm {
+                name: words.text("a name")?,
+            },
+            "publish" => Self::Publish {
+                name: words.text("a name")?,
+                count: words.number("a count")?,
+                dirty: words.number("dirty chunks")?,
+            },
+            "rewrite-after-publish" => Self::RewriteAfterPublish {
+                name: words.text("a name")?,
+            },
+            "rewrite-and-copy" => Self::RewriteAndCopy {
+                name: words.text("a name")?,
+            },
+            "getpid" => Self::GetPid {
+                count: words.number("a count")?,
+            },
+            "storm" => Self::Storm {
+                name: words.text("a name")?,
+                generations: words.number("generations")?,
+                touched: words.number("touched blocks")?,
+            },
+            other => return Err(format!("unknown request {other:?}")),
+        };
+        match words.0.next() {
+            None => Ok(request),
+            Some(more) => Err(format!("{more:?} follows a whole request")),
+        }
+    }
+}
+
+/// The words of a line.
+struct Words<'a>(std::str::SplitAsciiWhitespace<'a>);
+
+impl Words<'_> {
+    fn text(&mut self, what: &str) -> Result<String, String> {
+        let word = self.0.next().map(str::to_owned);
+        word.ok_or_else(|| format!("{what} is missing"))
+    }
+
+    fn number(&mut self, what: &str) -> Result<u64, String> {
+        let word = self.text(what)?;
+        word.parse()
+            .map_err(|_| format!("{what}: {word:?} is no number"))
+    }
+}
+
+/// The line that answers a request.
+#[must_use]
+pub fn reply(outcome: &Result<Vec<u64>, String>) -> String {
+    match outcome {
+        Ok(numbers) => numbers
+            .iter()
+            .fold("ok".to_owned(), |line, n| format!("{line} {n}")),
+        Err(why) => format!("error {}", why.replace('\n', "; ")),
+    }
+}
+
+/// The numbers in a reply.
+///
+/// # Errors
+/// What the guest says went wrong, or that the line is no reply.
+pub fn parse_reply(line: &str) -> Result<Vec<u64>, String> {
+    let line = line.trim_end();
+    if let Some(why) = line.strip_prefix("error ") {
+        return Err(why.to_owned());
+    }
+    let numbers = line
+        .strip_prefix("ok")
+        .map(|rest| rest.split_ascii_whitespace().map(str::parse).collect());
+    match numbers {
+        Some(Ok(numbers)) => Ok(numbers),
+        _ => Err(format!("no reply: {line:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_their_line() {
+        let name = || "big".to_owned();
+        for request in [
+            Request::Make {
+                name: name(),
+                bytes: 1 << 28,
+                chunk_bytes: 4096,
+                banks: 2,
+            },
+            Request::End { name: name() },
+            Request::Warm { name: name() },
+            Request::Publish {
+                name: name(),
+                count: 10,
+                dirty: 4,
+            },
+            Request::RewriteAfterPublish { name: name() },
+            Request::RewriteAndCopy { name: name() },
+            Request::GetPid { count: 1000 },
+            Request::Storm {
+                name: name(),
+                generations: 1000,
+                touched: 3,
+            },
+        ] {
+            assert_eq!(request.to_string().parse(), Ok(request));
+        }
+    }
+
+    #[test]
+    fn short_long_and_unknown_lines_are_refused() {
+        for line in [
+            "",
+            "explode",
+            "publish big 10",
+            "publish big ten 4",
+            "end big big",
+            "make a 1 1 99999999999",
+        ] {
+            assert!(line.parse::<Request>().is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn replies_survive_their_line() {
+        for outcome in [
+            Ok(vec![]),
+            Ok(vec![1, u64::MAX]),
+            Err("arena big: no such arena".to_owned()),
+        ] {
+            assert_eq!(parse_reply(&reply(&outcome)), outcome);
+        }
+        assert_eq!(
+            parse_reply(&reply(&Err("a\nb".to_owned()))),
+            Err("a; b".to_owned())
+        );
+        assert!(parse_reply("ok 1 x").is_err());
+        assert!(parse_reply("").is_err());
+    }
+}

@@ -1,0 +1,213 @@
+//! The work itself: arenas by name, and what is timed on them.
+//!
+//! Called by `main` for each request. Only the stated operation lies between
+//! two looks at the clock.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+use xasm::{Arena, Chunk, Errno, Options};
+use xasm_bench::pattern::Layout;
+use xasm_bench::protocol::Request;
+
+/// Attempts per wanted generation before a storm gives up.
+const ATTEMPTS_PER_GENERATION: u64 = 100;
+
+/// An arena and what is known of it.
+struct Named {
+    arena: Arena,
+    chunk_bytes: u64,
+    banks: u32,
+    /// Steps published or refused.
+    step: u64,
+    /// Value of the last rewrite.
+    filling: u64,
+}
+
+/// Everything that lives between two requests.
+#[derive(Default)]
+pub(crate) struct Work {
+    arenas: BTreeMap<String, Named>,
+    /// Target of copies, as long as the largest arena copied.
+    copy: Vec<u64>,
+}
+
+impl Work {
+    /// Does what is asked and returns its numbers.
+    pub(crate) fn serve(&mut self, request: &Request) -> Result<Vec<u64>, String> {
+        match request {
+            Request::Make {
+                name,
+                bytes,
+                chunk_bytes,
+                banks,
+            } => self.make(name, *bytes, *chunk_bytes, *banks),
+            Request::End { name } => {
+                self.copy = Vec::new();
+                self.arenas
+                    .remove(name)
+                    .map(|_| Vec::new())
+                    .ok_or_else(|| unknown(name))
+            }
+            Request::Warm { name } => self.named(name)?.warm(),
+            Request::Publish { name, count, dirty } => self.named(name)?.publish(*count, *dirty),
+            Request::RewriteAfterPublish { name } => self.named(name)?.rewrite_after_publish(),
+            Request::RewriteAndCopy { name } => self.rewrite_and_copy(name),
+            Request::GetPid { count } => Ok(vec![get_pid(*count)]),
+            Request::Storm {
+                name,
+                generations,
+                touched,
+            } => self.named(name)?.storm(*generations, *touched),
+        }
+    }
+
+    fn named(&mut self, name: &str) -> Result<&mut Named, String> {
+        self.arenas.get_mut(name).ok_or_else(|| unknown(name))
+    }
+
+    fn make(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        chunk_bytes: u64,
+        banks: u32,
+    ) -> Result<Vec<u64>, String> {
+        let chunk = Chunk::from_bytes(chunk_bytes);
+        let chunk = chunk.ok_or_else(|| format!("no chunks of {chunk_bytes} bytes"))?;
+        let options = Options {
+            chunk,
+            banks,
+            ..Options::default()
+        };
+        let failed = |errno: Errno| format!("make arena {name} of {bytes} bytes: {errno}");
+        let arena = Arena::create(name, bytes, options).map_err(failed)?;
+        let backing = arena.stats().map_err(failed)?.backing_page_bytes;
+        let named = Named {
+            arena,
+            chunk_bytes,
+            banks,
+            step: 0,
+            filling: 0,
+        };
+        self.arenas.insert(name.to_owned(), named);
+        Ok(vec![backing])
+    }
+
+    fn rewrite_and_copy(&mut self, name: &str) -> Result<Vec<u64>, String> {
+        let Self { arenas, copy } = self;
+        let named = arenas.get_mut(name).ok_or_else(|| unknown(name))?;
+        let writing = named.rewrite()?;
+        let content = named.arena.get(whole(&named.arena)?).map_err(text)?;
+        if copy.len() < content.len() {
+            // Written, not only reserved: its first touch must not be timed.
+            copy.resize(content.len(), 1);
+        }
+        let target = copy.get_mut(..content.len()).unwrap_or_default();
+        let start = Instant::now();
+        target.copy_from_slice(content);
+        black_box(target);
+        Ok(vec![writing, nanoseconds(start)])
+    }
+}
+
+impl Named {
+    fn warm(&mut self) -> Result<Vec<u64>, String> {
+        for _ in 0..=self.banks {
+            self.rewrite()?;
+            self.next_publish()?;
+        }
+        self.rewrite().map(|_| Vec::new())
+    }
+
+    fn next_publish(&mut self) -> Result<u64, String> {
+        self.step += 1;
+        let published = self.arena.publish(self.step, 0.0);
+        published.map_err(|errno| format!("publish step {}: {errno}", self.step))
+    }
+
+    fn publish(&mut self, count: u64, dirty: u64) -> Result<Vec<u64>, String> {
+        let chunks = self.arena.size_bytes() / self.chunk_bytes;
+        if dirty > chunks {
+            return Err(format!("{dirty} chunks are more than the arena's {chunks}"));
+        }
+        let mut times = Vec::new();
+        for _ in 0..count {
+            for n in 0..dirty {
+                let chunk = n * chunks / dirty;
+                let word = self.arena.slice_mut::<u64>(chunk * self.chunk_bytes, 1);
+                word.map_err(text)?.fill(self.step);
+            }
+            let start = Instant::now();
+            self.next_publish()?;
+            times.push(nanoseconds(start));
+        }
+        Ok(times)
+    }
+
+    /// Writes every word; returns the nanoseconds.
+    fn rewrite(&mut self) -> Result<u64, String> {
+        self.filling += 1;
+        let filling = self.filling;
+        let content = whole(&self.arena).and_then(|all| self.arena.get_mut(all).map_err(text))?;
+        let start = Instant::now();
+        content.fill(filling);
+        black_box(content);
+        Ok(nanoseconds(start))
+    }
+
+    fn rewrite_after_publish(&mut self) -> Result<Vec<u64>, String> {
+        self.next_publish()?;
+        Ok(vec![self.rewrite()?])
+    }
+
+    fn storm(&mut self, generations: u64, touched: u64) -> Result<Vec<u64>, String> {
+        let layout = Layout::new(self.arena.size_bytes(), self.chunk_bytes);
+        let layout = layout.ok_or("the arena is too small for the pattern")?;
+        let (mut published, mut refused) = (0, 0);
+        while published < generations {
+            let words = whole(&self.arena).and_then(|all| self.arena.get_mut(all).map_err(text))?;
+            layout.write(words, self.step, touched);
+            match self.arena.publish(self.step, 0.0) {
+                Ok(_) => published += 1,
+                Err(Errno::EAGAIN) => refused += 1,
+                Err(errno) => return Err(format!("publish step {}: {errno}", self.step)),
+            }
+            self.step += 1;
+            if refused > generations.saturating_mul(ATTEMPTS_PER_GENERATION) {
+                return Err(format!(
+                    "{refused} publishes were refused, {published} were not"
+                ));
+            }
+        }
+        let stats = self.arena.stats().map_err(text)?;
+        Ok(vec![published, refused, stats.cow_faults, stats.dropped])
+    }
+}
+
+/// All words of an arena.
+fn whole(arena: &Arena) -> Result<xasm::array::Array<u64>, String> {
+    let words = usize::try_from(arena.size_bytes() / 8).map_err(|error| error.to_string())?;
+    Ok(xasm::array::Array::at(0, words))
+}
+
+/// Calls getpid by the instruction itself; returns the nanoseconds.
+fn get_pid(count: u64) -> u64 {
+    let start = Instant::now();
+    for _ in 0..count {
+        let _ = black_box(xasm::calls::process_id());
+    }
+    nanoseconds(start)
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn unknown(name: &str) -> String {
+    format!("no arena {name}")
+}
+
+fn text(errno: Errno) -> String {
+    errno.to_string()
+}
