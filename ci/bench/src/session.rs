@@ -68,15 +68,22 @@ impl Session {
             "==> bench: {} of {hugepages} huge pages reserved",
             janitor.hugepages
         );
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&run_dir)
-            .with_context(|| format!("create {}", run_dir.display()))?;
+        make_folder(&run_dir)?;
         Ok(Self {
             programs: programs.to_owned(),
             run_dir,
             janitor,
         })
+    }
+
+    /// Makes a folder that goes with the run.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.run_dir.join(name);
+        make_folder(&folder)?;
+        Ok(folder)
     }
 
     /// A command for one of the project's programs.
@@ -132,6 +139,13 @@ impl Session {
         ensure!(left == 0, "{left} huge pages did not go back");
         Ok(())
     }
+}
+
+fn make_folder(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("create {}", path.display()))
 }
 
 /// A created enclave.

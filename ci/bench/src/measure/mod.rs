@@ -105,7 +105,7 @@ pub(crate) fn all(plan: &Plan, session: &Session, figures: &mut Figures) -> anyh
 /// The measurements in one enclave.
 fn inside(plan: &Plan, session: &Session, figures: &mut Figures) -> anyhow::Result<()> {
     type Measure = fn(&Plan, &Session, &mut Guest, &mut Figures) -> anyhow::Result<()>;
-    let export = format!("{}=/data", transport::inputs()?.display());
+    let export = format!("{}=/data", transport::decks(session)?.display());
     let enclave = session.create("bench", ENCLAVE_MIB, &["--export", &export])?;
     let _pinned = Pinned::away_from(&enclave);
     let guided: [(Name, Measure); 5] = [
