@@ -12,6 +12,7 @@ use crate::{arenas, process};
 
 /// Page fault on a present page by a write (SDM vol. 3 §4.7).
 const PRESENT_WRITE: u64 = 0b11;
+const USER_FETCH: u64 = 1 << 2 | 1 << 4;
 const FETCH: u64 = 1 << 4;
 
 /// Whether the fault at `address` was a first write to a frozen chunk of an
@@ -23,7 +24,7 @@ pub(crate) fn resolve(address: u64, error: u64) -> bool {
 
 /// Ends the program that caused an exception.
 pub(crate) fn exception(frame: &TrapFrame) -> ! {
-    if !frame.is_program() {
+    if !frame.is_program() && !is_wild_jump(frame) {
         panic!(
             "{} in the kernel at {:#x}, address {:#x}, error {:#x}",
             name(frame.vector),
@@ -35,6 +36,12 @@ pub(crate) fn exception(frame: &TrapFrame) -> ! {
     let signal = signal(frame.vector);
     let report = report(frame);
     process::end_by_signal(signal, report)
+}
+
+/// Whether a program jumped to the kernel's half, where it found nothing to
+/// execute. The kernel's own code does not leave its text.
+fn is_wild_jump(frame: &TrapFrame) -> bool {
+    frame.vector == 14 && frame.error & USER_FETCH == USER_FETCH && frame.cr2 == frame.rip
 }
 
 /// SIGFPE, SIGTRAP, SIGILL, SIGBUS or SIGSEGV, as Linux maps vectors.

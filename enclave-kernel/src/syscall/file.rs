@@ -9,11 +9,13 @@ use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
 use enclave_core::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Outcome;
+use super::{Outcome, signal};
 use crate::{host, phys, user};
 
 /// Offset of second paths and of in-out structures.
 const SECOND: u64 = 4096;
+/// What a write to a pipe without a reader raises.
+const SIGPIPE: u64 = 13;
 /// Most pieces of a vectored transfer (Linux's UIO_MAXIOV).
 const IOV_MAX: u64 = 1024;
 
@@ -100,7 +102,12 @@ fn write(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
             Ok(bytes) if bytes > part => return Err(Errno::EIO),
             Ok(bytes) => done += bytes,
             Err(_) if done > 0 => return Ok(done),
-            Err(errno) => return Err(errno),
+            Err(errno) => {
+                if errno == Errno::EPIPE {
+                    signal::raise(SIGPIPE)?;
+                }
+                return Err(errno);
+            }
         }
         if done == len || taken.is_ok_and(|bytes| bytes < part) {
             return Ok(done);
@@ -115,6 +122,8 @@ enum Arg {
     Number,
     /// A path, to the start of the bounce area.
     Path,
+    /// As [`Arg::Path`]; null stands for an empty one.
+    PathOrNull,
     /// A second path, behind the first.
     SecondPath,
     /// A structure of so many bytes that the host fills in.
@@ -126,7 +135,7 @@ enum Arg {
     Buffer,
 }
 
-use Arg::{Buffer, In, Number, Out, Path, SecondPath};
+use Arg::{Buffer, In, Number, Out, Path, PathOrNull, SecondPath};
 
 const STAT: u64 = 144;
 const STATFS: u64 = 120;
@@ -162,6 +171,9 @@ const CALLS: &[(u64, &[Arg])] = &[
     (89, &[Path, Buffer, Number]),                      // readlink
     (90, &[Path, Number]),                              // chmod
     (91, &[Number, Number]),                            // fchmod
+    (92, &[Path, Number, Number]),                      // chown
+    (93, &[Number, Number, Number]),                    // fchown
+    (94, &[Path, Number, Number]),                      // lchown
     (95, &[Number]),                                    // umask
     (137, &[Path, Out(STATFS)]),                        // statfs
     (138, &[Number, Out(STATFS)]),                      // fstatfs
@@ -169,6 +181,7 @@ const CALLS: &[(u64, &[Arg])] = &[
     (221, &[Number, Number, Number, Number]),           // fadvise64
     (257, &[Number, Path, Number, Number]),             // openat
     (258, &[Number, Path, Number]),                     // mkdirat
+    (260, &[Number, Path, Number, Number, Number]),     // fchownat
     (262, &[Number, Path, Out(STAT), Number]),          // newfstatat
     (263, &[Number, Path, Number]),                     // unlinkat
     (264, &[Number, Path, Number, SecondPath]),         // renameat
@@ -177,7 +190,7 @@ const CALLS: &[(u64, &[Arg])] = &[
     (267, &[Number, Path, Buffer, Number]),             // readlinkat
     (268, &[Number, Path, Number]),                     // fchmodat
     (269, &[Number, Path, Number]),                     // faccessat
-    (280, &[Number, Path, In(32), Number]),             // utimensat
+    (280, &[Number, PathOrNull, In(32), Number]),       // utimensat
     (292, &[Number, Number, Number]),                   // dup3
     (293, &[Out(8), Number]),                           // pipe2
     (316, &[Number, Path, Number, SecondPath, Number]), // renameat2
@@ -215,8 +228,13 @@ fn forward(nr: u64, a: [u64; 6], shape: &[Arg]) -> Outcome {
         };
         match *arg {
             Number => {}
-            Path | SecondPath => {
-                let at = if matches!(arg, Path) { 0 } else { SECOND };
+            PathOrNull if value == 0 => {
+                phys::write_bytes(BOUNCE, &[0]);
+                bytes = bytes.max(1);
+                *place = 0;
+            }
+            Path | PathOrNull | SecondPath => {
+                let at = if matches!(arg, SecondPath) { SECOND } else { 0 };
                 let path = user::read_path(value)?;
                 phys::write_bytes(BOUNCE + at, &path);
                 bytes = bytes.max(at + path.len() as u64);

@@ -59,6 +59,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
         61 | 247 => Err(Errno::ECHILD), // wait4, waitid: no children
         273 => Ok(0),                   // set_robust_list: one thread
         302 => prlimit(a),
+        334 => Err(Errno::ENOSYS), // rseq: every libc asks and does without
         _ => return None,
     };
     Some(outcome)

@@ -155,7 +155,8 @@ fn ignored_by_default(signal: u64) -> bool {
     matches!(signal, 17 | 18 | 19 | 20 | 21 | 22 | 23 | 28)
 }
 
-fn raise(signal: u64) -> Outcome {
+/// Acts on a signal that the program caused: terminates it, or nothing.
+pub(super) fn raise(signal: u64) -> Outcome {
     if signal == 0 {
         return Ok(0);
     }

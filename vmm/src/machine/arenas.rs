@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use enclave_abi::addr::{GIB, align_up};
-use enclave_abi::arena::{NAME_BYTES, text};
-use enclave_abi::lease::MAX_ARENAS;
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, align_up};
+use enclave_abi::arena::{Geometry, NAME_BYTES, text};
 use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END, DOORBELL_PAGE, LEASE_PAGE};
+use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::queue::doorbell;
 use enclave_abi::syscall::ArenaArgs;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -29,7 +29,8 @@ use vmm_sys_util::eventfd::EventFd;
 use xemem_host::{ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId};
 
 use crate::machine::Backing;
-use crate::memory::populate;
+use crate::memory::{free_huge_pages, populate};
+use crate::topology::Topology;
 
 /// Memslot numbers: RAM uses 0 and 1.
 const LEASE_SLOT: u32 = 2;
@@ -110,7 +111,12 @@ impl ArenaTable {
     ///
     /// # Errors
     /// The broker's or KVM's, as text for the user.
-    pub fn new(vm: Arc<VmFd>, enclave: &str, socket: PathBuf, backing: Backing) -> Result<Self, String> {
+    pub fn new(
+        vm: Arc<VmFd>,
+        enclave: &str,
+        socket: PathBuf,
+        backing: Backing,
+    ) -> Result<Self, String> {
         let mut this = Self {
             vm,
             enclave: enclave.into(),
@@ -126,12 +132,17 @@ impl ArenaTable {
 
     /// Registers with the broker and puts its lease page into the guest.
     fn connect(&mut self) -> Result<(), String> {
-        let mut broker = Broker::connect(&self.socket)
-            .map_err(|error| format!("cannot reach the broker at {}: {error}", self.socket.display()))?;
+        let mut broker = Broker::connect(&self.socket).map_err(|error| {
+            format!(
+                "cannot reach the broker at {}: {error}",
+                self.socket.display()
+            )
+        })?;
         let fd = broker
             .register_enclave(&self.enclave)
             .map_err(|error| format!("the broker refused enclave {}: {error}", self.enclave))?;
-        let page = Mapping::new(&fd, 4096).map_err(|error| format!("cannot map the lease page: {error}"))?;
+        let page = Mapping::new(&fd, 4096)
+            .map_err(|error| format!("cannot map the lease page: {error}"))?;
         if self.lease.is_some() {
             self.set_slot(LEASE_SLOT, LEASE_PAGE, 0, 0)
                 .map_err(|error| format!("cannot replace the lease page: {error}"))?;
@@ -169,7 +180,18 @@ impl ArenaTable {
             return Err(Errno::INVAL);
         }
         let name = text(&args.name).ok_or(Errno::INVAL)?;
-        let hugetlb = if self.backing == Backing::Small { Hugetlb::No } else { Hugetlb::Auto };
+        let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
+            .map_err(|_| Errno::INVAL)?;
+        // Prefaulting would find out too, after minutes and at the cost of
+        // everybody else on the host.
+        if geometry.object_bytes > memory_available() {
+            return Err(Errno::NOMEM);
+        }
+        let hugetlb = if self.backing == Backing::Small {
+            Hugetlb::No
+        } else {
+            Hugetlb::Auto
+        };
         let mut request = ArenaRequest {
             slot,
             name: name.into(),
@@ -198,7 +220,11 @@ impl ArenaTable {
             if self.broker.is_none() && self.connect().is_err() {
                 return Err(Errno::CONNREFUSED);
             }
-            match self.broker.as_mut().map(|broker| broker.arena_make(request)) {
+            match self
+                .broker
+                .as_mut()
+                .map(|broker| broker.arena_make(request))
+            {
                 Some(Ok(grant)) => return Ok(grant),
                 Some(Err(error)) => {
                     if let Some(errno) = error.refusal() {
@@ -215,10 +241,12 @@ impl ArenaTable {
     fn install(&mut self, slot: u32, name: &str, grant: ArenaGrant) -> MakeAnswer {
         let segid = grant.segid;
         let made = self.map_and_ring(slot, name, grant);
-        let sealed = made.and_then(|answer| match self.tell(|broker| broker.arena_mapped(segid)) {
-            Ok(()) => Ok(answer),
-            Err(_) => Err(Errno::IO),
-        });
+        let sealed = made.and_then(
+            |answer| match self.tell(|broker| broker.arena_mapped(segid)) {
+                Ok(()) => Ok(answer),
+                Err(_) => Err(Errno::IO),
+            },
+        );
         if sealed.is_err() {
             self.forget(slot);
             // The broker may be the reason: then there is nothing to take back.
@@ -240,7 +268,12 @@ impl ArenaTable {
         self.vm
             .register_ioevent(&doorbell, &at, 1u32)
             .map_err(|error| Errno::from_raw_os_error(error.errno()))?;
-        if let Err(errno) = self.set_slot(FIRST_ARENA_SLOT + slot, gpa, bytes, mapping.start.as_ptr() as u64) {
+        if let Err(errno) = self.set_slot(
+            FIRST_ARENA_SLOT + slot,
+            gpa,
+            bytes,
+            mapping.start.as_ptr() as u64,
+        ) {
             let _ = self.vm.unregister_ioevent(&doorbell, &at, 1u32);
             return Err(errno);
         }
@@ -260,8 +293,11 @@ impl ArenaTable {
 
     /// First gap in the arena window, aligned to 1 GiB.
     fn find_window(&self, bytes: u64) -> Option<u64> {
-        let mut taken: Vec<(u64, u64)> =
-            self.arenas.values().map(|arena| (arena.gpa, arena.gpa + arena.object_bytes)).collect();
+        let mut taken: Vec<(u64, u64)> = self
+            .arenas
+            .values()
+            .map(|arena| (arena.gpa, arena.gpa + arena.object_bytes))
+            .collect();
         taken.sort_unstable();
         let mut at = ARENA_WINDOW;
         for (start, end) in taken {
@@ -273,7 +309,10 @@ impl ArenaTable {
         (at.checked_add(bytes)? <= ARENA_WINDOW_END).then_some(at)
     }
 
-    fn tell<T>(&mut self, ask: impl FnOnce(&mut Broker) -> Result<T, ClientError>) -> Result<T, Errno> {
+    fn tell<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Broker) -> Result<T, ClientError>,
+    ) -> Result<T, Errno> {
         let Some(broker) = self.broker.as_mut() else {
             return Err(Errno::CONNREFUSED);
         };
@@ -296,7 +335,9 @@ impl ArenaTable {
     pub fn name(&mut self, slot: u64, name: &[u8]) -> Result<u64, Errno> {
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
         let segid = self.arenas.get(&slot).ok_or(Errno::NOENT)?.segid;
-        let name = std::str::from_utf8(name).map_err(|_| Errno::INVAL)?.to_owned();
+        let name = std::str::from_utf8(name)
+            .map_err(|_| Errno::INVAL)?
+            .to_owned();
         if name.len() >= NAME_BYTES {
             return Err(Errno::NAMETOOLONG);
         }
@@ -316,7 +357,11 @@ impl ArenaTable {
     pub fn end(&mut self, slot: u64, died: bool) -> Result<(), Errno> {
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
         let segid = self.forget(slot).ok_or(Errno::NOENT)?;
-        let reason = if died { EndReason::ProgramDied } else { EndReason::ClosedByProgram };
+        let reason = if died {
+            EndReason::ProgramDied
+        } else {
+            EndReason::ClosedByProgram
+        };
         // Without a broker there is nobody to tell.
         let _ = self.tell(|broker| broker.arena_end(segid, reason));
         Ok(())
@@ -325,7 +370,9 @@ impl ArenaTable {
     /// Removes memslot, doorbell and mapping.
     fn forget(&mut self, slot: u32) -> Option<SegId> {
         let arena = self.arenas.remove(&slot)?;
-        let _ = self.vm.unregister_ioevent(&arena.doorbell, &doorbell_address(slot), 1u32);
+        let _ = self
+            .vm
+            .unregister_ioevent(&arena.doorbell, &doorbell_address(slot), 1u32);
         let removed = self.set_slot(FIRST_ARENA_SLOT + slot, arena.gpa, 0, 0);
         if removed.is_err() {
             // KVM still maps it: keep the memory rather than let the guest
@@ -340,9 +387,24 @@ impl ArenaTable {
     pub fn list(&self) -> Vec<(u32, String, u64, u64, u64)> {
         self.arenas
             .iter()
-            .map(|(&slot, a)| (slot, a.name.clone(), a.segid.0, a.object_bytes, a.page_bytes))
+            .map(|(&slot, a)| {
+                (
+                    slot,
+                    a.name.clone(),
+                    a.segid.0,
+                    a.object_bytes,
+                    a.page_bytes,
+                )
+            })
             .collect()
     }
+}
+
+/// Bytes of memory that can be had without swapping, huge pages included;
+/// everything when the host does not say.
+fn memory_available() -> u64 {
+    let small = Topology::read(Path::new("/")).map_or(u64::MAX, |host| host.mem_available_bytes);
+    small.saturating_add(free_huge_pages() * LARGE_PAGE_SIZE)
 }
 
 fn doorbell_address(slot: u32) -> IoEventAddress {

@@ -85,7 +85,10 @@ struct Kick {
 
 impl Kick {
     fn set(&self, byte: *mut AtomicU8) {
-        self.byte.lock().unwrap_or_else(PoisonError::into_inner).store(byte, Ordering::Release);
+        self.byte
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .store(byte, Ordering::Release);
     }
 
     /// Makes the next or current KVM_RUN return.
@@ -122,7 +125,9 @@ struct Loop {
 
 impl std::fmt::Debug for Loop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loop").field("core", &self.core).finish_non_exhaustive()
+        f.debug_struct("Loop")
+            .field("core", &self.core)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,7 +161,10 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; nothing stays allocated.
     pub fn create(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Self, MachineError> {
-        let mut phases = Phases { start: Instant::now(), list: Vec::new() };
+        let mut phases = Phases {
+            start: Instant::now(),
+            list: Vec::new(),
+        };
         let exports = Exports::open(&config.exports)?;
         let kvm_fd = Kvm::new().map_err(kvm("cannot open /dev/kvm"))?;
         check_capabilities(&kvm_fd)?;
@@ -165,11 +173,17 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         phases.done("vm");
         let memory = PrivateRam::new(config.mem_bytes, config.backing, config.prefault)?;
-        phases.done(if config.prefault { "memory-prefault" } else { "memory" });
+        phases.done(if config.prefault {
+            "memory-prefault"
+        } else {
+            "memory"
+        });
         add_ram(&vm, &memory)?;
         phases.done("memslots");
         let mut vcpu = vm.create_vcpu(0).map_err(kvm("KVM_CREATE_VCPU"))?;
-        let stats = Arc::new(KvmStats::open(&vcpu).map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?);
+        let stats = Arc::new(
+            KvmStats::open(&vcpu).map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?,
+        );
         let header = loader::load_image(&memory.ram, &config.kernel)?;
         let cr4 = vcpu::give_features(&vcpu, &cpu)?;
         let interpreted = probe::ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?;
@@ -179,13 +193,22 @@ impl Machine {
             Ring::Auto | Ring::Ring0 => Mode::Ring0,
             Ring::Ring3 => Mode::Ring3,
         };
-        let flags = if interpreted { BOOT_SYSCALL_STAYS_IN_RING3 | BOOT_RING0_INTERPRETED } else { 0 };
+        let flags = if interpreted {
+            BOOT_SYSCALL_STAYS_IN_RING3 | BOOT_RING0_INTERPRETED
+        } else {
+            0
+        };
         let facts = boot_facts(config, &memory, &cpu, &vcpu, mode, flags)?;
         let kernel = loader::prepare(&memory.ram, header, &facts)?;
         vcpu::set_up(&vcpu, cr4, &kernel, mode, flags)?;
         phases.done("kernel");
-        let arenas = ArenaTable::new(Arc::clone(&vm), &config.name, config.broker_socket.clone(), config.backing)
-            .map_err(MachineError::Broker)?;
+        let arenas = ArenaTable::new(
+            Arc::clone(&vm),
+            &config.name,
+            config.broker_socket.clone(),
+            config.backing,
+        )
+        .map_err(MachineError::Broker)?;
         phases.done("broker");
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
@@ -198,8 +221,14 @@ impl Machine {
         let kick = Arc::new(Kick::default());
         let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
         kick.set(byte.cast());
-        let service =
-            Service::new(memory.ram, Arc::clone(&shared), log, exports, arenas, Arc::clone(&stats));
+        let service = Service::new(
+            memory.ram,
+            Arc::clone(&shared),
+            log,
+            exports,
+            arenas,
+            Arc::clone(&stats),
+        );
         let looped = Loop {
             vcpu,
             vm,
@@ -223,7 +252,12 @@ impl Machine {
     /// # Errors
     /// The system's, when there is no thread to be had.
     pub fn start(&self) -> Result<(), MachineError> {
-        let Some(looped) = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(looped) = self
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
             return Ok(());
         };
         // Only there to interrupt KVM_RUN; blocked signals would not.
@@ -257,7 +291,11 @@ impl Machine {
     /// [`RunError`] when it is not accepted.
     pub fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
         let max = usize::try_from(enclave_abi::layout::BOUNCE_BYTES).unwrap_or(usize::MAX);
-        let strings = spec.argv.iter().chain(&spec.envp).map(|text| text.len() + 1);
+        let strings = spec
+            .argv
+            .iter()
+            .chain(&spec.envp)
+            .map(|text| text.len() + 1);
         let got = strings.sum::<usize>() + spec.path.len() + 64;
         if got > max {
             return Err(RunError::ArgumentsTooLong { got, max });
@@ -271,10 +309,22 @@ impl Machine {
         self.shared.wait_outcome(run)
     }
 
-    /// Kills the program of run `run` if it still runs.
+    /// Kills the program of run `run` if it still runs; returns when it is gone
+    /// or has not reacted for a second.
+    ///
+    /// The interrupt that carries the command can arrive between the kernel's
+    /// last look at its queue and its return to the program, so it is repeated.
     pub fn kill(&self, run: u64, signal: u8) {
-        if self.shared.submit_kill(run, signal) {
+        const PAUSE: Duration = Duration::from_millis(10);
+        const TRIES: usize = 100;
+        if !self.shared.submit_kill(run, signal) {
+            return;
+        }
+        for _ in 0..TRIES {
             self.kick_vcpu();
+            if self.shared.wait_gone(run, PAUSE) {
+                return;
+            }
         }
     }
 
@@ -288,7 +338,11 @@ impl Machine {
     pub fn stop(&self) {
         self.shared.request_stop();
         self.kick_vcpu();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             // A panic there has been reported by the panic hook.
             let _ = thread.join();
@@ -298,7 +352,12 @@ impl Machine {
 
     fn kick_vcpu(&self) {
         self.kick.request();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        if let Some(thread) = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+        {
             // Fails only when the thread has ended.
             let _ = thread.kill(SIGRTMIN());
         }
@@ -323,7 +382,10 @@ fn check_capabilities(kvm_fd: &Kvm) -> Result<(), MachineError> {
         (Cap::SignalMsi, "MSI injection"),
         (Cap::Xcrs, "XCR access"),
     ];
-    match needed.into_iter().find(|(cap, _)| !kvm_fd.check_extension(*cap)) {
+    match needed
+        .into_iter()
+        .find(|(cap, _)| !kvm_fd.check_extension(*cap))
+    {
         Some((_, name)) => Err(MachineError::Missing(name)),
         None => Ok(()),
     }
@@ -362,8 +424,11 @@ fn boot_facts(
         .map_err(|e| MachineError::System("read /dev/urandom", e))?;
     let tsc_khz = vcpu.get_tsc_khz().map_err(kvm("KVM_GET_TSC_KHZ"))?;
     let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let monotonic_ns = u64::try_from(monotonic.tv_sec * 1_000_000_000 + monotonic.tv_nsec).unwrap_or(0);
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let monotonic_ns =
+        u64::try_from(monotonic.tv_sec * 1_000_000_000 + monotonic.tv_nsec).unwrap_or(0);
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let unix_ns = u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX);
     Ok(BootFacts {
         mode,
@@ -387,7 +452,11 @@ impl Loop {
         let state = self.enter_until_stopped();
         self.service.drain_console();
         self.kick.set(std::ptr::null_mut());
-        let exits = self.exits.iter().map(|(&name, &count)| (name.to_owned(), count)).collect();
+        let exits = self
+            .exits
+            .iter()
+            .map(|(&name, &count)| (name.to_owned(), count))
+            .collect();
         self.shared.update_report(|report| report.exits = exits);
         self.shared.ended(state);
     }
@@ -402,7 +471,8 @@ impl Loop {
         set.set(core);
         if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
             let warning = format!("the vCPU thread is not pinned to core {core}: {errno}");
-            self.shared.update_report(|report| report.warnings.push(warning));
+            self.shared
+                .update_report(|report| report.warnings.push(warning));
         }
     }
 
@@ -436,7 +506,11 @@ impl Loop {
     /// After a kick: posts what is pending and interrupts the guest.
     fn interrupt(&mut self) -> Served {
         self.kick.clear();
-        let exits = self.exits.iter().map(|(&name, &count)| (name.to_owned(), count)).collect();
+        let exits = self
+            .exits
+            .iter()
+            .map(|(&name, &count)| (name.to_owned(), count))
+            .collect();
         self.shared.update_report(|report| report.exits = exits);
         let served = self.service.deliver();
         let msi = kvm_msi {

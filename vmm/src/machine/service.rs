@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -27,9 +27,8 @@ use crate::forward::{self, Exports, Reply, Session};
 use crate::memory::Ram;
 use crate::stats::KvmStats;
 
-/// nanosleep, served here because it needs no session.
-const NANOSLEEP: u64 = 35;
-const GETRANDOM: u64 = 318;
+/// Key of the counter for calls that are not served.
+const UNKNOWN_CALL: u64 = u64::MAX;
 /// Exit status word that says that a program was refused.
 const STATUS_REFUSED: u64 = 1 << 32;
 
@@ -96,7 +95,8 @@ impl Service {
                 self.log.write(&bytes);
             }
             if dropped != 0 {
-                self.shared.update_report(|report| report.console_dropped = dropped);
+                self.shared
+                    .update_report(|report| report.console_dropped = dropped);
             }
         }
     }
@@ -128,13 +128,21 @@ impl Service {
     }
 
     fn post_kill(&mut self, run: u64, signal: u8) -> Result<(), QueueError> {
-        self.queue.post(Command::Kill as u16, 0, [run, u64::from(signal), 0, 0, 0, 0, 0])
+        self.queue.post(
+            Command::Kill as u16,
+            0,
+            [run, u64::from(signal), 0, 0, 0, 0, 0],
+        )
     }
 
     fn one(&mut self, record: &Record) -> Result<Served, QueueError> {
         let kind = Call::try_from(record.kind);
         let Ok(call) = kind.map_err(drop).and_then(|call| {
-            if record.version == RECORD_VERSION { Ok(call) } else { Err(()) }
+            if record.version == RECORD_VERSION {
+                Ok(call)
+            } else {
+                Err(())
+            }
         }) else {
             return self.refuse(record);
         };
@@ -164,7 +172,9 @@ impl Service {
                 [result(ended), 0, 0, 0, 0, 0, 0]
             }
             Call::ArenaName => {
-                let named = self.bounce_bytes(a[1]).and_then(|name| self.arenas.name(a[0], &name));
+                let named = self
+                    .bounce_bytes(a[1])
+                    .and_then(|name| self.arenas.name(a[0], &name));
                 self.list_arenas();
                 [result(named), 0, 0, 0, 0, 0, 0]
             }
@@ -180,7 +190,8 @@ impl Service {
         self.malformed += 1;
         if record.seq != 0 {
             let errno = result(Err(Errno::NOSYS));
-            self.queue.post(record.kind, record.seq, [errno, 0, 0, 0, 0, 0, 0])?;
+            self.queue
+                .post(record.kind, record.seq, [errno, 0, 0, 0, 0, 0, 0])?;
         }
         Ok(Served::Continue)
     }
@@ -226,7 +237,10 @@ impl Service {
         };
         let bytes = size_of::<RunArgs>() + strings.len();
         if bytes as u64 > BOUNCE_BYTES {
-            refuse(self, format!("arguments and environment take {bytes} bytes"));
+            refuse(
+                self,
+                format!("arguments and environment take {bytes} bytes"),
+            );
             return Ok(());
         }
         let image = File::from(spec.image);
@@ -245,36 +259,53 @@ impl Service {
             Some(Arc::new(move |bytes: &[u8]| log.write(bytes))),
         );
         session.set_program(&spec.path);
-        self.running = Some(Running { run, image, session });
+        self.running = Some(Running {
+            run,
+            image,
+            session,
+        });
         let mut packed = head.as_bytes().to_vec();
         packed.extend(strings);
         self.ram.write_slice(&packed, GuestAddress(BOUNCE))?;
-        self.queue.post(Command::Run as u16, 0, [run, image_bytes, bytes as u64, 0, 0, 0, 0])
+        self.queue.post(
+            Command::Run as u16,
+            0,
+            [run, image_bytes, bytes as u64, 0, 0, 0, 0],
+        )
     }
 
     fn process_exit(&mut self, a: [u64; 7]) {
         let report = self.bounce_text(a[2]);
         let outcome = match a[1] {
             STATUS_REFUSED => RunOutcome::Refused { reason: report },
-            status if status & 0x7f == 0 => {
-                RunOutcome::Exited { code: u8::try_from(status >> 8 & 0xff).unwrap_or(u8::MAX) }
-            }
-            status => {
-                RunOutcome::Signaled { signal: u8::try_from(status & 0x7f).unwrap_or(0), report }
-            }
+            status if status & 0x7f == 0 => RunOutcome::Exited {
+                code: u8::try_from(status >> 8 & 0xff).unwrap_or(u8::MAX),
+            },
+            status => RunOutcome::Signaled {
+                signal: u8::try_from(status & 0x7f).unwrap_or(0),
+                report,
+            },
         };
-        if self.running.as_ref().is_some_and(|running| running.run == a[0]) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.run == a[0])
+        {
             // Closes the program's descriptors before anybody is told.
             self.running = None;
         }
         let forwarded = self.forwarded_by_name();
-        self.shared.update_report(|report| report.forwarded = forwarded);
+        self.shared
+            .update_report(|report| report.forwarded = forwarded);
         self.shared.finished(a[0], outcome);
     }
 
     fn forwarded_by_name(&self) -> BTreeMap<String, u64> {
-        let name = |nr: u64| forward::name(nr).map_or_else(|| nr.to_string(), str::to_owned);
-        self.forwarded.iter().map(|(&nr, &count)| (name(nr), count)).collect()
+        let name = |nr: u64| forward::name(nr).unwrap_or("unknown").to_owned();
+        self.forwarded
+            .iter()
+            .map(|(&nr, &count)| (name(nr), count))
+            .collect()
     }
 
     /// Bytes of the bounce area, copied.
@@ -283,7 +314,9 @@ impl Service {
             return Err(Errno::INVAL);
         }
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| Errno::INVAL)?];
-        self.ram.read_slice(&mut bytes, GuestAddress(BOUNCE)).map_err(|_| Errno::FAULT)?;
+        self.ram
+            .read_slice(&mut bytes, GuestAddress(BOUNCE))
+            .map_err(|_| Errno::FAULT)?;
         Ok(bytes)
     }
 
@@ -295,20 +328,29 @@ impl Service {
     /// Reads a piece of the program file into private RAM.
     fn image_read(&self, a: [u64; 7]) -> Result<u64, Errno> {
         const PART: u64 = 1 << 20;
-        let running = self.running.as_ref().filter(|running| running.run == a[0]).ok_or(Errno::SRCH)?;
+        let running = self
+            .running
+            .as_ref()
+            .filter(|running| running.run == a[0])
+            .ok_or(Errno::SRCH)?;
         let (offset, target, len) = (a[1], a[2], a[3]);
         let mut done = 0;
         while done < len {
             let part = usize::try_from((len - done).min(PART)).map_err(|_| Errno::INVAL)?;
             let mut bytes = vec![0; part];
             let at = offset.checked_add(done).ok_or(Errno::INVAL)?;
-            let got = running.image.read_at(&mut bytes, at).map_err(|_| Errno::IO)?;
+            let got = running
+                .image
+                .read_at(&mut bytes, at)
+                .map_err(|_| Errno::IO)?;
             if got == 0 {
                 break;
             }
             let to = target.checked_add(done).ok_or(Errno::FAULT)?;
             let part = bytes.get(..got).unwrap_or_default();
-            self.ram.write_slice(part, GuestAddress(to)).map_err(|_| Errno::FAULT)?;
+            self.ram
+                .write_slice(part, GuestAddress(to))
+                .map_err(|_| Errno::FAULT)?;
             done += got as u64;
         }
         Ok(done)
@@ -317,19 +359,23 @@ impl Service {
     /// Serves a forwarded system call; the result for the kernel.
     fn forward(&mut self, a: [u64; 7]) -> u64 {
         let [nr, a0, a1, a2, a3, a4, bytes] = a;
-        *self.forwarded.entry(nr).or_default() += 1;
+        // Numbers come from the guest: unknown ones share one counter.
+        let counted = forward::name(nr).map_or(UNKNOWN_CALL, |_| nr);
+        *self.forwarded.entry(counted).or_default() += 1;
         let input = match self.bounce_bytes(bytes) {
             Ok(input) => input,
             Err(errno) => return result(Err(errno)),
         };
-        let reply = match nr {
-            NANOSLEEP => sleep(a0, self.shared.cancel_fd()),
-            GETRANDOM => random(a1),
-            _ => match self.running.as_mut() {
-                Some(running) => {
-                    running.session.call(nr, [a0, a1, a2, a3, a4], &input, self.shared.cancel_fd())
-                }
-                None => Reply { result: -i64::from(Errno::SRCH.raw_os_error()), ..Reply::default() },
+        let reply = match self.running.as_mut() {
+            Some(running) => {
+                let args = [a0, a1, a2, a3, a4];
+                running
+                    .session
+                    .call(nr, args, &input, self.shared.cancel_fd())
+            }
+            None => Reply {
+                result: -i64::from(Errno::SRCH.raw_os_error()),
+                ..Reply::default()
             },
         };
         self.put_back(&reply)
@@ -366,7 +412,15 @@ impl Service {
 
     fn counters(&self) -> [u64; 7] {
         let get = |name| self.stats.get(name);
-        [0, get("insn_emulation"), get("exits"), get("pf_guest"), get("irq_injections"), 0, 0]
+        [
+            0,
+            get("insn_emulation"),
+            get("exits"),
+            get("pf_guest"),
+            get("irq_injections"),
+            0,
+            0,
+        ]
     }
 }
 
@@ -390,28 +444,4 @@ fn pack_strings(spec: &RunSpec) -> Vec<u8> {
         bytes.push(0);
     }
     bytes
-}
-
-/// Sleeps until `ns` are over or the program is being killed.
-fn sleep(ns: u64, cancel: BorrowedFd<'_>) -> Reply {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    const SECOND: u64 = 1_000_000_000;
-    let seconds = i64::try_from(ns / SECOND).unwrap_or(i64::MAX);
-    let nanoseconds = i64::try_from(ns % SECOND).unwrap_or(0);
-    let timeout = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let mut fds = [PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
-    let woken = poll(&mut fds, Some(&timeout)).unwrap_or(1);
-    let result = if woken == 0 { 0 } else { -i64::from(Errno::INTR.raw_os_error()) };
-    Reply { result, ..Reply::default() }
-}
-
-/// Random bytes from the host.
-fn random(len: u64) -> Reply {
-    let len = usize::try_from(len.min(4096)).unwrap_or(0);
-    let mut data = vec![0; len];
-    let filled = File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut data));
-    match filled {
-        Ok(()) => Reply { result: i64::try_from(len).unwrap_or(0), data, data_offset: 0 },
-        Err(_) => Reply { result: -i64::from(Errno::IO.raw_os_error()), ..Reply::default() },
-    }
 }

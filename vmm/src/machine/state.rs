@@ -96,14 +96,19 @@ impl Shared {
                 return Err(RunError::NotRunning(format!("{:?}", inner.state)));
             }
             _ => {
-                let program = inner.current.as_ref().map_or_else(String::new, |(_, path)| path.clone());
+                let program = inner
+                    .current
+                    .as_ref()
+                    .map_or_else(String::new, |(_, path)| path.clone());
                 return Err(RunError::Busy(program));
             }
         }
         let run = inner.next_run;
         inner.next_run += 1;
         inner.current = Some((run, spec.path.clone()));
-        inner.state = MachineState::Running { program: spec.path.clone() };
+        inner.state = MachineState::Running {
+            program: spec.path.clone(),
+        };
         inner.pending.push_back(Pending::Run(run, Box::new(spec)));
         self.changed.notify_all();
         Ok(run)
@@ -112,7 +117,11 @@ impl Shared {
     /// Asks for a kill; `false` when that run is not the current one.
     pub(super) fn submit_kill(&self, run: u64, signal: u8) -> bool {
         let mut inner = self.lock();
-        if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
+        if inner
+            .current
+            .as_ref()
+            .is_none_or(|(current, _)| *current != run)
+        {
             return false;
         }
         inner.pending.push_back(Pending::Kill(run, signal));
@@ -125,7 +134,10 @@ impl Shared {
     /// The next command that may be delivered now.
     pub(super) fn take_pending(&self, idle: bool) -> Option<Pending> {
         let mut inner = self.lock();
-        let position = inner.pending.iter().position(|p| idle || matches!(p, Pending::Kill(..)))?;
+        let position = inner
+            .pending
+            .iter()
+            .position(|p| idle || matches!(p, Pending::Kill(..)))?;
         inner.pending.remove(position)
     }
 
@@ -140,7 +152,10 @@ impl Shared {
             if let Some(pending) = inner.pending.pop_front() {
                 return Some(pending);
             }
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -155,11 +170,17 @@ impl Shared {
     /// Run `run` ended.
     pub(super) fn finished(&self, run: u64, outcome: RunOutcome) {
         let mut inner = self.lock();
-        if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
+        if inner
+            .current
+            .as_ref()
+            .is_none_or(|(current, _)| *current != run)
+        {
             return;
         }
         inner.current = None;
-        inner.pending.retain(|p| !matches!(p, Pending::Kill(killed, _) if *killed == run));
+        inner
+            .pending
+            .retain(|p| !matches!(p, Pending::Kill(killed, _) if *killed == run));
         // No blocking call of the next program may see this one's kill.
         let _ = self.cancel.read();
         inner.outcomes.insert(run, outcome);
@@ -183,7 +204,9 @@ impl Shared {
             _ => "the enclave was stopped".to_owned(),
         };
         if let Some((run, _)) = inner.current.take() {
-            inner.outcomes.insert(run, RunOutcome::MachineStopped { reason });
+            inner
+                .outcomes
+                .insert(run, RunOutcome::MachineStopped { reason });
         }
         self.changed.notify_all();
     }
@@ -201,11 +224,37 @@ impl Shared {
             if let Some(outcome) = inner.outcomes.remove(&run) {
                 return outcome;
             }
-            if inner.current.as_ref().is_none_or(|(current, _)| *current != run) {
-                return RunOutcome::MachineStopped { reason: format!("run {run} is not known") };
+            if inner
+                .current
+                .as_ref()
+                .is_none_or(|(current, _)| *current != run)
+            {
+                return RunOutcome::MachineStopped {
+                    reason: format!("run {run} is not known"),
+                };
             }
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until run `run` is no longer the current one, at most `timeout`;
+    /// whether it is.
+    pub(super) fn wait_gone(&self, run: u64, timeout: Duration) -> bool {
+        let is_current = |inner: &Inner| {
+            inner
+                .current
+                .as_ref()
+                .is_some_and(|(current, _)| *current == run)
+        };
+        let inner = self.lock();
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(inner, timeout, |inner| is_current(inner))
+            .unwrap_or_else(PoisonError::into_inner);
+        !is_current(&inner)
     }
 
     pub(super) fn wait_ready(&self, timeout: Duration) -> MachineState {
@@ -216,7 +265,10 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            (inner, _) = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner);
+            (inner, _) = self
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         inner.state.clone()
     }

@@ -75,7 +75,7 @@ __header_start:
     .rept 0x40 - 22
     .quad 0, 0
     .endr
-    gate vector_64, 2, 3
+    gate vector_64_ring3, 2, 3
     .quad 0, 0
 
     .quad __user_text
@@ -196,6 +196,54 @@ page_fault_common:                      # RAX = CR2, the program's RAX on top
 # program's RAX on the stack above the error code.
     .set page_fault_ring3, page_fault_common
 
+# The command interrupt in ring-3 mode, where nothing can hold interrupts off:
+# the next one may come right after the EOI and start at the top of IST2 again.
+# So nothing stays there: the frame moves to the stack it interrupted (that of
+# a program: to the trap stack, which is empty then) before the EOI.
+    .set APIC_EOI, 0xffff9000fee000b0
+vector_64_ring3:
+    push %rax
+    push %rbx
+    mov 16(%rsp), %rbx                  # interrupted RIP
+    mov %rsp, %rax
+    bt $63, %rbx
+    jc 2f
+    lea trap_stack_top(%rip), %rsp
+    call move_frame
+    push $0
+    push $0
+    push $64
+    jmp trap_common
+2:  # The kernel was interrupted: acknowledge only; it looks at its commands
+    # before it returns to the program.
+    mov 40(%rsp), %rsp                  # its stack
+    cmp $lstar_ring3, %rbx
+    jb 3f
+    cmp $lstar_ring3_on_stack, %rbx
+    jae 3f
+    lea trap_stack_top(%rip), %rsp      # RSP was still the program's
+3:  call move_frame
+    push %rax
+    movabs $APIC_EOI, %rax
+    movl $0, (%rax)
+    pop %rax
+    iretq
+
+# Copies the interrupt frame above RAX (saved RBX, RAX, then RIP … SS) to the
+# stack RSP is on, and restores RAX and RBX. Its own return address is taken
+# off first.
+move_frame:
+    pop %rbx                            # return address
+    push 48(%rax)                       # ss
+    push 40(%rax)                       # rsp
+    push 32(%rax)                       # rflags
+    push 24(%rax)                       # cs
+    push 16(%rax)                       # rip
+    push %rbx
+    mov (%rax), %rbx
+    mov 8(%rax), %rax
+    ret
+
 # int3 of a program in ring-3 mode, passed on by ring0_privileged.
 breakpoint_ring3:
     push $0
@@ -220,6 +268,7 @@ lstar_ring3:
 lstar_ring0:
     mov %rsp, cpu_user_rsp(%rip)
     lea trap_stack_top(%rip), %rsp
+lstar_ring3_on_stack:
     push $USER_SS
     push cpu_user_rsp(%rip)
     push %r11

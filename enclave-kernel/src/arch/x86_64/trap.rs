@@ -123,9 +123,9 @@ extern "C" fn fault_entry(frame: &mut TrapFrame) {
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
         super::eoi();
-        if frame.is_program() {
-            process::check_commands();
-        }
+        // Ring-0 mode takes interrupts from programs only; ring-3 mode passes
+        // on only those (entry.S).
+        process::check_commands();
         return;
     }
     fault::exception(frame);
