@@ -32,6 +32,10 @@ pub(crate) fn start(address: u64) -> ! {
     };
     memory::init(info);
     arch::init(mode, info);
+    assert!(
+        u64::from(arch::gate_ring()) == mode as u64,
+        "the VMM started us in another ring than it says"
+    );
     let flush = arch::choose_flush();
     console::line(format_args!(
         "enclave-kernel {}: {} mode, flush by {}, {} MiB free",

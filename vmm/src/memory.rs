@@ -66,13 +66,17 @@ pub struct PrivateRam {
     pub warning: Option<String>,
 }
 
-/// Free 2 MiB hugetlb pages of this host; 0 when there is no pool.
+/// Free 2 MiB hugetlb pages of this host that are promised to nobody; 0 when
+/// there is no pool.
 #[must_use]
 pub fn free_huge_pages() -> u64 {
-    std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
+    let read = |name: &str| -> u64 {
+        std::fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    read("free_hugepages").saturating_sub(read("resv_hugepages"))
 }
 
 /// The guest-physical extents of `mem_bytes` of RAM around the hole.
@@ -96,12 +100,23 @@ impl PrivateRam {
             return Err(MemoryError::Size(mem_bytes));
         }
         let enough = free_huge_pages() >= mem_bytes / LARGE_PAGE_SIZE;
-        let (huge, warning) = match backing {
-            Backing::Huge2m => (true, None),
-            Backing::Auto if enough => (true, None),
-            Backing::Auto => (false, Some(small_page_warning(mem_bytes))),
-            Backing::Small => (false, None),
-        };
+        match backing {
+            Backing::Huge2m => Self::with_pages(mem_bytes, true, prefault),
+            Backing::Small => Self::with_pages(mem_bytes, false, prefault),
+            Backing::Auto => {
+                // Free pages may be promised to somebody else already: only the
+                // attempt tells.
+                if enough && let Ok(this) = Self::with_pages(mem_bytes, true, prefault) {
+                    return Ok(this);
+                }
+                let mut this = Self::with_pages(mem_bytes, false, prefault)?;
+                this.warning = Some(small_page_warning(mem_bytes));
+                Ok(this)
+            }
+        }
+    }
+
+    fn with_pages(mem_bytes: u64, huge: bool, prefault: bool) -> Result<Self, MemoryError> {
         let file = memfd(mem_bytes, huge)?;
         let extents = extents(mem_bytes);
         let mut regions = Vec::new();
@@ -116,7 +131,7 @@ impl PrivateRam {
             ram,
             extents,
             page_bytes: if huge { LARGE_PAGE_SIZE } else { 4096 },
-            warning,
+            warning: None,
         };
         if prefault {
             this.prefault()?;

@@ -48,12 +48,7 @@ pub fn ring0_is_interpreted(
     outcome
 }
 
-fn run(
-    vcpu: &mut VcpuFd,
-    stats: &KvmStats,
-    cr4: u64,
-    ram: &Ram,
-) -> Result<bool, ProbeError> {
+fn run(vcpu: &mut VcpuFd, stats: &KvmStats, cr4: u64, ram: &Ram) -> Result<bool, ProbeError> {
     let mut code = vec![0x90; NOPS];
     code.extend([0xe6, 0x80]); // out 0x80, al
     ram.write_slice(&code, GuestAddress(CODE))

@@ -62,7 +62,11 @@ impl CpuFacts {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
         let leaf = |function: u32, index: u32| {
-            cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).copied()
+            cpuid
+                .as_slice()
+                .iter()
+                .find(|e| e.function == function && e.index == index)
+                .copied()
         };
         let one = leaf(1, 0).ok_or(VcpuError::Missing("CPUID leaf 1"))?;
         let xcr0 = leaf(0xd, 0).map_or(3, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
@@ -218,8 +222,15 @@ fn set_xcr0(vcpu: &VcpuFd, xcr0: u64, cr4: u64) -> Result<(), VcpuError> {
     if cr4 & CR4_OSXSAVE == 0 {
         return Ok(());
     }
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: xcr0, ..Default::default() };
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0] = kvm_xcr {
+        xcr: 0,
+        value: xcr0,
+        ..Default::default()
+    };
     vcpu.set_xcrs(&xcrs).map_err(kvm("KVM_SET_XCRS"))
 }
 
