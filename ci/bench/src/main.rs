@@ -33,7 +33,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use figures::Figures;
 use measure::{Effort, Plan};
-use session::Session;
+use session::{Pages, Session};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,6 +44,9 @@ struct Options {
     /// Fewer blocks, shorter runs: to see that everything works.
     #[arg(long)]
     quick: bool,
+    /// Use 4 KiB pages for everything, as on a host without huge pages.
+    #[arg(long)]
+    small_pages: bool,
     /// Only these measurements.
     #[arg(long, value_name = "NAME", value_enum)]
     only: Vec<measure::Name>,
@@ -104,7 +107,12 @@ fn run(options: &Options) -> anyhow::Result<bool> {
         only: options.only.clone(),
     };
     let mut figures = Figures::default();
-    let session = Session::open(&programs, measure::hugepages_wanted())?;
+    let pages = if options.small_pages {
+        Pages::Small
+    } else {
+        Pages::Huge(measure::hugepages_wanted())
+    };
+    let session = Session::open(&programs, pages)?;
     let measured = measure::all(&plan, &session, &mut figures);
     let closed = session.close();
     print!("{}", figures.table());

@@ -28,20 +28,30 @@ pub(crate) fn program(programs: &Path, run_dir: &Path, name: &str) -> Command {
     command
 }
 
+/// Pages behind enclaves and arenas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// So many of 2 MiB, as far as they can be had.
+    Huge(u64),
+    /// Only those of 4 KiB.
+    Small,
+}
+
 /// A run.
 #[derive(Debug)]
 pub(crate) struct Session {
     programs: PathBuf,
     run_dir: PathBuf,
+    pages: Pages,
     janitor: Janitor,
 }
 
 impl Session {
-    /// Makes the run directory and asks for huge pages.
+    /// Makes the run directory and asks for pages.
     ///
     /// # Errors
     /// A program or /dev/kvm is missing, or the directory cannot be made.
-    pub(crate) fn open(programs: &Path, hugepages: u64) -> anyhow::Result<Self> {
+    pub(crate) fn open(programs: &Path, pages: Pages) -> anyhow::Result<Self> {
         for name in [
             "enclavectl",
             "enclave-vmm",
@@ -63,15 +73,18 @@ impl Session {
         // Short, because socket paths may have 107 bytes at most.
         let name = format!("xasm-bench-{}", std::process::id());
         let run_dir = std::env::temp_dir().join(name);
-        let janitor = Janitor::start(&run_dir, programs, hugepages)?;
-        eprintln!(
-            "==> bench: {} of {hugepages} huge pages reserved",
-            janitor.hugepages
-        );
+        let wanted = match pages {
+            Pages::Huge(wanted) => wanted,
+            Pages::Small => 0,
+        };
+        let janitor = Janitor::start(&run_dir, programs, wanted)?;
+        let granted = janitor.hugepages;
+        eprintln!("==> bench: {granted} of {wanted} huge pages reserved");
         make_folder(&run_dir)?;
         Ok(Self {
             programs: programs.to_owned(),
             run_dir,
+            pages,
             janitor,
         })
     }
@@ -114,6 +127,9 @@ impl Session {
         let mut command = self.program("enclavectl");
         command.args(["create", name, "--json", "--cores", "1", "--share-cores"]);
         command.args(["--mem", &format!("{mem_mib}M")]).args(more);
+        if self.pages == Pages::Small {
+            command.args(["--backing", "small"]);
+        }
         // From here on there may be something to destroy.
         let mut enclave = Enclave {
             session: self,

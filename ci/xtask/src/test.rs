@@ -76,11 +76,23 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
             .env("XASM_OUT", &workspace.out);
         let totals = cargo_test("all tests", command)?;
         demo::check(workspace)?;
+        figures(workspace)?;
         totals
     };
     nothing_left(workspace, &before)?;
     println!("{} passed, {} failed", totals.passed, totals.failed);
     Ok(())
+}
+
+/// The promised figures, with their bounds; also written to
+/// `out/figures.jsonl`.
+fn figures(workspace: &Workspace) -> anyhow::Result<()> {
+    let mut command = workspace.cargo();
+    command
+        .args(["run", "--quiet", "--release", "--package", "bench"])
+        .args(["--", "--programs"])
+        .arg(&workspace.out);
+    tool::run("promised figures", &mut command)
 }
 
 /// Format, lints, documents, licences: no test runs yet.

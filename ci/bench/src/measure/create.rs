@@ -4,9 +4,9 @@
 use super::{MIB, Plan};
 use crate::figures::{Figure, Figures};
 use crate::guest::Guest;
-use crate::session::Session;
+use crate::session::{Session, capture};
 use crate::stats::median;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -63,6 +63,12 @@ impl Case {
         let mut guest = Guest::start(enclave.run("xasm-bench"))?;
         guest.times::<1>(&Request::GetPid { count: 1 })?;
         self.first_byte.push(milliseconds(start));
+        // What "up" means: the kernel has spoken by the time `create` returns.
+        let console = capture(session.program("enclavectl").args(["logs", &name]))?;
+        ensure!(
+            console.contains("enclave-kernel"),
+            "the console of {name} starts without its kernel"
+        );
         let report = &enclave.created["report"];
         self.backing = report["backing_page_bytes"].as_u64().unwrap_or(0);
         for phase in report["phases"].as_array().into_iter().flatten() {
