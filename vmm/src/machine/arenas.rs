@@ -4,7 +4,8 @@
 //! Order at birth: the broker makes the memfd, we map and prefault it, KVM gets
 //! the memslot and the doorbell, and only then is the broker told that it is
 //! mapped (it seals the object and makes it visible). The memfd is closed after
-//! mapping. A broker that has gone is looked for again at the next make.
+//! mapping. A broker that has gone is looked for again at the next make; what
+//! it leased is given back at once ([`super::leases`]).
 
 // UNSAFETY: mappings that KVM is given as memslots; eventfds from the broker.
 #![expect(unsafe_code)]
@@ -28,6 +29,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::eventfd::EventFd;
 use xemem_host::{ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId};
 
+use super::leases::{LEASE_BYTES, LeasePage, Link};
 use crate::machine::Backing;
 use crate::memory::{free_huge_pages, populate};
 use crate::topology::Topology;
@@ -38,17 +40,20 @@ const FIRST_ARENA_SLOT: u32 = 3;
 
 /// A mapping of our own that is unmapped when dropped.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the mapping is plain shared memory that only KVM and the guest
-// touch; this type hands out no references into it.
+// SAFETY: the mapping is plain shared memory; this type hands out its address
+// and no references into it.
 unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing of the type changes through a shared reference.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
+    /// Maps the first `bytes` of `fd` for reading and writing.
+    pub(super) fn new(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
         let len = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let at = unsafe {
@@ -63,6 +68,16 @@ impl Mapping {
         }?;
         let start = NonNull::new(at.cast()).ok_or(Errno::NOMEM)?;
         Ok(Self { start, len })
+    }
+
+    /// Its first byte.
+    pub(super) fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Its bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     fn populate(&self) -> std::io::Result<()> {
@@ -97,8 +112,8 @@ pub struct ArenaTable {
     enclave: String,
     socket: PathBuf,
     backing: Backing,
-    broker: Option<Broker>,
-    lease: Option<Mapping>,
+    broker: Option<Link>,
+    lease: Option<Arc<LeasePage>>,
     arenas: BTreeMap<u32, Arena>,
 }
 
@@ -141,16 +156,19 @@ impl ArenaTable {
         let fd = broker
             .register_enclave(&self.enclave)
             .map_err(|error| format!("the broker refused enclave {}: {error}", self.enclave))?;
-        let page = Mapping::new(&fd, 4096)
-            .map_err(|error| format!("cannot map the lease page: {error}"))?;
+        let page =
+            LeasePage::new(&fd).map_err(|error| format!("cannot map the lease page: {error}"))?;
+        let page = Arc::new(page);
+        let link = Link::new(broker, Arc::clone(&page))
+            .map_err(|error| format!("cannot watch the broker: {error}"))?;
         if self.lease.is_some() {
             self.set_slot(LEASE_SLOT, LEASE_PAGE, 0, 0)
                 .map_err(|error| format!("cannot replace the lease page: {error}"))?;
         }
-        self.set_slot(LEASE_SLOT, LEASE_PAGE, 4096, page.start.as_ptr() as u64)
+        self.set_slot(LEASE_SLOT, LEASE_PAGE, LEASE_BYTES, page.host_address())
             .map_err(|error| format!("cannot install the lease page: {error}"))?;
         self.lease = Some(page);
-        self.broker = Some(broker);
+        self.broker = Some(link);
         Ok(())
     }
 
@@ -223,7 +241,7 @@ impl ArenaTable {
             match self
                 .broker
                 .as_mut()
-                .map(|broker| broker.arena_make(request))
+                .map(|link| link.broker.arena_make(request))
             {
                 Some(Ok(grant)) => return Ok(grant),
                 Some(Err(error)) => {
@@ -313,10 +331,10 @@ impl ArenaTable {
         &mut self,
         ask: impl FnOnce(&mut Broker) -> Result<T, ClientError>,
     ) -> Result<T, Errno> {
-        let Some(broker) = self.broker.as_mut() else {
+        let Some(link) = self.broker.as_mut() else {
             return Err(Errno::CONNREFUSED);
         };
-        match ask(broker) {
+        match ask(&mut link.broker) {
             Ok(value) => Ok(value),
             Err(error) => match error.refusal() {
                 Some(errno) => Err(errno),
@@ -365,6 +383,16 @@ impl ArenaTable {
         // Without a broker there is nobody to tell.
         let _ = self.tell(|broker| broker.arena_end(segid, reason));
         Ok(())
+    }
+
+    /// Ends whatever is left when a program is over. A kernel ends its arenas
+    /// itself; a program may have asked for some behind the kernel's back.
+    pub fn end_all(&mut self, died: bool) {
+        let slots: Vec<u32> = self.arenas.keys().copied().collect();
+        for slot in slots {
+            // They are there: we have just listed them.
+            let _ = self.end(u64::from(slot), died);
+        }
     }
 
     /// Removes memslot, doorbell and mapping.

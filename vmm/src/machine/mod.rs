@@ -5,6 +5,7 @@
 //! in a [`MachineState`] that says why.
 
 pub mod arenas;
+mod leases;
 pub mod queue;
 mod running;
 mod service;

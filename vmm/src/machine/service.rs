@@ -293,6 +293,8 @@ impl Service {
         {
             // Closes the program's descriptors before anybody is told.
             self.running = None;
+            self.arenas.end_all(a[1] & 0x7f != 0);
+            self.list_arenas();
         }
         let forwarded = self.forwarded_by_name();
         self.shared
