@@ -124,13 +124,18 @@ impl RunDir {
         let what = format!("open enclave {name}");
         check_name(name).map_err(|e| Failure::new(Class::Usage, what.as_str(), e))?;
         let inner = format!("enclaves/{name}");
+        let path = self.path.join(&inner);
         if make {
             match rustix::fs::mkdirat(&self.dir, &inner, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(Failure::io(what, error)),
+                Err(error) => {
+                    let why = format!("cannot make {}: {error}", path.display());
+                    let parent = path.parent().unwrap_or(&path).display();
+                    return Err(Failure::new(Class::of_io(&error.into()), what, why)
+                        .with_hint(format!("ls -ld {parent}")));
+                }
             }
         }
-        let path = self.path.join(&inner);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         match beneath(self.dir.as_fd(), &inner, flags) {
             Ok(dir) => Ok(Some(EnclaveDir::new(name.to_owned(), path, dir))),
