@@ -36,6 +36,7 @@ use measure::{Effort, Plan};
 use session::{Pages, Session};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Measures the figures the project promises and says which bounds are met.
 #[derive(Debug, Parser)]
@@ -66,6 +67,10 @@ struct Options {
     hugepages: u64,
 }
 
+/// Longest run, with every try used on a busy machine; beyond it something
+/// hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
 const EXAMPLES: &str = "\
 Examples:
   cargo run --release -p bench              everything, under four minutes
@@ -88,6 +93,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Ends this process when it takes too long; the janitor does the rest.
+fn end_after(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        eprintln!("bench: not done after {limit:?}: something hangs");
+        eprintln!("try: cargo run --release -p bench -- --only NAME");
+        std::process::exit(1);
+    });
+}
+
 /// Measures; returns whether every bound is met.
 fn run(options: &Options) -> anyhow::Result<bool> {
     let programs = match &options.programs {
@@ -106,6 +121,7 @@ fn run(options: &Options) -> anyhow::Result<bool> {
         },
         only: options.only.clone(),
     };
+    end_after(LIMIT);
     let mut figures = Figures::default();
     let pages = if options.small_pages {
         Pages::Small
