@@ -9,34 +9,24 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Signal};
 
-/// Longest time one program may take on either side.
-const TIMEOUT_S: i64 = 120;
+use crate::support::{BUSYBOX, Ended, build, finish, lock, unique_dir, wait};
+
 /// The exported directory as programs see it.
 const GUEST_DIR: &str = "/data";
-/// Many programs in one, linked statically.
-const BUSYBOX: &str = "/usr/bin/busybox";
 /// Builds of a C program.
 const C_BUILDS: [&str; 3] = ["musl", "glibc", "pie"];
-
-/// How a program ended.
-#[derive(Debug, PartialEq, Eq)]
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
 
 /// One enclave with an exported directory, shared by the tests that run at the
 /// same time; destroyed with the last of them.
@@ -59,6 +49,7 @@ impl Enclave {
     }
 
     fn create() -> Self {
+        support::require_programs();
         let enclave = Self {
             home: unique_dir("enclave"),
             turn: Mutex::new(()),
@@ -86,12 +77,8 @@ impl Enclave {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_enclavectl"));
-        command.env("ENCLAVE_RUNDIR", self.home.join("run"));
+        let mut command = support::enclavectl(&self.home.join("run"));
         command.args(args);
-        if std::env::var_os("ENCLAVE_KERNEL").is_none() {
-            command.env("ENCLAVE_KERNEL", kernel_image());
-        }
         command
     }
 
@@ -191,109 +178,6 @@ impl Drop for Comparison {
         fs::remove_dir_all(&self.native).ok();
         fs::remove_dir_all(self.exported()).ok();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A new directory with its real path, short enough for sockets in it.
-fn unique_dir(kind: &str) -> PathBuf {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let nr = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("programs-{kind}-{}-{nr}", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    fs::create_dir(&path).unwrap();
-    fs::canonicalize(path).unwrap()
-}
-
-fn kernel_image() -> PathBuf {
-    let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
-    let target = enclavectl.ancestors().nth(2).unwrap();
-    target.join("x86_64-unknown-none/kernel/enclave-kernel")
-}
-
-/// Runs a command to its end, or kills it when it takes too long.
-fn finish(command: &mut Command, stdin: &[u8]) -> Ended {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let (mut to, mut out, mut err) = (
-        child.stdin.take().unwrap(),
-        child.stdout.take().unwrap(),
-        child.stderr.take().unwrap(),
-    );
-    thread::scope(|scope| {
-        // A program that does not read its input closes the pipe.
-        scope.spawn(move || to.write_all(stdin).ok());
-        let stdout = scope.spawn(move || read_all(&mut out));
-        let stderr = scope.spawn(move || read_all(&mut err));
-        let code = wait(&mut child);
-        Ended {
-            code,
-            stdout: stdout.join().unwrap(),
-            stderr: stderr.join().unwrap(),
-        }
-    })
-}
-
-fn read_all(from: &mut impl Read) -> String {
-    let mut bytes = Vec::new();
-    from.read_to_end(&mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Exit code as a shell tells it.
-fn wait(child: &mut Child) -> i32 {
-    use std::os::unix::process::ExitStatusExt;
-    let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    let timeout = Timespec {
-        tv_sec: TIMEOUT_S,
-        tv_nsec: 0,
-    };
-    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)));
-    if ended.unwrap() == 0 {
-        child.kill().unwrap();
-    }
-    let status = child.wait().unwrap();
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap())
-}
-
-fn source(path: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    root.join("guests/programs").join(path)
-}
-
-/// Builds `path` with `compiler` unless a younger program is there.
-fn build(path: &str, name: &str, compiler: &[&str]) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = lock(&BUILDING);
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
-    fs::create_dir_all(&directory).unwrap();
-    let (source, program) = (source(path), directory.join(name));
-    let modified = |path: &Path| fs::metadata(path).and_then(|about| about.modified());
-    if modified(&program).is_ok_and(|built| built > modified(&source).unwrap()) {
-        return program;
-    }
-    let fresh = directory.join(format!("{name}.{}", std::process::id()));
-    let mut command = Command::new(compiler[0]);
-    command
-        .args(&compiler[1..])
-        .arg(&source)
-        .arg("-o")
-        .arg(&fresh);
-    let status = command.status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "{command:?} failed"
-    );
-    fs::rename(&fresh, &program).unwrap();
-    program
 }
 
 fn c_program(name: &str, build_name: &str) -> PathBuf {
