@@ -1,8 +1,7 @@
 //! The one match: system-call number → function; errors become errno here.
 //!
 //! Called from every gate with the saved frame. Unknown calls are logged once
-//! per program by number and name and refused with ENOSYS. `docs/syscalls.md`
-//! lists the same table for readers.
+//! per program by number and name and refused with ENOSYS.
 
 mod arena;
 mod file;
