@@ -23,7 +23,7 @@
 //! | module     | what it holds                                            |
 //! |------------|----------------------------------------------------------|
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
-//! | [`array`]  | [`Array`]: a typed place inside an arena                 |
+//! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
 //! | [`bump`]   | placement of arrays inside an arena                      |
 //! | [`calls`]  | the system calls by arena slot, for other language forms |
 //! | [`region`] | the XASM paper's names, translated                       |

@@ -5,7 +5,7 @@
 //! the memslot and the doorbell, and only then is the broker told that it is
 //! mapped (it seals the object and makes it visible). The memfd is closed after
 //! mapping. A broker that has gone is looked for again at the next make; what
-//! it leased is given back at once ([`super::leases`]).
+//! it leased is given back at once (`leases`).
 
 // UNSAFETY: mappings that KVM is given as memslots; eventfds from the broker.
 #![expect(unsafe_code)]
