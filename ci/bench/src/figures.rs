@@ -118,6 +118,8 @@ impl Figure {
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     list: Vec<Figure>,
+    /// Facts about the machine, part of every JSON line.
+    machine: Map<String, Value>,
 }
 
 impl Figures {
@@ -131,6 +133,11 @@ impl Figures {
             figure.verdict.text()
         );
         self.list.push(figure);
+    }
+
+    /// Notes a fact about the machine that all figures depend on.
+    pub(crate) fn measured_on(&mut self, key: &str, value: &Value) {
+        self.machine.insert(key.to_owned(), value.clone());
     }
 
     /// Whether every bound is met.
@@ -187,7 +194,11 @@ impl Figures {
     pub(crate) fn json_lines(&self) -> serde_json::Result<String> {
         let mut text = String::new();
         for figure in &self.list {
-            text.push_str(&serde_json::to_string(figure)?);
+            let mut line = serde_json::to_value(figure)?;
+            if let Value::Object(fields) = &mut line {
+                fields.extend(self.machine.clone());
+            }
+            text.push_str(&line.to_string());
             text.push('\n');
         }
         Ok(text)
@@ -243,6 +254,7 @@ mod tests {
             .after(2)
             .detail("blocks", 15);
         figures.add(figure);
+        figures.measured_on("kernel_mode", &"ring3".into());
         let parsed: Value = serde_json::from_str(figures.json_lines().unwrap().trim()).unwrap();
         assert_eq!(parsed["name"], "publish/fork");
         assert_eq!(parsed["value"], 0.01);
@@ -252,6 +264,7 @@ mod tests {
             (&parsed["tries"], &parsed["blocks"]),
             (&2.into(), &15.into())
         );
+        assert_eq!(parsed["kernel_mode"], "ring3");
         let table = figures.table();
         assert_eq!(table.lines().count(), 2);
         assert!(table.contains("≤ 0.02 met"), "{table}");

@@ -107,6 +107,9 @@ fn inside(plan: &Plan, session: &Session, figures: &mut Figures) -> anyhow::Resu
     type Measure = fn(&Plan, &Session, &mut Guest, &mut Figures) -> anyhow::Result<()>;
     let export = format!("{}=/data", transport::decks(session)?.display());
     let enclave = session.create("bench", ENCLAVE_MIB, &["--export", &export])?;
+    for key in ["kernel_mode", "platform", "flush"] {
+        figures.measured_on(key, &enclave.created["report"][key]);
+    }
     let _pinned = Pinned::away_from(&enclave);
     let guided: [(Name, Measure); 5] = [
         (Name::Syscall, syscall::measure),
