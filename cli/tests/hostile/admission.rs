@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::stage::{Stage, light};
+use rustix::process::Signal;
+
+use crate::stage::{Program, Stage, eventually, light};
 use crate::support::BUSYBOX;
 
 #[test]
@@ -169,4 +171,36 @@ fn arguments_that_do_not_fit_are_refused_by_their_size() {
     let ended = stage.run("t", Path::new(BUSYBOX), &empty);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     stage.still_runs("t");
+}
+
+#[test]
+fn of_many_who_want_a_name_at_once_one_gets_it() {
+    let stage = Stage::empty();
+    let mut tries: Vec<Program> = (0..6)
+        .map(|_| Program::start(stage.ctl(&light(&["create", "t"]))))
+        .collect();
+    let mut codes: Vec<i32> = tries.iter_mut().map(Program::code).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [0, 4, 4, 4, 4, 4]);
+    stage.still_runs("t");
+}
+
+#[test]
+fn a_create_that_is_killed_leaves_a_whole_enclave_or_none() {
+    let stage = Stage::empty();
+    let directory = stage.run_dir().join("enclaves/t");
+    for _ in 0..8 {
+        let create = Program::start(stage.ctl(&light(&["create", "t"])));
+        eventually("its VMM has the name", || directory.exists());
+        create.signal(Signal::KILL);
+        let settled = || {
+            let list = stage.succeeds(&["list", "--json"]);
+            !list.contains("creating") && !list.contains("booting")
+        };
+        eventually("it is decided", settled);
+        if stage.succeeds(&["list", "--quiet"]) == "t\n" {
+            stage.still_runs("t");
+        }
+        stage.succeeds(&["destroy", "t", "--ignore-missing"]);
+    }
 }

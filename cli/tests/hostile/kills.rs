@@ -166,3 +166,36 @@ fn nothing_is_left_when_everybody_is_killed_at_once() {
     let mut simulation = simulate(&stage, 5);
     assert_eq!(simulation.code(), 0);
 }
+
+#[test]
+fn a_vmm_that_stands_still_is_told_and_destroyed() {
+    let stage = Stage::new();
+    stage.create("other");
+    let mut simulation = simulate(&stage, 400);
+    await_steps(&simulation, 3);
+    kill_process(stage.vmm("t"), Signal::STOP).unwrap();
+    let row = stage.row("t");
+    assert_eq!(row["state"], "unresponsive");
+    assert_ne!(row["reason"], "");
+    stage.still_runs("other");
+    stage.destroy("t");
+    assert_eq!(simulation.code(), 125);
+    stage.create("t");
+    stage.still_runs("t");
+}
+
+#[test]
+fn a_broker_that_stands_still_does_not_hold_up_destroy() {
+    let stage = Stage::new();
+    let broker = pid(&stage.broker()["pid"]);
+    kill_process(broker, Signal::STOP).unwrap();
+    // Waits for its arena.
+    let mut simulation = simulate(&stage, 5);
+    eventually("the program runs", || stage.state("t") == "running");
+    stage.destroy("t");
+    assert_eq!(simulation.code(), 125);
+    kill_process(broker, Signal::CONT).unwrap();
+    stage.create("t");
+    let mut simulation = simulate(&stage, 5);
+    assert_eq!(simulation.code(), 0);
+}

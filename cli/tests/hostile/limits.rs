@@ -48,3 +48,22 @@ fn bad_pointers_are_an_error_of_every_call() {
     let stage = Stage::new();
     told(&stage, &["pointers"]);
 }
+
+/// Bytes of the host's memory.
+fn host_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn an_arena_larger_than_the_host_is_an_error_and_no_harm() {
+    const CHUNK: u64 = 2 << 20;
+    let stage = Stage::new();
+    // Four banks of it.
+    let bytes = host_bytes() / CHUNK * CHUNK;
+    told(&stage, &["arena", &bytes.to_string()]);
+    assert_eq!(stage.row("t")["arenas"], 0);
+    assert_eq!(stage.broker()["segments"], 0);
+}

@@ -1,7 +1,8 @@
 /*
  * Uses up what there is and must be told so, not killed.
  *
- * Usage: limits memory | files PATH | brk | pointers | maps | depth N
+ * Usage: limits memory | files PATH | brk | pointers | maps | depth N |
+ *               arena BYTES
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -90,6 +91,24 @@ static int files(const char *path)
             return failed("close");
     int fd = open(path, O_RDONLY);
     return fd == 3 ? 0 : failed("open after close");
+}
+
+/* The first arena that is far too large, then one that is not. */
+static int arena(uint64_t bytes)
+{
+    enum { ARENA_CREATE = 1025 };
+    struct {
+        char name[64];
+        uint64_t size, chunk;
+        uint32_t banks, policy;
+        uint64_t start;
+        uint32_t gid, pad;
+    } args = {"large", bytes, 2 << 20, 4, 0, 0, -1u, 0};
+    if (syscall(ARENA_CREATE, &args) != -1 || (errno != ENOMEM && errno != ENOSPC))
+        return failed("an arena larger than the host");
+    args.size = 2 << 20;
+    args.start = 0;
+    return syscall(ARENA_CREATE, &args) == 0 ? 0 : failed("a small arena");
 }
 
 static int depth(int n)
@@ -190,6 +209,8 @@ int main(int argc, char **argv)
         code = files(what);
     if (strcmp(how, "pointers") == 0)
         code = pointers();
+    if (strcmp(how, "arena") == 0)
+        code = arena(strtoull(what, 0, 0));
     if (strcmp(how, "depth") == 0)
         code = depth(atoi(what));
     printf("%s: %d\n", how, code);
