@@ -1,5 +1,6 @@
 //! Standard streams and exit codes of a program, as its caller meets them.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
@@ -52,9 +53,30 @@ fn a_reader_that_leaves_early_ends_the_program() {
     stdout.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"y\n");
     drop(stdout);
-    let code = wait(&mut child);
-    // SIGPIPE, or the program's own end after EPIPE.
-    assert!(code == 128 + 13 || code == 1, "{code}");
+    assert_eq!(wait(&mut child), 128 + 13);
+    stage.still_runs("t");
+}
+
+#[test]
+fn a_program_that_ignores_sigpipe_is_told_by_an_error() {
+    let stage = Stage::new();
+    let script = "trap '' PIPE; while echo y; do :; done 2>/dev/null; exit 9";
+    let mut command = stage.ctl(&["run", "t", "--", BUSYBOX, "sh", "-c", script]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(wait(&mut child), 9);
+    stage.still_runs("t");
+}
+
+#[test]
+fn output_that_finds_no_room_is_an_error_of_the_program() {
+    let stage = Stage::new();
+    let mut command = stage.ctl(&["run", "t", "--", BUSYBOX, "echo", "y"]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    command.stdin(Stdio::null()).stdout(full);
+    let mut child = command.spawn().unwrap();
+    assert_eq!(wait(&mut child), 1);
     stage.still_runs("t");
 }
 
