@@ -304,7 +304,8 @@ impl Broker {
     }
 
     /// Leases new generations of `segid` for all readers that want each one,
-    /// and tells the exporter's kernel how many to keep.
+    /// tells the exporter's kernel how many to keep, and frees what they have
+    /// all had.
     pub(super) fn advance(&mut self, segid: SegId, env: Env<'_>) {
         let Some(segment) = self.segments.get_mut(&segid) else {
             return;
@@ -313,7 +314,8 @@ impl Broker {
             return;
         }
         let words = segment.words(env);
-        let mut keeps_up = false;
+        // Up to which generation every reader that keeps up has had each one.
+        let mut had: Option<u64> = None;
         for apid in &segment.apids {
             let Some(grant) = self.grants.get_mut(apid) else {
                 continue;
@@ -337,12 +339,18 @@ impl Broker {
                     peer.leases += 1;
                 }
             }
-            keeps_up |= !attachment.is_stuck() && peer.leases < MAX_LEASES;
+            if !attachment.is_stuck() && peer.leases < MAX_LEASES {
+                let least = had.map_or(attachment.queued, |had| had.min(attachment.queued));
+                had = Some(least);
+            }
         }
         if segment.end_reason.is_none() {
             let all = u64::from(segment.geometry.nr_banks.saturating_sub(1));
-            let retain = if keeps_up { all } else { 1 };
+            let retain = if had.is_some() { all } else { 1 };
             words.memory.set_retain(words.enclave, words.slot, retain);
+            if let Some(had) = had {
+                segment.leases.drop_superseded(words, had);
+            }
         }
     }
 

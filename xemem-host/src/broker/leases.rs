@@ -179,6 +179,27 @@ impl Leases {
         }
     }
 
+    /// Empties published words that are not newer than `generation` and not
+    /// the newest: those that every reader of each one has had, and that no
+    /// other reader would be given. The kernel, told to keep unleased ones,
+    /// would refuse to publish for want of their words.
+    pub(super) fn drop_superseded(&self, words: Words<'_>, generation: u64) {
+        let slots = self.slots(words);
+        let newest = slots.iter().filter_map(|slot| slot.held()).max();
+        for (word, slot) in slots.iter().enumerate() {
+            let Slot::Published(found) = *slot else {
+                continue;
+            };
+            if found <= generation && newest.is_some_and(|newest| found < newest) {
+                let (old, new) = (slot.encode(), Slot::Empty.encode());
+                // Fails if the kernel took it back itself.
+                let _ = words
+                    .memory
+                    .exchange(words.enclave, words.slot, word, old, new);
+            }
+        }
+    }
+
     /// Cuts the tie to the shared words.
     pub(super) fn freeze(&mut self, words: Words<'_>) {
         if self.frozen.is_none() {

@@ -228,8 +228,8 @@ fn an_every_reader_gets_each_generation_in_order() {
     world.publish(enclave, segid, 1, 5);
     let apid = world.attach(READER, segid, Policy::Every);
     assert_eq!(world.memory.retain(enclave, 0), 3);
-    // It begins with the newest there is.
-    assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Published(4));
+    // It begins with the newest there is; nobody will ask for the older one.
+    assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Empty);
     assert_eq!(world.memory.slot(enclave, 0, 1), Slot::Leased(5));
     world.publish(enclave, segid, 3, 6);
     world.publish(enclave, segid, 2, 7);
@@ -246,6 +246,50 @@ fn an_every_reader_gets_each_generation_in_order() {
     assert_eq!(world.memory.slot(enclave, 0, 3), Slot::Empty);
     assert_eq!(world.ask(READER, Request::Detach { apid }), Reply::Ok);
     assert_eq!(world.memory.retain(enclave, 0), 1);
+}
+
+#[test]
+fn what_an_every_reader_has_had_makes_room_beside_a_slow_reader() {
+    let mut world = World::peopled();
+    let enclave = world.enclave();
+    let segid = world.arena(0, "flux");
+    let slow = world.attach(READER, segid, Policy::Latest);
+    let every = world.attach(READER, segid, Policy::Every);
+    world.publish(enclave, segid, 0, 1);
+    world.ring(segid);
+    assert_eq!(world.leased(READER, slow, 0), Some(1));
+    for (index, generation) in [(1, 2), (2, 3), (1, 4), (2, 5)] {
+        assert_eq!(world.memory.slot(enclave, 0, index), Slot::Empty);
+        world.publish(enclave, segid, index, generation);
+        world.ring(segid);
+        // Read at once, so given back while it still is the newest.
+        while let Some(generation) = world.leased(READER, every, 0) {
+            let apid = every;
+            let release = Request::ReleaseLease { apid, generation };
+            assert_eq!(world.ask(READER, release), Reply::Ok);
+        }
+        assert_eq!(
+            world.memory.slot(enclave, 0, index),
+            Slot::Published(generation)
+        );
+    }
+    assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Leased(1));
+}
+
+#[test]
+fn an_every_reader_that_has_not_had_a_generation_keeps_it() {
+    let mut world = World::peopled();
+    let enclave = world.enclave();
+    let segid = world.arena(0, "flux");
+    world.publish(enclave, segid, 0, 1);
+    world.attach(READER, segid, Policy::Every);
+    // Published, and no doorbell heard yet: a lease of another reader looks.
+    let other = world.attach(READER, segid, Policy::Latest);
+    world.publish(enclave, segid, 1, 2);
+    world.publish(enclave, segid, 2, 3);
+    assert_eq!(world.leased(READER, other, 0), Some(3));
+    assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Leased(1));
+    assert_eq!(world.memory.slot(enclave, 0, 1), Slot::Leased(2));
 }
 
 #[test]
