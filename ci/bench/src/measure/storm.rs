@@ -3,26 +3,32 @@
 //!
 //! Exact: no snapshot may be torn, and every generation must be accounted for,
 //! by each reader as seen or missed, by the producer's arena as published or
-//! refused. One reader wants the latest, the other every generation; the
-//! second makes the pool run out now and then, which is what is to be seen.
+//! refused. One reader wants every generation, which makes the pool run out now
+//! and then. The other takes the latest and keeps it until the program has gone
+//! round all banks twice, then checks it again: a frame that was reused under
+//! its lease shows.
 
 use super::{KIB4, MIB, MIB2, Plan};
 use crate::figures::{Bound, Figure, Figures};
 use crate::guest::Guest;
 use crate::session::Session;
 use anyhow::{Context as _, anyhow, ensure};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xasm_bench::pattern::Layout;
 use xasm_bench::protocol::Request;
-use xemem_host::{EndReason, Policy, Stream};
+use xemem_host::{EndReason, Policy, Snapshot, Stream};
 
 /// Name of the arena.
 const ARENA: &str = "bench/storm";
 /// Banks: one live, one published, one for each reader.
 const BANKS: u32 = 4;
+/// Newer generations that a kept snapshot has to outlive.
+const OUTLIVED: u64 = 2 * BANKS as u64;
+/// How long it is kept when no more come.
+const KEPT: Duration = Duration::from_millis(500);
 /// How long a reader may take to get the newest generation.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -59,7 +65,11 @@ pub(super) fn measure(
     ] {
         let bytes = case.arena_mib * MIB;
         guest.make(ARENA, bytes, case.chunk_bytes, BANKS)?;
-        let readers = [Policy::Latest, Policy::Every].map(|policy| Reader::start(session, policy));
+        let (newer, newest) = mpsc::channel();
+        let readers = [
+            Reader::start(session, Policy::Latest, Role::Keeps(newest)),
+            Reader::start(session, Policy::Every, Role::Tells(newer)),
+        ];
         let produced = Produced::by(guest, &readers, generations, case.touched);
         // Ends the streams, whether all went well or not.
         guest.end(ARENA)?;
@@ -95,11 +105,17 @@ fn judge(
     for (policy, seen) in ["latest", "every"].into_iter().zip(seen) {
         let seen = seen.with_context(|| format!("reader with policy {policy}"))?;
         let torn = name(&format!("torn, policy {policy}"));
-        let mut torn = exact(torn, seen.torn, 0).detail("checked", seen.snapshots);
+        let mut torn = exact(torn, seen.torn, 0)
+            .detail("checked", seen.snapshots)
+            .detail("outlived", seen.outlived);
         if let Some(first) = seen.first_torn {
             torn = torn.detail("first", first);
         }
         figures.add(torn);
+        ensure!(
+            policy == "every" || seen.outlived > 0,
+            "no snapshot was kept over {OUTLIVED} newer ones: nothing was tried"
+        );
         let accounted = name(&format!("seen + missed, policy {policy}"));
         figures.add(
             exact(
@@ -164,7 +180,17 @@ struct Seen {
     snapshots: u64,
     missed: u64,
     torn: u64,
+    /// Snapshots that were right after [`OUTLIVED`] newer ones, or torn then.
+    outlived: u64,
     first_torn: Option<String>,
+}
+
+/// What a reader does besides checking.
+enum Role {
+    /// Keeps each snapshot until this has told of enough newer ones.
+    Keeps(Receiver<u64>),
+    /// Tells which generation it saw.
+    Tells(Sender<u64>),
 }
 
 /// A reader in a thread of its own.
@@ -175,10 +201,10 @@ struct Reader {
 }
 
 impl Reader {
-    fn start(session: &Session, policy: Policy) -> Self {
+    fn start(session: &Session, policy: Policy, role: Role) -> Self {
         let socket = session.socket();
         let (sender, progress) = mpsc::channel();
-        let thread = std::thread::spawn(move || follow(socket, policy, &sender));
+        let thread = std::thread::spawn(move || follow(&socket, policy, &role, &sender));
         Self { thread, progress }
     }
 
@@ -200,8 +226,13 @@ impl Reader {
 }
 
 /// Checks every snapshot until the arena ends.
-fn follow(socket: PathBuf, policy: Policy, progress: &Sender<u64>) -> anyhow::Result<Seen> {
-    let mut stream = Stream::attach(&socket, ARENA, policy, PATIENCE)?;
+fn follow(
+    socket: &Path,
+    policy: Policy,
+    role: &Role,
+    progress: &Sender<u64>,
+) -> anyhow::Result<Seen> {
+    let mut stream = Stream::attach(socket, ARENA, policy, PATIENCE)?;
     let geometry = *stream.geometry();
     let layout = Layout::new(geometry.size_bytes, geometry.chunk_bytes);
     let layout = layout.context("the arena is too small for the pattern")?;
@@ -210,21 +241,24 @@ fn follow(socket: PathBuf, policy: Policy, progress: &Sender<u64>) -> anyhow::Re
     // Nobody may be listening any more; the arena's end is what ends us.
     let _ = progress.send(0);
     while let Some(snapshot) = stream.next(Some(PATIENCE))? {
-        let (generation, step) = (snapshot.generation(), snapshot.step());
+        let generation = snapshot.generation();
         ensure!(
             generation > last,
             "generation {generation} came after {last}"
         );
         last = generation;
-        seen.snapshots += 1;
-        let checked = layout.check(snapshot.as_slice(), step);
-        if checked.is_err() || !snapshot.valid() {
-            seen.torn += 1;
-            let what = || format!("generation {generation}, step {step}: {checked:?}");
-            seen.first_torn.get_or_insert_with(what);
-        }
-        drop(snapshot);
         let _ = progress.send(generation);
+        seen.check(&layout, &snapshot);
+        match role {
+            Role::Keeps(newest) if wait_for_newer(newest, generation + OUTLIVED) => {
+                seen.check(&layout, &snapshot);
+                seen.outlived += 1;
+            }
+            Role::Keeps(_) => {}
+            // The other reader may have failed: its own report says so.
+            Role::Tells(newer) => drop(newer.send(generation)),
+        }
+        seen.snapshots += 1;
     }
     let reason = stream.end_reason();
     ensure!(
@@ -233,4 +267,32 @@ fn follow(socket: PathBuf, policy: Policy, progress: &Sender<u64>) -> anyhow::Re
     );
     seen.missed = stream.missed();
     Ok(seen)
+}
+
+/// Whether the other reader tells of `wanted` or later before [`KEPT`] is over.
+fn wait_for_newer(newest: &Receiver<u64>, wanted: u64) -> bool {
+    let start = Instant::now();
+    loop {
+        match newest.recv_timeout(KEPT.saturating_sub(start.elapsed())) {
+            Ok(generation) if generation >= wanted => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+impl Seen {
+    /// Checks a snapshot, contents and frames.
+    fn check(&mut self, layout: &Layout, snapshot: &Snapshot<'_>) {
+        let step = snapshot.step();
+        let checked = layout.check(snapshot.as_slice(), step);
+        let is_valid = snapshot.valid();
+        if checked.is_err() || !is_valid {
+            self.torn += 1;
+            let generation = snapshot.generation();
+            let what =
+                || format!("generation {generation}, step {step}: {checked:?}, valid {is_valid}");
+            self.first_torn.get_or_insert_with(what);
+        }
+    }
 }
