@@ -57,8 +57,12 @@ pub struct QueuePage {
     pub magic: u64,
     /// [`crate::ABI_VERSION`].
     pub abi_version: u32,
+    /// Command interrupts the kernel has taken and left the interrupt stack of.
+    /// The VMM sends the next one only then: on a host that nests interrupts
+    /// before their end it would start at the top of that stack again.
+    pub interrupts_taken: u32,
     /// Padding.
-    pub pad: [u32; 13],
+    pub pad: [u32; 12],
     /// Kernel → VMM.
     pub to_host: Ring,
     /// VMM → kernel.

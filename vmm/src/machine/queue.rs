@@ -129,6 +129,15 @@ impl HostQueue {
     }
 }
 
+/// Command interrupts the kernel has taken so far, as it says.
+///
+/// # Errors
+/// When the queue lies outside RAM (cannot happen with our layout).
+pub fn interrupts_taken(ram: &Ram) -> Result<u32, GuestMemoryError> {
+    let at = QUEUE + offset_of!(QueuePage, interrupts_taken) as u64;
+    ram.load(GuestAddress(at), Ordering::Acquire)
+}
+
 /// Takes what the kernel printed since the last call, and the count of bytes
 /// it had to drop so far.
 ///

@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::queue::interrupts_taken;
 use super::service::{Served, Service};
 use super::state::Shared;
 use super::{MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec};
@@ -121,6 +122,8 @@ struct Loop {
     kick: Arc<Kick>,
     core: Option<usize>,
     exits: BTreeMap<&'static str, u64>,
+    /// Command interrupts sent to the guest.
+    interrupts_sent: u32,
 }
 
 impl std::fmt::Debug for Loop {
@@ -237,6 +240,7 @@ impl Machine {
             kick: Arc::clone(&kick),
             core: config.cores.first().copied(),
             exits: BTreeMap::new(),
+            interrupts_sent: 0,
         };
         Ok(Self {
             shared,
@@ -491,9 +495,13 @@ impl Loop {
             let served = match exit.action() {
                 Action::ServeQueue => self.service.serve(),
                 Action::Continue => Served::Continue,
-                Action::CheckPending => self.interrupt(),
+                Action::CheckPending => self.after_kick(),
                 Action::InjectFault => self.inject_fault(),
                 Action::Stop(reason) => Served::Failed(self.describe(&reason)),
+            };
+            let served = match served {
+                Served::Continue => self.interrupt(),
+                other => other,
             };
             match served {
                 Served::Continue => {}
@@ -503,8 +511,8 @@ impl Loop {
         }
     }
 
-    /// After a kick: posts what is pending and interrupts the guest.
-    fn interrupt(&mut self) -> Served {
+    /// After a kick: posts what is pending and keeps the counters of `inspect`.
+    fn after_kick(&mut self) -> Served {
         self.kick.clear();
         let exits = self
             .exits
@@ -512,14 +520,28 @@ impl Loop {
             .map(|(&name, &count)| (name.to_owned(), count))
             .collect();
         self.shared.update_report(|report| report.exits = exits);
-        let served = self.service.deliver();
+        self.service.deliver()
+    }
+
+    /// Interrupts the guest while a kill has not taken effect, but never
+    /// before it has taken the interrupt before.
+    fn interrupt(&mut self) -> Served {
+        if !self.service.is_killing() {
+            return Served::Continue;
+        }
+        match interrupts_taken(&self.service.ram) {
+            Ok(taken) if taken == self.interrupts_sent => {}
+            Ok(_) => return Served::Continue,
+            Err(error) => return Served::Failed(error.to_string()),
+        }
         let msi = kvm_msi {
             address_lo: 0xfee0_0000,
             data: u32::from(VECTOR_COMMAND),
             ..Default::default()
         };
+        self.interrupts_sent = self.interrupts_sent.wrapping_add(1);
         match self.vm.signal_msi(msi) {
-            Ok(_) => served,
+            Ok(_) => Served::Continue,
             Err(error) => Served::Failed(format!("KVM refused an interrupt: {error}")),
         }
     }

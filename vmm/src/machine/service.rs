@@ -62,6 +62,7 @@ pub(super) struct Service {
     running: Option<Running>,
     forwarded: BTreeMap<u64, u64>,
     malformed: u64,
+    is_killing: bool,
 }
 
 impl Service {
@@ -84,6 +85,7 @@ impl Service {
             running: None,
             forwarded: BTreeMap::new(),
             malformed: 0,
+            is_killing: false,
         }
     }
 
@@ -127,7 +129,13 @@ impl Service {
         Served::Continue
     }
 
+    /// Whether a kill was posted whose program has not ended yet.
+    pub(super) fn is_killing(&self) -> bool {
+        self.is_killing
+    }
+
     fn post_kill(&mut self, run: u64, signal: u8) -> Result<(), QueueError> {
+        self.is_killing = true;
         self.queue.post(
             Command::Kill as u16,
             0,
@@ -275,6 +283,7 @@ impl Service {
     }
 
     fn process_exit(&mut self, a: [u64; 7]) {
+        self.is_killing = false;
         let report = self.bounce_text(a[2]);
         let outcome = match a[1] {
             STATUS_REFUSED => RunOutcome::Refused { reason: report },

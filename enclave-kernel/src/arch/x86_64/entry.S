@@ -197,10 +197,11 @@ page_fault_common:                      # RAX = CR2, the program's RAX on top
     .set page_fault_ring3, page_fault_common
 
 # The command interrupt in ring-3 mode, where nothing can hold interrupts off:
-# the next one may come right after the EOI and start at the top of IST2 again.
-# So nothing stays there: the frame moves to the stack it interrupted (that of
-# a program: to the trap stack, which is empty then) before the EOI.
+# the next one would start at the top of IST2 again. So the frame moves to the
+# stack it interrupted (that of a program: to the trap stack, which is empty
+# then), and only then is the VMM told that it may send another.
     .set APIC_EOI, 0xffff9000fee000b0
+    .set INTERRUPTS_TAKEN, 0xffff90000001400c   # asserted in trap.rs
 vector_64_ring3:
     push %rax
     push %rbx
@@ -226,6 +227,8 @@ vector_64_ring3:
     push %rax
     movabs $APIC_EOI, %rax
     movl $0, (%rax)
+    movabs $INTERRUPTS_TAKEN, %rax
+    lock incl (%rax)
     pop %rax
     iretq
 

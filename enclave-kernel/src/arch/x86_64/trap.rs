@@ -10,7 +10,8 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use enclave_abi::layout::{SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND};
+use enclave_abi::layout::{QUEUE, SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND};
+use enclave_abi::queue::QueuePage;
 
 use super::paging;
 use crate::{boot, fault, phys, process, syscall};
@@ -45,6 +46,10 @@ pub(crate) struct TrapFrame {
 }
 
 const _: () = assert!(size_of::<TrapFrame>() == 23 * 8);
+
+/// Where the VMM learns that the interrupt stack is free again.
+const INTERRUPTS_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, interrupts_taken) as u64;
+const _: () = assert!(INTERRUPTS_TAKEN == 0x1400c, "entry.S repeats the address");
 
 impl TrapFrame {
     /// The frame of a program about to execute its first instruction.
@@ -123,6 +128,7 @@ extern "C" fn fault_entry(frame: &mut TrapFrame) {
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
         super::eoi();
+        phys::low32::<INTERRUPTS_TAKEN>().fetch_add(1, Ordering::Release);
         // Ring-0 mode takes interrupts from programs only; ring-3 mode passes
         // on only those (entry.S).
         process::check_commands();
