@@ -13,9 +13,10 @@
 //!
 //! The kernel keeps the newest `retain` published generations and takes back
 //! older ones that nobody leased. The broker takes back superseded ones that it
-//! asked to keep and that every reader they were kept for has had. A generation whose word is PUBLISHED or
-//! LEASED is *held*: the kernel reuses none of its frames. A hostile kernel or
-//! broker can only spoil snapshots of this one enclave.
+//! asked to keep and that every reader they were kept for has had. A generation
+//! whose word is PUBLISHED or LEASED is *held*: the kernel reuses none of its
+//! frames. A hostile kernel or broker can only spoil snapshots of this one
+//! enclave.
 
 /// Arenas an enclave may have at once.
 pub const MAX_ARENAS: usize = 32;
