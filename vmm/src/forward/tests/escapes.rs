@@ -93,11 +93,11 @@ fn absolute_links_lead_nowhere() {
     let scene = Scene::new();
     scene.link(scene.outer.join("secret"), "absolute");
     scene.link(scene.outer.path(), "directory");
-    scene.link("/", "root");
+    scene.link("/", "slash");
     let mut session = scene.session();
     nothing_works(&mut session, "/data/absolute");
     nothing_works(&mut session, "/data/directory/secret");
-    nothing_works(&mut session, "/data/root/etc/passwd");
+    nothing_works(&mut session, "/data/slash/etc/passwd");
     assert!(scene.is_untouched());
 }
 
@@ -150,7 +150,7 @@ fn magic_links_are_not_followed() {
     // Our own entry in /proc stands for a directory with magic links in it.
     let own = PathBuf::from(format!("/proc/{}", std::process::id()));
     let mut session = session(&[(&own, "/data", true)]);
-    for path in ["/data/root/etc", "/data/cwd/x", "/data/exe"] {
+    for path in ["/data/slash/etc", "/data/cwd/x", "/data/exe"] {
         let result = path_call(&mut session, libc::SYS_open, path, 0, 0);
         assert!(
             result == refused(ELOOP) || result == refused(ENOENT),
