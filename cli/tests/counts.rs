@@ -36,6 +36,8 @@ impl Enclave {
             "--mem",
             "128M",
             "--no-prefault",
+            "--backing",
+            "small",
             "--ring",
             ring,
         ]);
