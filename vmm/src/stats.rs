@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
 /// `_IO(KVMIO, 0xce)`.
-const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
+const KVM_GET_STATS_FD: libc::Ioctl = 0xaece;
 /// Bytes of the header: six 32-bit fields.
 const HEADER_BYTES: usize = 24;
 /// Bytes of a descriptor before its name.

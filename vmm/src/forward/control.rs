@@ -21,6 +21,10 @@ use super::{Reply, Request, Session, encode, stream};
 const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME;
 /// Time between two tries for a lock that somebody else holds.
 const LOCK_RETRY: Duration = Duration::from_millis(10);
+/// Requests as the program makes them (asm-generic/ioctls.h): the type of
+/// libc's constants differs between C libraries.
+const TCGETS: u32 = 0x5401;
+const TIOCGWINSZ: u32 = 0x5413;
 
 /// `fcntl(fd, command, argument)`.
 pub(super) fn fcntl(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
@@ -57,9 +61,9 @@ pub(super) fn ioctl(session: &mut Session, request: &Request<'_>) -> Result<Repl
     if !is_standard || !rustix::termios::isatty(&file.fd) {
         return Err(Errno::NOTTY);
     }
-    let bytes = match u64::from(request.unsigned(1)) {
-        libc::TCGETS => encode::termios(&rustix::termios::tcgetattr(&file.fd)?),
-        libc::TIOCGWINSZ => encode::winsize(rustix::termios::tcgetwinsize(&file.fd)?),
+    let bytes = match request.unsigned(1) {
+        TCGETS => encode::termios(&rustix::termios::tcgetattr(&file.fd)?),
+        TIOCGWINSZ => encode::winsize(rustix::termios::tcgetwinsize(&file.fd)?),
         _ => return Err(Errno::INVAL),
     };
     Ok(Reply::structure(bytes))
