@@ -290,6 +290,22 @@ fn an_enclave_without_a_kernel_left_does_not_hold_up_destroy() {
 }
 
 #[test]
+fn a_kernel_that_takes_no_kill_is_a_failed_enclave() {
+    let stage = Stage::new();
+    let mut program = stage.start("t", &hostile("scribble"), &["everything"]);
+    program.await_line("scribbling");
+    program.signal(Signal::TERM);
+    // It may also have died of what it did, which the enclave outlives.
+    if program.code() == 125 {
+        assert_eq!(stage.row("t")["state"], "failed");
+        assert_ne!(stage.row("t")["reason"], "");
+    }
+    stage.destroy("t");
+    stage.create("t");
+    stage.still_runs("t");
+}
+
+#[test]
 fn a_program_that_sends_its_own_kernel_to_sleep_can_be_killed() {
     let stage = Stage::new();
     let mut program = stage.start("t", &hostile("scribble"), &["queue-idle"]);

@@ -314,7 +314,8 @@ impl Machine {
     }
 
     /// Kills the program of run `run` if it still runs; returns when it is gone
-    /// or has not reacted for a second.
+    /// or has not reacted for a second. Ten seconds without a reaction are a
+    /// failed machine.
     ///
     /// The interrupt that carries the command can arrive between the kernel's
     /// last look at its queue and its return to the program, so it is repeated.
@@ -330,6 +331,26 @@ impl Machine {
                 return;
             }
         }
+        self.give_up_later(run);
+    }
+
+    /// Declares the machine failed if its kernel does not take the kill of
+    /// `run` at all: a program may have overwritten it (ring-3 mode). Whoever
+    /// asked for the kill does not wait for that.
+    fn give_up_later(&self, run: u64) {
+        const PATIENCE: Duration = Duration::from_secs(9);
+        let shared = Arc::clone(&self.shared);
+        let watch = move || {
+            if !shared.wait_gone(run, PATIENCE) {
+                shared.ended(MachineState::Failed {
+                    reason: "the kernel does not take a kill".into(),
+                });
+            }
+        };
+        // Without a thread the machine only looks busy until it is destroyed.
+        let _ = std::thread::Builder::new()
+            .name("kill-watch".into())
+            .spawn(watch);
     }
 
     /// Blocks until the kernel has reported or `timeout` is over.
