@@ -145,6 +145,7 @@ fn check_header(header: &KernelHeader) -> Result<(), String> {
         header.lstar_ring0,
         header.lstar_ring0_nested,
         header.lstar_ring3,
+        header.lstar_ring3_hardware,
     ];
     if entries.iter().any(|entry| !text.contains(entry)) {
         return Err("an entry point lies outside its text".into());
@@ -289,6 +290,7 @@ mod tests {
             &mut header.lstar_ring0,
             &mut header.lstar_ring0_nested,
             &mut header.lstar_ring3,
+            &mut header.lstar_ring3_hardware,
         ] {
             *entry = KERNEL_VIRT + 0x1000;
         }

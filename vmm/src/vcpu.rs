@@ -247,7 +247,8 @@ fn set_msrs(vcpu: &VcpuFd, kernel: &LoadedKernel, mode: Mode, flags: u64) -> Res
     let nested = flags & BOOT_SYSCALL_STAYS_IN_RING3 != 0;
     let (lstar, mask) = match mode {
         // Ring 3 could never set IF again.
-        Mode::Ring3 => (header.lstar_ring3, SFMASK_ALWAYS),
+        Mode::Ring3 if nested => (header.lstar_ring3, SFMASK_ALWAYS),
+        Mode::Ring3 => (header.lstar_ring3_hardware, SFMASK_ALWAYS | RFLAGS_IF),
         Mode::Ring0 if nested => (header.lstar_ring0_nested, SFMASK_ALWAYS),
         Mode::Ring0 => (header.lstar_ring0, SFMASK_ALWAYS | RFLAGS_IF),
     };

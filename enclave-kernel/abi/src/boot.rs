@@ -53,8 +53,10 @@ pub struct KernelHeader {
     pub lstar_ring0: u64,
     /// System-call entry for ring-0 mode where SYSCALL stays in ring 3.
     pub lstar_ring0_nested: u64,
-    /// System-call entry for ring-3 mode.
+    /// System-call entry for ring-3 mode where SYSCALL stays in ring 3.
     pub lstar_ring3: u64,
+    /// System-call entry for ring-3 mode on hardware: in ring 0, supervisor-only.
+    pub lstar_ring3_hardware: u64,
     /// Ends (exclusive) of the image's text, read-only data and writable data,
     /// virtual, page aligned; the image starts at [`crate::layout::KERNEL_VIRT`].
     pub text_end: u64,
@@ -161,4 +163,4 @@ pub struct BootInfo {
 
 const _: () = assert!(size_of::<GateSpec>() == 16);
 const _: () = assert!(size_of::<BootInfo>() <= 4096);
-const _: () = assert!(size_of::<KernelHeader>() == 8 * 16 + 2 * NR_GATES * 16);
+const _: () = assert!(size_of::<KernelHeader>() == 8 * 17 + 2 * NR_GATES * 16);

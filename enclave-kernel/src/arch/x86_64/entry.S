@@ -30,6 +30,7 @@ __header_start:
     .quad lstar_ring0
     .quad lstar_ring0_nested
     .quad lstar_ring3
+    .quad ring0_syscall
     .quad __text_end
     .quad __rodata_end
     .quad __data_end
@@ -366,6 +367,14 @@ ring0_page_fault:
     lea bounce_page_fault(%rip), %rsp
     iretq
 
+# SYSCALL on hardware, ring-3 mode: go on in ring 3 behind lstar_ring3's first
+# two instructions. IF is clear (a gate cannot lead from ring 0 to ring 3) until
+# the frame sets it. SYSRETQ would need RCX and R11.
+ring0_syscall:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea bounce_syscall(%rip), %rsp
+    iretq
+
 # int3: a CR3 reload when it comes from reload_cr3_ring3, else the program's.
 ring0_privileged:
     cmpq $privileged_return, (%rsp)
@@ -387,6 +396,8 @@ trampoline_return:
     .balign 8
 bounce_page_fault:
     .quad page_fault_ring3, USER_CS, 0x202, ist1_top - 56, USER_SS
+bounce_syscall:
+    .quad lstar_ring3_on_stack, USER_CS, 0x202, trap_stack_top, USER_SS
 bounce_breakpoint:
     .quad breakpoint_ring3, USER_CS, 0x202, ist3_top - 40, USER_SS
 
