@@ -148,7 +148,14 @@ kernel_entry:                           # RDI = BootInfo, RSP = boot stack
 
 trap_common:
     push_registers
-    mov %rsp, %rdi
+    # A switch to an interrupt stack may leave SS null, also from ring 3 to
+    # ring 3, and IRETQ takes no null SS back to ring 3.
+    mov %cs, %eax
+    test $3, %al
+    jz 1f
+    mov $USER_SS, %eax
+    mov %eax, %ss
+1:  mov %rsp, %rdi
     cld
     call trap_entry
 trap_return:
@@ -238,7 +245,7 @@ vector_64_ring3:
 # off first.
 move_frame:
     pop %rbx                            # return address
-    push 48(%rax)                       # ss
+    push $USER_SS                       # may be null: see trap_common
     push 40(%rax)                       # rsp
     push 32(%rax)                       # rflags
     push 24(%rax)                       # cs
