@@ -14,6 +14,7 @@
     .set USER_CS, 0x33
     .set USER_SS, 0x2b
     .set VECTOR_SYSCALL, 0x100
+    .set FRAME_BYTES, 23 * 8            # asserted in trap.rs
 
 # ---------------------------------------------------------------- header ----
     .section .boot_header, "ax"
@@ -312,7 +313,13 @@ enter_user:
     push %r14
     push %r15
     mov %rsp, cpu_main_rsp(%rip)
-    mov %rdi, %rsp
+    # From a copy on this stack: an interrupt in ring-3 mode pushes right below
+    # RSP, and what lies below the frame itself belongs to somebody else.
+    sub $FRAME_BYTES, %rsp
+    mov %rdi, %rsi
+    mov %rsp, %rdi
+    mov $FRAME_BYTES / 8, %ecx
+    rep movsq
     pop_registers
     add $24, %rsp
     iretq
