@@ -15,7 +15,7 @@ use crate::tool;
 use crate::workspace::Workspace;
 
 /// Packages of the host side.
-const HOST_PACKAGES: [&str; 4] = ["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
+pub(crate) const HOST_PACKAGES: [&str; 4] = ["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
 /// Folder of programs that run inside an enclave (and one that does not).
 const GUEST_FOLDER: &str = "guests";
 /// Target of guest programs: never the kernel's, which has no floating point.
@@ -30,7 +30,7 @@ const GUEST_FLAGS: &str = "target.x86_64-unknown-linux-gnu.rustflags=\
 /// When a build fails or `out/` cannot be written.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     let metadata = metadata(workspace)?;
-    let mut files = build(workspace, "image: kernel", &["kernel".to_owned()])?;
+    let mut files = kernel_and_guests(workspace)?;
     let host = ["build", "--release", "--bins"];
     let packages = HOST_PACKAGES.map(str::to_owned);
     files.extend(build(
@@ -38,13 +38,6 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         "image: host programs",
         &arguments(&host, &packages),
     )?);
-    let programs = guest_packages(&metadata, "bin");
-    if !programs.is_empty() {
-        let flags = ["build", "--release", "--bins"];
-        let target = ["--target", GUEST_TARGET, "--config", GUEST_FLAGS];
-        let all = arguments(&[&flags[..], &target[..]].concat(), &programs);
-        files.extend(build(workspace, "image: guest programs", &all)?);
-    }
     let libraries = guest_packages(&metadata, "staticlib");
     if !libraries.is_empty() {
         let all = arguments(&["build", "--profile", "guest", "--lib"], &libraries);
@@ -63,8 +56,26 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The kernel and the programs that run in enclaves: the same files whatever
+/// C library the host programs use.
+///
+/// # Errors
+/// When a build fails.
+pub(crate) fn kernel_and_guests(workspace: &Workspace) -> anyhow::Result<Vec<PathBuf>> {
+    let metadata = metadata(workspace)?;
+    let mut files = build(workspace, "image: kernel", &["kernel".to_owned()])?;
+    let programs = guest_packages(&metadata, "bin");
+    if !programs.is_empty() {
+        let flags = ["build", "--release", "--bins"];
+        let target = ["--target", GUEST_TARGET, "--config", GUEST_FLAGS];
+        let all = arguments(&[&flags[..], &target[..]].concat(), &programs);
+        files.extend(build(workspace, "image: guest programs", &all)?);
+    }
+    Ok(files)
+}
+
 /// `first`, then `--package` for each of `packages`.
-fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
+pub(crate) fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
     let named = packages
         .iter()
         .flat_map(|package| ["--package".to_owned(), package.clone()]);
@@ -77,7 +88,11 @@ fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
 
 /// Runs one cargo build and returns the executables and static libraries it
 /// made, as cargo itself names them.
-fn build(workspace: &Workspace, what: &str, arguments: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn build(
+    workspace: &Workspace,
+    what: &str,
+    arguments: &[String],
+) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut command = workspace.cargo();
     command

@@ -7,6 +7,7 @@
 
 mod demo;
 mod failure;
+mod hw_lane;
 mod image;
 mod libtest;
 mod lint;
@@ -36,7 +37,8 @@ Examples:
   cargo xtask demo            build everything and watch one enclave publish snapshots
   cargo xtask demo --json     the same, with one JSON object as the last line
   cargo xtask test            every check that continuous integration runs
-  cargo xtask test --quick    the checks that need neither image nor KVM";
+  cargo xtask test --quick    the checks that need neither image nor KVM
+  cargo xtask hw-lane         enclaves where ring 0 is native: QEMU emulates AMD SVM";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -48,6 +50,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every check in order, stop at the first failure.
     Test(test::Options),
+    /// Run enclaves under emulated AMD virtualisation, where ring 0 is native.
+    HwLane,
     /// Check the rules that no compiler checks.
     Lint(lint::Options),
     /// Clean up after a demo whose process died (started by `demo`).
@@ -79,6 +83,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
+        Command::HwLane => hw_lane::run(&workspace),
         Command::Lint(options) => lint::run(&workspace, &options),
         Command::Warden(_) => Ok(()),
     }

@@ -79,7 +79,7 @@ const KERNEL_TARGET: &str = "x86_64-unknown-none";
 /// # Errors
 /// When rustup or apt fail.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<Vec<&'static str>> {
-    add_target()?;
+    add_target(KERNEL_TARGET)?;
     add_component(workspace, "clippy", "clippy")?;
     add_component(workspace, "fmt", "rustfmt")?;
     let missing = missing_needs();
@@ -135,14 +135,14 @@ fn missing_needs() -> Vec<&'static Need> {
         .collect()
 }
 
-fn apt_line(packages: &[&str]) -> String {
+pub(crate) fn apt_line(packages: &[&str]) -> String {
     format!(
         "apt-get update && apt-get install -y --no-install-recommends {}",
         packages.join(" ")
     )
 }
 
-fn install(packages: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
     let apt = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
@@ -163,16 +163,20 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-fn add_target() -> anyhow::Result<()> {
+/// Adds a target's standard library when it is missing.
+///
+/// # Errors
+/// When rustc or rustup fail.
+pub(crate) fn add_target(target: &str) -> anyhow::Result<()> {
     let mut query = Command::new("rustc");
-    query.args(["--print", "target-libdir", "--target", KERNEL_TARGET]);
+    query.args(["--print", "target-libdir", "--target", target]);
     let folder = tool::capture("setup: ask rustc for its targets", &mut query)?;
     if Path::new(folder.trim()).is_dir() {
         return Ok(());
     }
     tool::run(
-        "setup: add the kernel's target",
-        Command::new("rustup").args(["target", "add", KERNEL_TARGET]),
+        &format!("setup: add the target {target}"),
+        Command::new("rustup").args(["target", "add", target]),
     )
 }
 
