@@ -134,6 +134,13 @@ fn check_header(header: &KernelHeader) -> Result<(), String> {
             header.abi_version
         ));
     }
+    if header.header_bytes as usize != size_of::<KernelHeader>() {
+        return Err(format!(
+            "its header has {} bytes, this VMM expects {}",
+            header.header_bytes,
+            size_of::<KernelHeader>()
+        ));
+    }
     let ends = [header.text_end, header.rodata_end, header.data_end];
     let ordered = KERNEL_VIRT < ends[0] && ends[0] <= ends[1] && ends[1] <= ends[2];
     if !ordered || ends.iter().any(|end| end % PAGE_SIZE != 0) || ends[2] - KERNEL_VIRT > 64 << 20 {
@@ -282,6 +289,7 @@ mod tests {
     fn header() -> KernelHeader {
         let mut header = KernelHeader::new_zeroed();
         (header.magic, header.abi_version) = (KERNEL_MAGIC, ABI_VERSION);
+        header.header_bytes = u32::try_from(size_of::<KernelHeader>()).unwrap();
         header.text_end = KERNEL_VIRT + 0x4000;
         header.rodata_end = KERNEL_VIRT + 0x5000;
         header.data_end = KERNEL_VIRT + 0x8000;
@@ -304,8 +312,9 @@ mod tests {
 
     #[test]
     fn spoiled_headers_are_refused_with_a_reason() {
-        let cases: [fn(&mut KernelHeader); 5] = [
+        let cases: [fn(&mut KernelHeader); 6] = [
             |h| h.magic = 0,
+            |h| h.header_bytes -= 8,
             |h| h.abi_version += 1,
             |h| h.text_end += 1,
             |h| h.data_end = KERNEL_VIRT,
