@@ -4,7 +4,7 @@
 //! Called by the kernel's publish and fault paths with words it copied; touches
 //! no memory. Promises that hold together the whole design:
 //!
-//! - [`Held::admit`] refuses a publish unless fewer generations are held than
+//! - [`Held::note`] leaves no word for a publish unless fewer generations are held than
 //!   there are spare banks. Each held generation pins at most one frame of a
 //!   chunk and the live table uses one, so [`choose_bank`] never fails between
 //!   two publishes: pool exhaustion is decided at publish, never at a fault.
@@ -53,18 +53,6 @@ impl Held {
         self.oldest = u64::MAX;
     }
 
-    /// Reads lease words (copied by the caller).
-    #[must_use]
-    pub fn from_words(words: &[u64]) -> Self {
-        let mut this = Self::default();
-        for &word in words {
-            if let Some(generation) = Slot::decode(word).held() {
-                this.push(generation);
-            }
-        }
-        this
-    }
-
     /// Adds a generation; more than [`SLOTS`] cannot be (there are no words).
     #[inline]
     pub fn push(&mut self, generation: u64) {
@@ -75,15 +63,18 @@ impl Held {
         }
     }
 
-    /// Slot for a new generation among `words` of an arena with `nr_banks`
-    /// banks, or `None` when the pool is exhausted.
-    #[must_use]
-    pub fn admit(words: &[u64], nr_banks: u32) -> Option<usize> {
-        let spare = usize::try_from(nr_banks).ok()?.checked_sub(1)?;
-        words
-            .iter()
-            .take(spare)
-            .position(|&word| Slot::decode(word) == Slot::Empty)
+    /// Notes what a lease word holds; `true` when it is free for a new
+    /// generation. The kernel notes only as many words as there are spare
+    /// banks: no free one among them means that the pool is exhausted.
+    #[inline]
+    pub fn note(&mut self, word: u64) -> bool {
+        match Slot::decode(word).held() {
+            None => true,
+            Some(generation) => {
+                self.push(generation);
+                false
+            }
+        }
     }
 }
 
@@ -109,11 +100,23 @@ fn newer_published(words: &[u64], than: u64) -> u64 {
     words.iter().filter(newer).count() as u64
 }
 
+/// Whether a chunk whose banks have been used in turn may take the next one:
+/// `replaced_by` is the birth in the bank after it (which replaced the frame
+/// there), `oldest` the oldest held generation.
+///
+/// Then every held generation reads that or a later frame. A chunk that once
+/// could not is out of turn for good and goes through [`choose_bank`].
+#[inline]
+#[must_use]
+pub const fn turn_is_free(replaced_by: u64, oldest: u64) -> bool {
+    replaced_by <= oldest
+}
+
 /// The bank for the next frame of a chunk: not the current one and not one
 /// that a held generation uses. `birth` gives the birth of the chunk's frame in
 /// a bank.
 ///
-/// `None` only if the held set is larger than [`Held::admit`] lets it become.
+/// `None` only if the held set is larger than [`Held::note`] lets it become.
 #[inline]
 pub fn choose_bank(
     birth: impl Fn(u32) -> u64,
@@ -225,11 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn publish_is_refused_when_every_spare_bank_is_pinned() {
-        assert_eq!(Held::admit(&[0, 0, 0], 2), Some(0));
-        assert_eq!(Held::admit(&[leased(1), 0, 0], 2), None);
-        assert_eq!(Held::admit(&[leased(1), 0, 0], 3), Some(1));
-        assert_eq!(Held::admit(&[leased(1), published(2), 0], 3), None);
+    fn only_an_empty_word_is_free_for_a_publish() {
+        let mut held = Held::default();
+        let free = [leased(7), 0, published(5), 3].map(|word| held.note(word));
+        assert_eq!(free, [false, true, false, true]);
+        assert_eq!(held.as_slice(), [7, 5]);
+        assert_eq!(held.oldest(), 5);
     }
 
     #[test]
@@ -250,6 +254,8 @@ mod tests {
         contents: Vec<Vec<u64>>,
         current: Vec<u32>,
         fresh: Vec<bool>,
+        out_of_turn: Vec<bool>,
+        held: Held,
         words: Vec<u64>,
         generation: u64,
         saved: Vec<(u64, Vec<u64>)>,
@@ -265,6 +271,8 @@ mod tests {
                 contents: vec![vec![0; banks]; chunks],
                 current: vec![0; chunks],
                 fresh: vec![true; chunks],
+                out_of_turn: vec![false; chunks],
+                held: Held::default(),
                 words: vec![0; SLOTS],
                 generation: 0,
                 saved: Vec::new(),
@@ -274,18 +282,28 @@ mod tests {
 
         fn write(&mut self, chunk: usize, value: u64) {
             if !self.fresh[chunk] {
-                let held = Held::from_words(&self.words);
                 let current = self.current[chunk];
-                let births = &self.births[chunk];
-                let banks = u32::try_from(births.len()).expect("few banks");
-                let bank = choose_bank(|b| births[b as usize], banks, current, &held)
-                    .expect("admit guarantees a bank");
+                let bank = self.pick(chunk, current);
                 self.contents[chunk][bank as usize] = self.contents[chunk][current as usize];
                 self.births[chunk][bank as usize] = self.generation + 1;
                 self.current[chunk] = bank;
                 self.fresh[chunk] = true;
             }
             self.contents[chunk][self.current[chunk] as usize] = value;
+        }
+
+        /// As the kernel does: in turn while that goes, else searched for.
+        fn pick(&mut self, chunk: usize, current: u32) -> u32 {
+            let births = &self.births[chunk];
+            let banks = u32::try_from(births.len()).expect("few banks");
+            let (next, after) = ((current + 1) % banks, (current + 2) % banks);
+            let replaced_by = births[after as usize];
+            if !self.out_of_turn[chunk] && turn_is_free(replaced_by, self.held.oldest()) {
+                return next;
+            }
+            self.out_of_turn[chunk] = true;
+            choose_bank(|b| births[b as usize], banks, current, &self.held)
+                .expect("a publish was admitted, so there is a bank")
         }
 
         fn publish(&mut self, retain: u64) {
@@ -295,13 +313,21 @@ mod tests {
                     *word = 0;
                 }
             }
-            let banks = u32::try_from(self.births[0].len()).expect("few banks");
-            let Some(slot) = Held::admit(&self.words, banks) else {
+            let spare = self.births[0].len() - 1;
+            self.held.clear();
+            let mut place = None;
+            for (index, &word) in self.words.iter().enumerate().take(spare) {
+                if self.held.note(word) {
+                    place = Some(index);
+                }
+            }
+            let Some(slot) = place else {
                 self.dropped += 1;
                 return;
             };
             self.generation += 1;
             self.words[slot] = published(self.generation);
+            self.held.push(self.generation);
             self.fresh.fill(false);
             let now = (0..self.current.len())
                 .map(|c| self.contents[c][self.current[c] as usize])
@@ -320,11 +346,8 @@ mod tests {
         }
 
         fn check(&self) {
-            let held: BTreeSet<u64> = Held::from_words(&self.words)
-                .as_slice()
-                .iter()
-                .copied()
-                .collect();
+            let words = self.words.iter();
+            let held: BTreeSet<u64> = words.filter_map(|&w| Slot::decode(w).held()).collect();
             for (generation, want) in &self.saved {
                 if !held.contains(generation) {
                     continue;

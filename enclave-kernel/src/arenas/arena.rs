@@ -298,10 +298,8 @@ impl Arena {
                 0 => 0,
                 value => self.take_back(word, value, mask & bit != 0),
             };
-            if value == 0 {
+            if self.held.note(value) {
                 place = Some(word);
-            } else {
-                self.held.push(value >> 2);
             }
             bit = bit.wrapping_shl(1);
         }

@@ -16,6 +16,8 @@ use enclave_abi::arena::{
 };
 use enclave_abi::layout::DIRECT_MAP;
 
+use enclave_core::arena::turn_is_free;
+
 use super::tables::{BANK_SHIFT, FRAME_BITS, Twins, bank_bits, bank_of};
 use crate::{arch, phys};
 
@@ -260,7 +262,7 @@ impl Object {
         // nr_banks, as is `next` below.
         let replaced =
             unsafe { word(births.wrapping_add(step.after.wrapping_mul(8))).read_volatile() };
-        if replaced > oldest {
+        if !turn_is_free(replaced, oldest) {
             return None;
         }
         let from = (leaf & FRAME_BITS).wrapping_add(DIRECT_MAP);
