@@ -45,6 +45,6 @@ pub(crate) fn start(address: u64) -> ! {
         memory::free_bytes() >> 20,
     ));
     let verdict = report::run_selftest(info.selftest);
-    host::booted(mode, verdict, flush);
+    host::booted(mode, verdict, flush, report::selftests());
     process::serve()
 }

@@ -128,7 +128,7 @@ pub(crate) fn take_kill(run: u64) -> Option<u8> {
 }
 
 /// Reports that the kernel is up.
-pub(crate) fn booted(mode: Mode, verdict: u64, flush: u64) {
+pub(crate) fn booted(mode: Mode, verdict: u64, flush: u64, selftests: u64) {
     tell(
         Call::Booted,
         [
@@ -136,7 +136,7 @@ pub(crate) fn booted(mode: Mode, verdict: u64, flush: u64) {
             verdict,
             flush,
             u64::from(crate::arch::gate_ring()),
-            0,
+            selftests,
             0,
             0,
         ],

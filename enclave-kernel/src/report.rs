@@ -7,16 +7,9 @@ use alloc::format;
 use core::panic::PanicInfo;
 
 use enclave_abi::addr::PAGE_SIZE;
-use enclave_abi::queue::Call;
+use enclave_abi::queue::{Call, SELFTEST_FAILED, SELFTEST_NONE, SELFTEST_PASSED};
 
 use crate::{arch, console, host, memory, phys};
-
-/// No self-test was asked for.
-const NONE: u64 = 0;
-/// It passed.
-const PASSED: u64 = 1;
-/// It failed, or there is no such test.
-const FAILED: u64 = 2;
 
 /// Name and body; true = passed.
 type Test = (&'static str, fn() -> bool);
@@ -33,21 +26,34 @@ const TESTS: &[Test] = &[
     ("a host call is answered", host_answers),
 ];
 
-/// Runs self-test `number`; the verdict for the boot message.
+/// How many self-tests there are, for the boot message.
+pub(crate) const fn selftests() -> u64 {
+    TESTS.len() as u64
+}
+
+/// Runs self-test `number`; the verdict for the boot message. A number past
+/// the end fails, and the console lists what there is.
 pub(crate) fn run_selftest(number: u32) -> u64 {
     if number == 0 {
-        return NONE;
+        return SELFTEST_NONE;
     }
     let Some((name, test)) = TESTS.get(number as usize - 1) else {
         console::line(format_args!("self-test {number}: there is no such test"));
-        return FAILED;
+        for (number, (name, _)) in (1..).zip(TESTS) {
+            console::line(format_args!("self-test {number} ({name})"));
+        }
+        return SELFTEST_FAILED;
     };
     let passed = test();
     console::line(format_args!(
         "self-test {number} ({name}): {}",
         if passed { "passed" } else { "FAILED" }
     ));
-    if passed { PASSED } else { FAILED }
+    if passed {
+        SELFTEST_PASSED
+    } else {
+        SELFTEST_FAILED
+    }
 }
 
 fn runs_in_its_ring() -> bool {

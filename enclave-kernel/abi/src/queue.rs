@@ -33,6 +33,16 @@ pub struct Record {
 /// Version of [`Record`].
 pub const RECORD_VERSION: u16 = 1;
 
+/// [`Call::Booted`]: no self-test was asked for.
+pub const SELFTEST_NONE: u64 = 0;
+/// [`Call::Booted`]: the self-test passed.
+pub const SELFTEST_PASSED: u64 = 1;
+/// [`Call::Booted`]: the self-test failed, or there is none of that number.
+pub const SELFTEST_FAILED: u64 = 2;
+/// [`Call::Booted`]: this CPU lacks what the self-test is about. The console
+/// line `self-test N (name): not covered: reason` says what.
+pub const SELFTEST_NOT_COVERED: u64 = 3;
+
 /// A ring: free-running indices, entry = index modulo [`RING_RECORDS`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -96,8 +106,9 @@ numbers! {
     Call {
         /// Nothing to run: block until a [`Command`] is there. No answer.
         Idle = 1,
-        /// The kernel is up. `args` = {mode, selftest result (0 = none, 1 = passed,
-        /// 2 = failed), flush method, gate seen}. No answer.
+        /// The kernel is up. `args` = {mode, verdict of the self-test (one of
+        /// `SELFTEST_…`), flush method, gate seen, number of self-tests the
+        /// kernel has}. No answer.
         Booted = 2,
         /// A process ended. `args` = {run id, wait status as of wait(2), reason
         /// bytes in the bounce area}. No answer.

@@ -16,6 +16,7 @@ pub use running::{Machine, MachineError};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use enclave_abi::queue::{SELFTEST_NONE, SELFTEST_NOT_COVERED, SELFTEST_PASSED};
 use serde::{Deserialize, Serialize};
 
 /// What a machine is made from.
@@ -166,6 +167,33 @@ pub enum RunError {
     },
 }
 
+/// How the self-test asked for at boot ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selftest {
+    /// None was asked for, or the kernel has not reported yet.
+    #[default]
+    None,
+    /// Passed.
+    Passed,
+    /// Failed, or the kernel has none of that number.
+    Failed,
+    /// The CPU lacks what it is about; the console says what.
+    NotCovered,
+}
+
+impl Selftest {
+    /// From the number in the kernel's boot message; an unknown one is no pass.
+    pub(crate) const fn from_verdict(verdict: u64) -> Self {
+        match verdict {
+            SELFTEST_NONE => Self::None,
+            SELFTEST_PASSED => Self::Passed,
+            SELFTEST_NOT_COVERED => Self::NotCovered,
+            _ => Self::Failed,
+        }
+    }
+}
+
 /// Counters and facts shown by `inspect` and used by the benchmarks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct MachineReport {
@@ -175,6 +203,12 @@ pub struct MachineReport {
     pub platform: String,
     /// "upper-store" or "cr3".
     pub flush: String,
+    /// How the self-test asked for ended.
+    #[serde(default)]
+    pub selftest: Selftest,
+    /// Number of self-tests the kernel has; 0 before boot.
+    #[serde(default)]
+    pub selftest_count: u32,
     /// Bytes of a page behind private RAM.
     pub backing_page_bytes: u64,
     /// Warnings given at create (such as 4 KiB backing).

@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::arenas::ArenaTable;
 use super::queue::{HostQueue, QueueError, drain_console};
 use super::state::{Pending, Shared};
-use super::{RunOutcome, RunSpec};
+use super::{RunOutcome, RunSpec, Selftest};
 use crate::console_log::ConsoleLog;
 use crate::forward::{self, Exports, Reply, Session};
 use crate::memory::Ram;
@@ -207,11 +207,14 @@ impl Service {
     fn booted(&self, a: [u64; 7]) {
         let mode = if a[0] == 3 { "ring3" } else { "ring0" };
         let flush = if a[2] == 0 { "upper-store" } else { "cr3" };
+        let selftest = Selftest::from_verdict(a[1]);
         self.shared.update_report(|report| {
             report.kernel_mode = mode.into();
             report.flush = flush.into();
+            report.selftest = selftest;
+            report.selftest_count = u32::try_from(a[4]).unwrap_or(u32::MAX);
         });
-        let failed = (a[1] == 2).then(|| "a kernel self-test failed".to_owned());
+        let failed = (selftest == Selftest::Failed).then(|| "a kernel self-test failed".to_owned());
         self.shared.booted(failed);
     }
 
