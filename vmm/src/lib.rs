@@ -1,6 +1,7 @@
 //! One enclave under KVM: what `enclave-vmm` is made of, and the part of it
 //! that `enclavectl` shares (configuration, ledger, control protocol).
 
+pub mod capability;
 pub mod config;
 pub mod console_log;
 pub mod control;

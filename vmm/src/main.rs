@@ -116,8 +116,13 @@ fn make_machine(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Arc<dyn 
 
 /// Why there is no machine, with the whole chain of causes.
 fn refusal(name: &str, error: &MachineError) -> Failure {
+    let lack_hint = match error {
+        MachineError::Lack(lack) => lack.hint(),
+        _ => String::new(),
+    };
     let (class, hint) = match error {
-        MachineError::Kvm(..) | MachineError::Missing(_) => (Class::Failure, "enclavectl doctor"),
+        MachineError::Lack(_) => (Class::Failure, lack_hint.as_str()),
+        MachineError::Kvm(..) => (Class::Failure, "enclavectl doctor"),
         MachineError::Memory(_) => (Class::Resources, "enclavectl doctor"),
         MachineError::Load(_) => (Class::Failure, "cargo xtask image"),
         MachineError::Exports(_) => (Class::Usage, ""),

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use enclave_vmm::capability::{self, Lack, NEEDED};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::allowed_cores;
 use enclave_vmm::topology::Topology;
@@ -76,6 +77,7 @@ impl Doctor {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
         let mut checks = host_checks(Path::new("/"));
         checks.extend([
+            capabilities(capability::lacks_of_host()),
             memlock(),
             programs(),
             kernel_image(),
@@ -149,6 +151,22 @@ fn kvm(root: &Path) -> Check {
             format!("/dev/kvm cannot be opened: {error}"),
             "usermod -aG kvm \"$USER\", then log in again",
         ),
+    }
+}
+
+/// What KVM answered to the table of needed capabilities.
+fn capabilities(lacks: Result<Vec<Lack>, Failure>) -> Check {
+    let name = "kvm_api";
+    match lacks.as_deref() {
+        Ok([]) => ok(
+            name,
+            format!("has all {} capabilities needed", NEEDED.len()),
+        ),
+        Ok(lacks @ [first, ..]) => {
+            let texts: Vec<String> = lacks.iter().map(Lack::to_string).collect();
+            fail(name, texts.join("; "), first.hint())
+        }
+        Err(failure) => fail(name, failure.to_string(), "see kvm above"),
     }
 }
 
@@ -439,6 +457,23 @@ mod tests {
                 "{check:?}"
             );
         }
+    }
+
+    #[test]
+    fn each_missing_capability_is_one_failed_line_with_a_fix() {
+        let check = capabilities(Ok(Vec::new()));
+        assert_eq!(check.verdict, Verdict::Ok);
+        assert!(check.text.contains(&NEEDED.len().to_string()));
+        for needed in NEEDED {
+            let lacks = vec![Lack::Capability(needed, 0), Lack::Api(13)];
+            let check = capabilities(Ok(lacks));
+            assert_eq!(check.verdict, Verdict::Fail);
+            assert!(check.text.contains(needed.name), "{}", check.text);
+            assert!(check.text.contains("version 13"), "{}", check.text);
+            assert!(!check.fix.is_empty());
+        }
+        let closed = Failure::new(Class::Permission, "open /dev/kvm", "not allowed");
+        assert_eq!(capabilities(Err(closed)).verdict, Verdict::Fail);
     }
 
     #[test]

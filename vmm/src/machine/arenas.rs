@@ -36,7 +36,7 @@ use crate::topology::Topology;
 
 /// Memslot numbers: RAM uses 0 and 1.
 const LEASE_SLOT: u32 = 2;
-const FIRST_ARENA_SLOT: u32 = 3;
+pub(crate) const FIRST_ARENA_SLOT: u32 = 3;
 
 /// A mapping of our own that is unmapped when dropped.
 #[derive(Debug)]

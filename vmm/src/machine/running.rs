@@ -27,6 +27,7 @@ use super::queue::interrupts_taken;
 use super::service::{Served, Service};
 use super::state::Shared;
 use super::{MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec};
+use crate::capability;
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
 use crate::forward::Exports;
@@ -43,8 +44,11 @@ pub enum MachineError {
     #[error("{0}")]
     Kvm(&'static str, #[source] kvm_ioctls::Error),
     /// KVM lacks something.
-    #[error("KVM on this host has no {0}")]
-    Missing(&'static str),
+    #[error(transparent)]
+    Lack(#[from] capability::Lack),
+    /// Guest memory without a host address (cannot happen).
+    #[error("RAM has no host address")]
+    NoHostAddress,
     /// Memory.
     #[error(transparent)]
     Memory(#[from] crate::memory::MemoryError),
@@ -168,9 +172,9 @@ impl Machine {
             start: Instant::now(),
             list: Vec::new(),
         };
-        let exports = Exports::open(&config.exports)?;
         let kvm_fd = Kvm::new().map_err(kvm("cannot open /dev/kvm"))?;
-        check_capabilities(&kvm_fd)?;
+        capability::check(&kvm_fd)?;
+        let exports = Exports::open(&config.exports)?;
         let cpu = CpuFacts::read(&kvm_fd)?;
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
@@ -397,30 +401,11 @@ impl Drop for Machine {
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn check_capabilities(kvm_fd: &Kvm) -> Result<(), MachineError> {
-    use kvm_ioctls::Cap;
-    let needed = [
-        (Cap::Irqchip, "in-kernel interrupt controller"),
-        (Cap::Ioeventfd, "ioeventfd"),
-        (Cap::UserMemory, "user memory"),
-        (Cap::ImmediateExit, "immediate exit"),
-        (Cap::SignalMsi, "MSI injection"),
-        (Cap::Xcrs, "XCR access"),
-    ];
-    match needed
-        .into_iter()
-        .find(|(cap, _)| !kvm_fd.check_extension(*cap))
-    {
-        Some((_, name)) => Err(MachineError::Missing(name)),
-        None => Ok(()),
-    }
-}
-
 fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
     for (slot, region) in (0u32..).zip(memory.ram.iter()) {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
-            .map_err(|_| MachineError::Missing("host address of RAM"))?;
+            .map_err(|_| MachineError::NoHostAddress)?;
         let slot = kvm_userspace_memory_region {
             slot,
             flags: 0,
