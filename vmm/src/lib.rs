@@ -13,6 +13,7 @@ pub mod lifecycle;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod platform;
 pub mod probe;
 pub mod signals;
 pub mod stats;

@@ -11,6 +11,7 @@ mod running;
 mod service;
 mod state;
 
+pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
 
 use std::os::fd::OwnedFd;

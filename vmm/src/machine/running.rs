@@ -401,7 +401,9 @@ impl Drop for Machine {
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
+/// Gives the machine its private RAM. The caller keeps `memory` as long as the
+/// machine runs.
+pub(crate) fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
     for (slot, region) in (0u32..).zip(memory.ram.iter()) {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
@@ -414,7 +416,8 @@ fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
             userspace_addr: host as u64,
         };
         // SAFETY: the region stays mapped as long as `memory.ram`, which the
-        // vCPU loop owns together with the VM; nobody holds references into it.
+        // vCPU loop owns together with the VM, and which the probe's throw-away
+        // machine does not outlive; nobody holds references into it.
         unsafe { vm.set_user_memory_region(slot) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())

@@ -4,6 +4,8 @@
 //! (an enclave cannot be created), with the command that mends it. Files are
 //! read below an injectable root, so that tests show it other hosts.
 
+mod platform;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use clap::Args;
 use enclave_vmm::capability::{self, Lack, NEEDED};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::allowed_cores;
+use enclave_vmm::platform::Platform;
+use enclave_vmm::probe;
 use enclave_vmm::topology::Topology;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -75,9 +79,12 @@ fn fail(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> 
 
 impl Doctor {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
-        let mut checks = host_checks(Path::new("/"));
+        let root = Path::new("/");
+        let mut checks = host_checks(root);
+        checks.push(capabilities(capability::lacks_of_host()));
+        let probed = probe::ring0_of_host().map_err(|error| chain(&error));
+        checks.extend(platform::checks(Platform::read(root).as_ref(), &probed));
         checks.extend([
-            capabilities(capability::lacks_of_host()),
             memlock(),
             programs(),
             kernel_image(),
@@ -119,7 +126,7 @@ fn print(checks: &[Check]) -> Result<(), Failure> {
 
 /// Everything read from files below `root`.
 fn host_checks(root: &Path) -> Vec<Check> {
-    let mut checks = vec![kvm(root), platform(root)];
+    let mut checks = vec![kvm(root)];
     match Topology::read(root) {
         Ok(topology) => {
             checks.push(cores(&topology));
@@ -170,27 +177,15 @@ fn capabilities(lacks: Result<Vec<Lack>, Failure>) -> Check {
     }
 }
 
-fn platform(root: &Path) -> Check {
-    let has = |module: &str| root.join("sys/module").join(module).is_dir();
-    if has("kvm_pvm") {
-        return ok(
-            "platform",
-            "nested (kvm_pvm interprets ring 0): kernels run in ring 3, not protected from their own programs",
-        );
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
     }
-    for module in ["kvm_intel", "kvm_amd"] {
-        if has(module) {
-            return ok(
-                "platform",
-                format!("hardware ({module}): kernels run in ring 0"),
-            );
-        }
-    }
-    warn(
-        "platform",
-        "none of the modules kvm_intel, kvm_amd, kvm_pvm is loaded",
-        "modprobe kvm_intel || modprobe kvm_amd",
-    )
+    text
 }
 
 fn cores(topology: &Topology) -> Check {
@@ -426,7 +421,6 @@ mod tests {
             "good",
             &[
                 ("dev/kvm", ""),
-                ("sys/module/kvm_intel/x", ""),
                 ("sys/devices/system/cpu/online", "0-3"),
                 ("sys/devices/system/cpu/present", "0-3"),
                 (&format!("{huge}/nr_hugepages"), "8"),
