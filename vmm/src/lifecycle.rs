@@ -17,6 +17,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -149,20 +150,20 @@ impl Enclave {
         }
     }
 
-    /// Serves until asked or told to end, then stops the machine and removes
-    /// the files.
+    /// Serves until asked or told to end, or until nobody reads `creator` any
+    /// more; then stops the machine and removes the files.
     ///
     /// # Errors
     /// When serving fails, or files cannot be removed. The machine is stopped
     /// in every case.
-    pub fn serve(self, signals: SignalFd) -> Result<Ended, Failure> {
+    pub fn serve(self, signals: SignalFd, creator: Option<OwnedFd>) -> Result<Ended, Failure> {
         let Self {
             reservation,
             listener,
             control,
             facts,
         } = self;
-        let served = serve(listener, signals, Arc::clone(&control), facts);
+        let served = serve(listener, signals, creator, Arc::clone(&control), facts);
         stop(control);
         let released = reservation.release();
         let ended = served?;
@@ -199,6 +200,8 @@ fn boot(
     control.start()?;
     match control.wait_ready(BOOT_TIMEOUT) {
         MachineState::Idle | MachineState::Running { .. } => {}
+        // Who runs a self-test wants to see the machine that failed it.
+        MachineState::Failed { .. } if config.selftest != 0 => {}
         state => {
             let failure = boot_failure(&config.name, &state, &log);
             stop(control);
@@ -302,6 +305,14 @@ mod tests {
     }
 
     fn bring_up(scratch: &Scratch, machine: FakeMachine) -> Result<(Enclave, Started), Failure> {
+        bring_up_as(scratch, config(), machine)
+    }
+
+    fn bring_up_as(
+        scratch: &Scratch,
+        config: EnclaveConfig,
+        machine: FakeMachine,
+    ) -> Result<(Enclave, Started), Failure> {
         let run = RunDir::create(&scratch.path().join("r"))?;
         let reservation = Reservation::take_name(run, "a1")?;
         let topology = Topology {
@@ -313,7 +324,7 @@ mod tests {
         let allowed = (0..2).collect();
         Enclave::bring_up(
             reservation,
-            config(),
+            config,
             &topology,
             &allowed,
             |machine_config, log| {
@@ -340,7 +351,7 @@ mod tests {
         let mut client = Client::connect(&dir, Duration::from_secs(20)).unwrap();
         let serving = std::thread::spawn(move || {
             let signals = SignalFd::new(&[libc::SIGUSR1]).unwrap();
-            enclave.serve(signals)
+            enclave.serve(signals, None)
         });
         client.call(&Request::Stop {}).unwrap();
         assert_eq!(serving.join().unwrap().unwrap(), Ended::Requested);
@@ -353,6 +364,39 @@ mod tests {
         let failure = bring_up(&scratch, FakeMachine::failing("triple fault")).unwrap_err();
         assert!(failure.why.contains("triple fault"), "{failure}");
         assert!(failure.why.contains("kernel says hello"), "{failure}");
+        assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_enclave_ends_with_the_creator_it_is_bound_to() {
+        let scratch = Scratch::new("lifecycle");
+        let (enclave, _) = bring_up(&scratch, FakeMachine::default()).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let serving = std::thread::spawn(move || {
+            let signals = SignalFd::new(&[libc::SIGUSR1]).unwrap();
+            enclave.serve(signals, Some(writer.into()))
+        });
+        let run = RunDir::open(&scratch.path().join("r")).unwrap().unwrap();
+        let dir = run.enclave("a1", false).unwrap().unwrap();
+        let mut client = Client::connect(&dir, Duration::from_secs(20)).unwrap();
+        client.call(&Request::Ping {}).unwrap();
+        assert!(!serving.is_finished());
+        drop(reader);
+        assert_eq!(serving.join().unwrap().unwrap(), Ended::CreatorGone);
+        assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_machine_that_fails_its_self_test_is_kept_to_be_looked_at() {
+        let scratch = Scratch::new("lifecycle");
+        let wanted = EnclaveConfig {
+            selftest: 1,
+            ..config()
+        };
+        let machine = FakeMachine::failing("a kernel self-test failed");
+        let (enclave, started) = bring_up_as(&scratch, wanted, machine).unwrap();
+        assert!(matches!(started.machine, MachineState::Failed { .. }));
+        enclave.abandon().unwrap();
         assert_eq!(names(&scratch), Vec::<String>::new());
     }
 

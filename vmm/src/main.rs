@@ -40,6 +40,9 @@ struct Args {
     /// vmm.log.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     ready_fd: Option<RawFd>,
+    /// End when nobody reads --ready-fd any more.
+    #[arg(long, requires = "ready_fd", hide = true)]
+    with_creator: bool,
 }
 
 fn main() -> ExitCode {
@@ -100,12 +103,19 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
         &allowed_cores()?,
         make_machine,
     )?;
+    let creator = match ready {
+        Some(pipe) if args.with_creator => Some(OwnedFd::from(
+            pipe.try_clone()
+                .map_err(|e| Failure::io("keep the creator's pipe", e))?,
+        )),
+        _ => None,
+    };
     if let Err(error) = tell(ready, &Ready::Ok(Box::new(started))) {
         // Whoever asked for the enclave is gone: nobody would know of it.
         enclave.abandon()?;
         return Err(Failure::io("report to the creator", error));
     }
-    enclave.serve(signals).map(|_| ())
+    enclave.serve(signals, creator).map(|_| ())
 }
 
 /// Builds the machine under KVM.

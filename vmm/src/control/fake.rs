@@ -70,16 +70,16 @@ impl Control for FakeMachine {
     }
 
     fn wait_ready(&self, _timeout: Duration) -> MachineState {
-        match &self.boot_failure {
-            Some(reason) => MachineState::Failed {
-                reason: reason.clone(),
-            },
-            None => self.state(),
-        }
+        self.state()
     }
 
     fn state(&self) -> MachineState {
         let state = self.state.lock().unwrap();
+        if let Some(reason) = &self.boot_failure {
+            return MachineState::Failed {
+                reason: reason.clone(),
+            };
+        }
         match &state.current {
             _ if state.stopped => MachineState::Stopped,
             Some((_, program)) => MachineState::Running {

@@ -37,6 +37,8 @@ pub enum Ended {
     Requested,
     /// A signal came.
     Signal(i32),
+    /// Who created the enclave for itself is gone.
+    CreatorGone,
 }
 
 /// What the server knows of the enclave besides the machine.
@@ -50,13 +52,15 @@ pub struct Facts {
     pub log: Arc<ConsoleLog>,
 }
 
-/// Serves until a client or a signal ends it.
+/// Serves until a client or a signal ends it, or nobody reads `creator` (the
+/// writing end of a pipe) any more.
 ///
 /// # Errors
 /// When the loop cannot be set up or epoll fails.
 pub fn serve(
     listener: UnixListener,
     signals: SignalFd,
+    creator: Option<OwnedFd>,
     control: Arc<dyn Control>,
     facts: Facts,
 ) -> Result<Ended, Failure> {
@@ -71,6 +75,7 @@ pub fn serve(
     let server = manager.add_subscriber(Server {
         listener,
         signals,
+        creator,
         wake: Arc::new(wake),
         reports,
         reports_in,
@@ -108,6 +113,7 @@ struct Connection {
 struct Server {
     listener: UnixListener,
     signals: SignalFd,
+    creator: Option<OwnedFd>,
     wake: Arc<EventFd>,
     reports: mpsc::Receiver<Report>,
     reports_in: mpsc::Sender<Report>,
@@ -127,8 +133,15 @@ impl MutEventSubscriber for Server {
             self.signals.as_raw_fd(),
             self.wake.as_raw_fd(),
         ];
-        for fd in fds {
-            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+        // A pipe without a reader is an error of its writing end, which epoll
+        // tells unasked.
+        let creator = self
+            .creator
+            .iter()
+            .map(|fd| (fd.as_raw_fd(), EventSet::empty()));
+        let fds = fds.into_iter().map(|fd| (fd, EventSet::IN));
+        for (fd, wanted) in fds.chain(creator) {
+            if let Err(error) = ops.add(Events::new_raw(fd, wanted)) {
                 note(format_args!("watch descriptor {fd}: {error}"));
                 // Deaf to stop requests it must not run on.
                 self.ended = Some(Ended::Requested);
@@ -148,6 +161,12 @@ impl MutEventSubscriber for Server {
             // The count does not matter: the channel holds the reports.
             drop(self.wake.read());
             self.take_reports(ops);
+        } else if self
+            .creator
+            .as_ref()
+            .is_some_and(|pipe| pipe.as_raw_fd() == fd)
+        {
+            self.ended.get_or_insert(Ended::CreatorGone);
         } else {
             self.connection_event(fd, ops);
         }

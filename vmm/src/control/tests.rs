@@ -66,7 +66,7 @@ fn start() -> Served {
     let control = Arc::clone(&machine);
     let thread = std::thread::spawn(move || {
         let signals = SignalFd::new(&[libc::SIGUSR1]).unwrap();
-        serve(listener, signals, control, facts)
+        serve(listener, signals, None, control, facts)
     });
     Served {
         scratch,
