@@ -38,6 +38,13 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
         .with_hint("cargo build --release"))
 }
 
+/// A program next to this executable, if it is there.
+pub(crate) fn beside(name: &str) -> Option<PathBuf> {
+    own_directory()
+        .map(|directory| directory.join(name))
+        .filter(|path| path.is_file())
+}
+
 /// The first executable file called `name` in `$PATH`.
 pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

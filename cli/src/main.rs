@@ -8,6 +8,7 @@
 
 mod cmd;
 mod figures;
+mod launch;
 mod locate;
 mod npy;
 mod output;
@@ -74,6 +75,8 @@ enum Command {
     Snap(cmd::snap::Snap),
     /// Check whether this host is ready.
     Doctor(cmd::doctor::Doctor),
+    /// Run the kernel's self-tests here, and print a report for a bug.
+    Selftest(cmd::selftest::Selftest),
     /// Stop enclaves and give their cores and memory back.
     #[command(alias = "rm")]
     Destroy(cmd::destroy::Destroy),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Console(verb) => verb.run(),
         Command::Snap(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),
+        Command::Selftest(verb) => return verb.run(format),
         Command::Destroy(verb) => verb.run(format),
         Command::Broker(verb) => verb.run(format),
         Command::Version(verb) => verb.run(format),

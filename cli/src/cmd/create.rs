@@ -1,22 +1,18 @@
 //! `create`: checks the request, makes sure the broker runs, starts the VMM
 //! and waits for its one line that says the enclave is up or why not.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use enclave_vmm::config::{
     ConfigError, CoreRequest, EnclaveConfig, parse_cores, parse_export, parse_size,
 };
-use enclave_vmm::control::protocol::{MAX_LINE_BYTES, Ready, Started, decode};
+use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::machine::{Backing, Export, Ring};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::launch::{Launch, Lifetime, Word};
 use crate::output::{self, Format};
 use crate::{cmd, locate};
 
@@ -52,9 +48,6 @@ pub(crate) struct Create {
     /// Kernel image.
     #[arg(long, value_name = "PATH", env = "ENCLAVE_KERNEL")]
     kernel: Option<PathBuf>,
-    /// Kernel self-test to run at boot.
-    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
-    selftest: u32,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -127,7 +120,7 @@ impl Create {
             prefault: !self.no_prefault,
             kernel: PathBuf::new(),
             broker_socket: PathBuf::new(),
-            selftest: self.selftest,
+            selftest: 0,
         }
     }
 }
@@ -147,82 +140,26 @@ fn export_directory(export: &Export) -> Result<PathBuf, Failure> {
 }
 
 /// Starts the VMM and waits for its report.
-fn start(vmm: &PathBuf, config: &EnclaveConfig) -> Result<Box<Started>, Failure> {
+fn start(vmm: &Path, config: &EnclaveConfig) -> Result<Box<Started>, Failure> {
     let what = format!("create enclave {}", config.name);
-    let (reader, writer) = ready_pipe().map_err(|e| Failure::io(&what, e))?;
-    let mut child = Command::new(vmm)
-        .args(["--config", "-", "--ready-fd"])
-        .arg(writer.as_raw_fd().to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|e| Failure::io(format!("start {}", vmm.display()), e))?;
-    // The child has its own; ours would keep the pipe from ending.
-    drop(writer);
-    let text = serde_json::to_vec(config).map_err(|e| Failure::new(Class::Failure, &what, e))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A VMM that died early says why below, or its exit status does.
-        let _ = stdin.write_all(&text);
-    }
-    let line = match read_line(reader, Instant::now() + CREATE_TIMEOUT) {
-        Ok(line) => line,
-        Err(error) => {
-            // It must not come up after we said it did not.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Failure::io(&what, error));
+    let mut launch = Launch::start(vmm, config, Lifetime::OfItsOwn)?;
+    let word = launch.wait(Instant::now() + CREATE_TIMEOUT, None);
+    let failure = match word {
+        Ok(Word::Up(started)) => return Ok(started),
+        Ok(Word::Refused(failure)) => return Err(failure),
+        Ok(Word::Died(end)) => {
+            let why = format!("enclave-vmm ended without a report ({end})");
+            return Err(Failure::new(Class::Failure, what, why));
         }
+        Ok(Word::Late | Word::Called) => {
+            let why = format!("enclave-vmm did not report within {CREATE_TIMEOUT:?}");
+            Failure::new(Class::Timeout, what, why)
+        }
+        Err(failure) => failure,
     };
-    if line.is_empty() {
-        return Err(died(&what, &mut child));
-    }
-    match decode::<Ready>(&line)? {
-        Ready::Ok(started) => Ok(started),
-        Ready::Error(failure) => {
-            // It removes its files before it ends: wait, so that a next
-            // create finds the name free. The failure is the one reported.
-            let _ = child.wait();
-            Err(failure)
-        }
-    }
-}
-
-fn died(what: &str, child: &mut Child) -> Failure {
-    let end = child
-        .wait()
-        .map_or_else(|e| e.to_string(), |status| status.to_string());
-    let why = format!("enclave-vmm ended without a report ({end})");
-    Failure::new(Class::Failure, what, why)
-}
-
-/// A pipe whose writing end a child inherits under the same number.
-fn ready_pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty())?;
-    Ok((reader, writer))
-}
-
-/// Reads up to the first newline or the end.
-fn read_line(pipe: OwnedFd, deadline: Instant) -> std::io::Result<Vec<u8>> {
-    let mut pipe = File::from(pipe);
-    let mut line = Vec::new();
-    let mut chunk = [0; 4096];
-    while !line.ends_with(b"\n") && line.len() < MAX_LINE_BYTES {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(std::io::Error::other)?;
-        let mut fds = [PollFd::new(&pipe, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        }
-        match pipe.read(&mut chunk)? {
-            0 => break,
-            count => line.extend_from_slice(&chunk[..count]),
-        }
-    }
-    Ok(line)
+    // It must not come up after we said it did not.
+    launch.kill();
+    Err(failure)
 }
 
 fn summary(started: &Started) -> String {

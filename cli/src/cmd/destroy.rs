@@ -90,6 +90,11 @@ impl Destroy {
     }
 }
 
+/// Stops one enclave and removes what it leaves.
+pub(crate) fn end(run: &RunDir, name: &str) -> Result<(), Failure> {
+    finish(run, &ask(run, name)?)
+}
+
 /// Asks the VMM of `name` to end.
 fn ask(run: &RunDir, name: &str) -> Result<Ending, Failure> {
     let dir = locate::enclave(run, name)?;

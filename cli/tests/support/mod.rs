@@ -65,7 +65,7 @@ pub(crate) fn require_programs() {
     assert!(image.is_file(), "{shown} is missing; try: cargo kernel");
 }
 
-fn kernel_image() -> PathBuf {
+pub(crate) fn kernel_image() -> PathBuf {
     if let Some(image) = std::env::var_os("ENCLAVE_KERNEL") {
         return image.into();
     }

@@ -37,7 +37,7 @@ pub(crate) struct Doctor {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+pub(crate) enum Verdict {
     Ok,
     Warn,
     Fail,
@@ -45,12 +45,15 @@ enum Verdict {
 
 /// One line of the report.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Check {
-    name: &'static str,
-    verdict: Verdict,
-    text: String,
+pub(crate) struct Check {
+    /// What is checked.
+    pub(crate) name: &'static str,
+    /// How it is.
+    pub(crate) verdict: Verdict,
+    /// In words.
+    pub(crate) text: String,
     /// Command that mends it; empty if there is nothing to mend.
-    fix: String,
+    pub(crate) fix: String,
 }
 
 fn ok(name: &'static str, text: impl Into<String>) -> Check {
@@ -79,18 +82,7 @@ fn fail(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> 
 
 impl Doctor {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
-        let root = Path::new("/");
-        let mut checks = host_checks(root);
-        checks.push(capabilities(capability::lacks_of_host()));
-        let probed = probe::ring0_of_host().map_err(|error| chain(&error));
-        checks.extend(platform::checks(Platform::read(root).as_ref(), &probed));
-        checks.extend([
-            memlock(),
-            programs(),
-            kernel_image(),
-            run_directory(),
-            the_broker(),
-        ]);
+        let checks = checks();
         match format {
             Format::Json => output::json("checks", &checks)?,
             Format::Text => print(&checks)?,
@@ -109,19 +101,43 @@ impl Doctor {
     }
 }
 
+/// Every check of this host.
+pub(crate) fn checks() -> Vec<Check> {
+    let root = Path::new("/");
+    let mut checks = host_checks(root);
+    checks.push(capabilities(capability::lacks_of_host()));
+    let probed = probe::ring0_of_host().map_err(|error| chain(&error));
+    checks.extend(platform::checks(Platform::read(root).as_ref(), &probed));
+    checks.extend([
+        memlock(),
+        programs(),
+        kernel_image(),
+        run_directory(),
+        the_broker(),
+    ]);
+    checks
+}
+
 fn print(checks: &[Check]) -> Result<(), Failure> {
-    for check in checks {
-        let verdict = match check.verdict {
-            Verdict::Ok => "ok",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "fail",
-        };
-        output::line(&format!("{verdict:<5} {:<11} {}", check.name, check.text))?;
-        if !check.fix.is_empty() {
-            output::line(&format!("      {:<11} fix: {}", "", check.fix))?;
-        }
+    for line in checks.iter().flat_map(lines) {
+        output::line(&line)?;
     }
     Ok(())
+}
+
+/// A check as people read it: one line, and one more with the fix if there is
+/// one.
+pub(crate) fn lines(check: &Check) -> Vec<String> {
+    let verdict = match check.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "fail",
+    };
+    let mut lines = vec![format!("{verdict:<5} {:<11} {}", check.name, check.text)];
+    if !check.fix.is_empty() {
+        lines.push(format!("      {:<11} fix: {}", "", check.fix));
+    }
+    lines
 }
 
 /// Everything read from files below `root`.

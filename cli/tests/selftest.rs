@@ -1,0 +1,407 @@
+//! `enclavectl selftest` under KVM: what its report holds and does not hold,
+//! failures and hangs shown as such, and nothing left however it ends.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[expect(dead_code, reason = "builds nothing and needs no busybox")]
+mod support;
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use enclave_abi::boot::KERNEL_MAGIC;
+use enclave_abi::layout::KERNEL_VIRT;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use support::{Ended, enclavectl, finish, kernel_image, require_programs, unique_dir, wait};
+
+/// Longest wait for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause between two looks at something without a descriptor to wait on.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A directory for everything that a self-test makes.
+struct Stage {
+    home: PathBuf,
+}
+
+impl Stage {
+    fn new() -> Self {
+        require_programs();
+        Self {
+            home: unique_dir("self"),
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = enclavectl(&self.home.join("run"));
+        command
+            .arg("selftest")
+            .args(args)
+            .current_dir(&self.home)
+            .env("TMPDIR", &self.home)
+            .env_remove("XDG_RUNTIME_DIR");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        finish(&mut self.command(args), b"")
+    }
+
+    /// A self-test whose machine never says a word.
+    fn hung(&self, args: &[&str]) -> Command {
+        let mut image = fs::read(kernel_image()).unwrap();
+        let head = find(&image, &KERNEL_MAGIC.to_le_bytes());
+        let entry = u64::from_le_bytes(image[head + 16..head + 24].try_into().unwrap());
+        let at = head + usize::try_from(entry - KERNEL_VIRT).unwrap();
+        // A jump to itself.
+        image[at..at + 2].copy_from_slice(&[0xeb, 0xfe]);
+        let path = self.home.join("hung-kernel");
+        fs::write(&path, image).unwrap();
+        let mut command = self.command(args);
+        command.env("ENCLAVE_KERNEL", path);
+        command
+    }
+
+    /// Starts one that hangs, and waits until its machine is there.
+    fn caught(&self) -> Child {
+        let mut command = self.hung(&["--ring", "auto"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let child = child.spawn().unwrap();
+        self.until("a machine", || {
+            self.private().is_some_and(|private| {
+                fs::read(private.join("enclaves/selftest/console.log")).is_ok()
+            })
+        });
+        child
+    }
+
+    /// The private run directory of the self-test that runs.
+    fn private(&self) -> Option<PathBuf> {
+        let mut entries = fs::read_dir(&self.home).unwrap().flatten();
+        let found = entries.find(|entry| {
+            let name = entry.file_name();
+            name.as_bytes().starts_with(b"enclavectl-selftest-")
+        });
+        found.map(|entry| entry.path())
+    }
+
+    /// Processes that were started with this directory as theirs.
+    fn processes(&self) -> Vec<String> {
+        let mut wanted = b"TMPDIR=".to_vec();
+        wanted.extend_from_slice(self.home.as_os_str().as_bytes());
+        let belongs = |process: &PathBuf| {
+            let environ = fs::read(process.join("environ")).unwrap_or_default();
+            environ.split(|&byte| byte == 0).any(|one| one == wanted)
+        };
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.map(|entry| entry.path())
+            .filter(belongs)
+            .map(|process| {
+                let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+                format!("{} {}", process.display(), name.trim())
+            })
+            .collect()
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, is_there: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_there() {
+            assert!(
+                Instant::now() < deadline,
+                "{what} never came; {:?} lives in {:?}",
+                self.processes(),
+                self.private()
+            );
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Nothing of a self-test is left at this moment.
+    #[track_caller]
+    fn is_clear(&self) {
+        assert_eq!(self.processes(), Vec::<String>::new());
+        assert_eq!(self.private(), None);
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.is_clear();
+        }
+        fs::remove_dir_all(&self.home).ok();
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> usize {
+    let mut windows = bytes.windows(wanted.len());
+    windows.position(|window| window == wanted).unwrap()
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// The worker of the front `child`.
+fn worker(child: &Child) -> Pid {
+    let id = child.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let mut children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let found = Pid::from_raw(children.next().unwrap()).unwrap();
+    assert_eq!(children.next(), None);
+    found
+}
+
+#[track_caller]
+fn report_of(text: &str) -> Value {
+    let document: Value = serde_json::from_str(text).unwrap();
+    assert_eq!(document["schema"], 1);
+    document["selftest"].clone()
+}
+
+#[test]
+fn every_self_test_passes_in_both_modes_and_the_report_says_where() {
+    let stage = Stage::new();
+    let ended = stage.run(&["--json"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    stage.is_clear();
+    let report = report_of(&ended.stdout);
+    let rows = report["tests"].as_array().unwrap();
+    for ring in ["ring0", "ring3"] {
+        let machine = &report["machines"][ring];
+        assert_eq!(machine["kernel_mode"], ring);
+        assert!(machine["platform"].is_string());
+        let count = machine["selftest_count"].as_u64().unwrap();
+        let rows = rows.iter().filter(|row| row["ring"] == ring);
+        let numbers: Vec<u64> = rows.filter_map(|row| row["number"].as_u64()).collect();
+        assert_eq!(numbers, (1..=count).collect::<Vec<_>>(), "{ring}");
+    }
+    for row in rows {
+        match row["verdict"].as_str().unwrap() {
+            "passed" => assert_eq!(row["why"], ""),
+            "not-covered" => assert_ne!(row["why"], ""),
+            other => panic!("{other}: {row}"),
+        }
+        assert_ne!(row["name"], "a self-test", "{row}");
+    }
+    let passed = report["summary"]["passed"].as_u64().unwrap();
+    assert!(passed >= 4, "{passed} passed");
+    let facts = &report["facts"];
+    assert_eq!(facts["versions"]["abi"], enclave_abi::ABI_VERSION);
+    assert_eq!(facts["host_kernel"]["system"], "Linux");
+    assert!(facts["cpu"]["logical_cores"].as_u64().unwrap() > 0);
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.iter().any(|check| check["name"] == "kvm"));
+}
+
+#[test]
+fn a_report_in_a_file_tells_nothing_of_user_host_or_directories() {
+    let stage = Stage::new();
+    let mut command = stage.command(&["--ring", "auto", "--output", "report.txt"]);
+    command
+        .env("USER", "somebody")
+        .env("HOME", "/home/somebody")
+        .env("SECRET", "xyzzy");
+    let ended = finish(&mut command, b"");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let report = fs::read_to_string(stage.home.join("report.txt")).unwrap();
+    for part in [
+        "versions ",
+        "kernel ",
+        "cpu ",
+        "kvm ",
+        "memory ",
+        "platform ",
+        "passed",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    assert!(
+        ended.stdout.contains("the kernel comes up"),
+        "{}",
+        ended.stdout
+    );
+    assert!(!ended.stdout.contains("versions"), "{}", ended.stdout);
+    let home = stage.home.to_str().unwrap();
+    for secret in ["somebody", "xyzzy", home, env!("CARGO_BIN_EXE_enclavectl")] {
+        assert!(!report.contains(secret), "{secret}: {report}");
+    }
+    // As a word: a short name is a part of many.
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let mut words = report.split(|c: char| !(c.is_alphanumeric() || "-_".contains(c)));
+    assert!(
+        host.len() < 3 || !words.any(|word| word == host),
+        "{report}"
+    );
+    let left = |name: &str| stage.home.join(name).exists();
+    assert!(!left("report.txt.partial"));
+}
+
+#[test]
+fn a_self_test_that_does_not_exist_fails_in_the_words_of_the_kernel() {
+    let stage = Stage::new();
+    let ended = stage.run(&["--only", "4000000000", "--ring", "auto"]);
+    assert_eq!(ended.code, 1, "{}", ended.stdout);
+    assert!(ended.stderr.contains("1 of 2 failed"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 3, "{}", ended.stderr);
+    let line = ended.stdout.lines().find(|line| line.starts_with("FAIL"));
+    assert!(line.unwrap().contains("there is no such test"), "{line:?}");
+    assert!(ended.stdout.contains("console of "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("  | "), "{}", ended.stdout);
+}
+
+#[test]
+fn self_tests_are_listed_and_chosen_by_name() {
+    let stage = Stage::new();
+    let listed = stage.run(&["--list", "--json"]);
+    let list: Value = serde_json::from_str(&listed.stdout).unwrap();
+    let list = list["selftests"].as_array().unwrap();
+    let wanted = list.last().unwrap();
+    let name = wanted["name"].as_str().unwrap().to_uppercase();
+    let ended = stage.run(&["--only", &name, "--ring", "auto", "--json"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let report = report_of(&ended.stdout);
+    let rows = report["tests"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert_eq!(rows[1]["number"], wanted["number"]);
+    assert_eq!(rows[1]["name"], wanted["name"]);
+}
+
+#[test]
+fn choices_that_cannot_be_are_usage_errors() {
+    let stage = Stage::new();
+    for args in [
+        &["--only", "0"][..],
+        &["--only", ""],
+        &["--only", "99999999999"],
+        &["--ring", "1"],
+        &["--timeout", "0"],
+        &["--list", "--only", "1"],
+        &["--only", "a name that no self-test has"],
+    ] {
+        let ended = stage.run(args);
+        assert_eq!(ended.code, 2, "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{args:?}");
+        stage.is_clear();
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_or_a_kernel_that_is_none_ends_it_at_once() {
+    let stage = Stage::new();
+    let ended = stage.run(&["--output", "nowhere/report"]);
+    assert_eq!(ended.code, 3, "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+    stage.is_clear();
+    fs::write(stage.home.join("text"), "no kernel").unwrap();
+    let ended = stage.run(&["--kernel", "text"]);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stdout.contains("FAIL"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_machine_that_hangs_is_killed_and_named() {
+    let stage = Stage::new();
+    let begin = Instant::now();
+    let ended = finish(&mut stage.hung(&["--ring", "auto", "--timeout", "3"]), b"");
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("the kernel comes up"),
+        "{}",
+        ended.stderr
+    );
+    let line = ended.stdout.lines().find(|line| line.starts_with("FAIL"));
+    assert!(line.unwrap().contains("hung: no report within"), "{line:?}");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn an_interrupt_leaves_nothing() {
+    let stage = Stage::new();
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut child = stage.caught();
+        kill_process(pid(&child), signal).unwrap();
+        assert_eq!(wait(&mut child), 128 + signal.as_raw());
+        stage.is_clear();
+    }
+}
+
+#[test]
+fn a_killed_front_leaves_nothing() {
+    let stage = Stage::new();
+    let mut child = stage.caught();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    stage.until("the end", || {
+        stage.processes().is_empty() && stage.private().is_none()
+    });
+}
+
+#[test]
+fn a_killed_worker_leaves_nothing() {
+    let stage = Stage::new();
+    let mut child = stage.caught();
+    kill_process(worker(&child), Signal::KILL).unwrap();
+    assert_eq!(wait(&mut child), 1);
+    stage.is_clear();
+}
+
+/// A complete installation, as `cargo xtask image` makes it, of the programs
+/// under test.
+fn install(into: &Path) -> PathBuf {
+    let tested = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let out = std::env::var_os("XASM_OUT").map_or_else(|| root.join("out"), PathBuf::from);
+    fs::create_dir(into).unwrap();
+    for name in ["enclavectl", "enclave-vmm", "xemem-broker"] {
+        fs::copy(tested.with_file_name(name), into.join(name)).unwrap();
+    }
+    for name in ["snap-mini", "spectrum"] {
+        let program = out.join(name);
+        let shown = program.display();
+        assert!(
+            program.is_file(),
+            "{shown} is missing; try: cargo xtask image"
+        );
+        fs::copy(&program, into.join(name)).unwrap();
+    }
+    into.join("enclavectl")
+}
+
+#[test]
+fn beside_the_demos_programs_snapshots_are_published_and_verified() {
+    let stage = Stage::new();
+    let ctl = install(&stage.home.join("bin"));
+    let plain = stage.command(&["--json", "--only", "end to end"]);
+    let mut command = Command::new(ctl);
+    command.args(plain.get_args()).current_dir(&stage.home);
+    for (name, value) in plain
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)))
+    {
+        command.env(name, value);
+    }
+    // Another broker's, which must not be asked.
+    command.env("XEMEM_SOCKET", "/nonexistent/socket");
+    command.env_remove("XDG_RUNTIME_DIR");
+    let ended = finish(&mut command, b"");
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    let report = report_of(&ended.stdout);
+    let rows = report["tests"].as_array().unwrap();
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    assert!(
+        rows.iter().all(|row| row["verdict"] == "passed"),
+        "{rows:?}"
+    );
+}
