@@ -51,7 +51,7 @@ enum Command {
     /// Run every check in order, stop at the first failure.
     Test(test::Options),
     /// Run enclaves under emulated AMD virtualisation, where ring 0 is native.
-    HwLane,
+    HwLane(hw_lane::Options),
     /// Check the rules that no compiler checks.
     Lint(lint::Options),
     /// Clean up after a demo whose process died (started by `demo`).
@@ -83,7 +83,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
-        Command::HwLane => hw_lane::run(&workspace),
+        Command::HwLane(options) => hw_lane::run(&workspace, &options),
         Command::Lint(options) => lint::run(&workspace, &options),
         Command::Warden(_) => Ok(()),
     }

@@ -39,6 +39,12 @@ fn process(pid: u32) -> Option<Process> {
     Some(Process { pid, exe })
 }
 
+/// Does a process of this number run? One that only waits to be reaped does not.
+#[cfg(test)]
+pub(crate) fn is_running(pid: u32) -> bool {
+    process(pid).is_some()
+}
+
 /// Processes started with `run_dir` as their run directory.
 pub(crate) fn of_run(run_dir: &Path) -> Vec<Process> {
     let mut wanted = format!("{RUN_DIR_VARIABLE}=").into_bytes();

@@ -1,24 +1,28 @@
-//! Boots the emulated machine and reads its verdict.
+//! The emulated AMD machine: QEMU with SVM, nested paging and two NUMA nodes.
 //!
-//! Called by [`super::run`] with everything built. The machine ends itself; an
-//! outer time limit ends one that hangs.
+//! Called with an initramfs; boots it, follows its steps, judges. The machine
+//! ends itself and tells the verdict by its exit code; see [`super::console`]
+//! for one that hangs.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::console::{self, End};
+use super::linux::Linux;
+use super::steps::Steps;
 use crate::failure::Failure;
 use crate::tool;
 
-/// QEMU's exit code for the 21 that `init.sh` gives when no step failed. A
-/// panic, a power-off and the time limit all give another.
+/// QEMU's exit code for the 21 that `init` gives when no step failed. A panic,
+/// a power-off and a kill all give another.
 const PASSED: i32 = 2 * 21 + 1;
-/// A run takes a quarter of a minute.
-const SECONDS: &str = "180";
-/// One emulating thread: with several, QEMU loses interrupts.
+/// Memory of each of the two nodes in MiB; see [`super::require_memory`].
+pub(super) const NODE_MIB: u64 = 2048;
+/// Four processors on two nodes. One emulating thread: with several, QEMU loses
+/// interrupts and the machine stands still.
 const MACHINE: &[&str] = &[
     "-accel",
     "tcg,thread=single",
@@ -26,8 +30,6 @@ const MACHINE: &[&str] = &[
     "EPYC-Rome,+svm,+npt",
     "-smp",
     "4,sockets=2,cores=2",
-    "-m",
-    "4G",
     "-nodefaults",
     "-display",
     "none",
@@ -38,94 +40,82 @@ const MACHINE: &[&str] = &[
     "-no-reboot",
     "-device",
     "isa-debug-exit,iobase=0xf4,iosize=1",
-    "-append",
-    "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off nokaslr",
 ];
+/// Kernel parameters. `tsc=reliable`: emulated time is no reason for another
+/// clock source.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off nokaslr";
 
-/// Runs the machine, prints each step's result, keeps the whole console in
-/// `console` when something failed.
-///
-/// # Errors
-/// When a step failed or the machine did not come to an end.
-pub(super) fn boot(kernel: &Path, initrd: &Path, console: &Path) -> anyhow::Result<()> {
-    eprintln!("==> hw-lane: boot");
-    let errors = File::create(console.with_extension("err")).context("keep QEMU's warnings")?;
-    let mut log = File::create(console).context("keep the console")?;
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", SECONDS, "qemu-system-x86_64"]);
-    command.args(MACHINE).arg("-kernel").arg(kernel);
-    command.arg("-initrd").arg(initrd);
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.stderr(errors).spawn().context("start QEMU")?;
-    let mut steps = Steps::default();
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).split(b'\n') {
-            let line = line.context("read the console")?;
-            log.write_all(&line)?;
-            log.write_all(b"\n")?;
-            if let Some(shown) = steps.take(&String::from_utf8_lossy(&line)) {
+/// What to boot.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    /// The kernel.
+    pub(super) linux: &'a Linux,
+    /// Packed root directory.
+    pub(super) initrd: &'a Path,
+    /// Further kernel parameters; `NAME=VALUE` becomes a variable of `init`.
+    pub(super) parameters: String,
+    /// File that the console is kept in.
+    pub(super) console: PathBuf,
+    /// Longest time.
+    pub(super) limit: Duration,
+}
+
+impl Machine<'_> {
+    /// Boots, shows each step's result, hands every line to `on_line`. The
+    /// console is kept when something failed, and removed otherwise.
+    ///
+    /// # Errors
+    /// When a step failed or the machine did not come to its end.
+    pub(super) fn run(&self, mut on_line: impl FnMut(&str)) -> anyhow::Result<Steps> {
+        let mut command = console::bound("qemu-system-x86_64");
+        command.args(MACHINE);
+        command.args(["-m", &format!("{}M", 2 * NODE_MIB)]);
+        for (node, cpus) in ["0-1", "2-3"].iter().enumerate() {
+            let backend = format!("memory-backend-ram,id=m{node},size={NODE_MIB}M");
+            let node = format!("node,nodeid={node},cpus={cpus},memdev=m{node}");
+            command.args(["-object", &backend, "-numa", &node]);
+        }
+        command.arg("-kernel").arg(self.linux.image());
+        command.arg("-initrd").arg(self.initrd);
+        command.args(["-append", &format!("{PARAMETERS} {}", self.parameters)]);
+        let mut steps = Steps::new();
+        let end = console::watch(&mut command, &self.console, self.limit, |line| {
+            if let Some(shown) = steps.take(line) {
                 println!("{shown}");
             }
+            on_line(line);
+        })?;
+        let passed = matches!(end, End::Exited(status) if status.code() == Some(PASSED));
+        if passed && steps.all_passed() {
+            fs::remove_file(&self.console).context("remove the console")?;
+            fs::remove_file(self.console.with_extension("err"))?;
+            return Ok(steps);
         }
+        Err(self.failure(&steps, end))
     }
-    let status = child.wait().context("wait for QEMU")?;
-    println!("{} steps passed, {} failed", steps.passed, steps.failed);
-    if status.code() == Some(PASSED) && steps.failed == 0 && steps.passed > 0 {
-        std::fs::remove_file(console)?;
-        std::fs::remove_file(console.with_extension("err"))?;
-        return Ok(());
-    }
-    let text = std::fs::read_to_string(console).unwrap_or_default();
-    eprintln!("{}", tool::last_lines(&text, 20));
-    Err(Failure::error(
-        "hw-lane: failed",
-        format!("{} steps failed, QEMU ended with {status}", steps.failed),
-        format!("less {}", console.display()),
-    ))
-}
 
-/// Results seen so far.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Steps {
-    passed: u32,
-    failed: u32,
-}
-
-impl Steps {
-    /// Counts a line of the console; returns what to show of it.
-    fn take<'a>(&mut self, line: &'a str) -> Option<&'a str> {
-        let result = line.trim_end().strip_prefix("STEP ")?;
-        if result.starts_with("ok ") {
-            self.passed += 1;
-        } else {
-            self.failed += 1;
+    /// Says what went wrong, the last lines of the console first.
+    fn failure(&self, steps: &Steps, end: End) -> anyhow::Error {
+        for file in [self.console.with_extension("err"), self.console.clone()] {
+            let text = fs::read(&file).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            eprintln!("{}", tool::last_lines(&text, 20));
         }
-        Some(result)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_lines_that_begin_with_a_result_count() {
-        let mut steps = Steps::default();
-        assert_eq!(
-            steps.take("STEP ok   ring0 create\r"),
-            Some("ok   ring0 create")
-        );
-        assert_eq!(
-            steps.take("STEP FAIL ring3 create: x"),
-            Some("FAIL ring3 create: x")
-        );
-        assert_eq!(steps.take("a program says STEP ok"), None);
-        assert_eq!(
-            steps,
-            Steps {
-                passed: 1,
-                failed: 1
-            }
-        );
+        let failed = steps.failed();
+        let (what, why) = match (failed.first(), end) {
+            (_, End::Hung) => (
+                "hw-lane: the machine hangs".to_owned(),
+                format!("no end within {:?}; it was {}", self.limit, steps.place()),
+            ),
+            (Some(first), _) => (
+                format!("hw-lane: {} of its steps failed", failed.len()),
+                first.clone(),
+            ),
+            (None, End::Exited(status)) => (
+                "hw-lane: the machine stopped".to_owned(),
+                format!("{}; QEMU: {status}", steps.place()),
+            ),
+        };
+        Failure::error(what, why, format!("less -R {}", self.console.display()))
     }
 }

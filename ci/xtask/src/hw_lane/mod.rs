@@ -1,65 +1,154 @@
-//! `hw-lane`: enclaves under the semantics of AMD hardware virtualisation.
+//! `hw-lane`: enclaves under the semantics of hardware virtualisation.
 //!
 //! QEMU emulates a processor with SVM and nested paging, a Debian kernel boots
-//! on it from memory, and `init.sh` runs both privilege modes there. Ring 0 is
-//! native in that machine, so this sees what a host that interprets ring 0
-//! hides. It needs no /dev/kvm. Its times mean nothing.
+//! on it from memory, and the files of `steps/` run there in both privilege
+//! modes. Ring 0 is native in that machine, so this sees what a host that
+//! interprets ring 0 hides. It needs no /dev/kvm. Its times mean nothing.
+//!
+//! ```text
+//!  linux    Debian package → image, modules      ┐
+//!  root     programs, init.sh, steps/*.sh → cpio ┴→ machine (QEMU) ─ console ─→ steps
+//! ```
 //!
 //! Everything it makes lies in `target/hw-lane`; the Debian kernel stays there
 //! for the next run, the console only when the run failed.
 
+mod console;
+mod linux;
 mod machine;
+mod root;
+mod steps;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use self::linux::Release;
+use self::machine::{Machine, NODE_MIB};
+use self::root::{HOST_TARGET, Root};
 use crate::failure::Failure;
 use crate::workspace::Workspace;
-use crate::{image, setup, tool};
+use crate::{setup, tool};
+
+/// Arguments of `hw-lane`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Also run everything with shadow paging and on the later kernel.
+    #[arg(long, conflicts_with_all = ["linux", "shadow"])]
+    long: bool,
+    /// Linux release inside.
+    #[arg(long, value_enum, default_value = "6.1")]
+    linux: Release,
+    /// KVM with shadow paging instead of nested paging.
+    #[arg(long)]
+    shadow: bool,
+    /// Only the files of `steps/` whose names contain this.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+}
 
 /// Programs the lane needs and the packages they come in.
-const NEEDS: [(&str, &str); 5] = [
+const NEEDS: [(&str, &str); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("musl-gcc", "musl-tools"),
-    ("timeout", "coreutils"),
+    ("setpriv", "util-linux"),
+    ("sha256sum", "coreutils"),
+    ("xz", "xz-utils"),
 ];
-/// Always the newest 6.1 kernel; names with a version vanish from the archive.
-const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
-/// In the order they are loaded, relative to the modules' `kernel` folder.
-const MODULES: [&str; 3] = [
-    "virt/lib/irqbypass.ko",
-    "arch/x86/kvm/kvm.ko",
-    "arch/x86/kvm/kvm-amd.ko",
-];
-/// Host programs are linked statically: the machine has no C library.
-const HOST_TARGET: &str = "x86_64-unknown-linux-musl";
-/// C programs for the enclaves.
-const GUESTS: [&str; 3] = ["tls", "segv", "spin"];
+/// In the order they are loaded.
+const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
+/// A run takes about a minute.
+const LIMIT: Duration = Duration::from_secs(600);
+/// What QEMU itself needs beside the machine's memory, in MiB.
+const QEMU_MIB: u64 = 256;
+
+/// One boot of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Boot {
+    release: Release,
+    shadow: bool,
+}
+
+impl Boot {
+    fn title(self) -> String {
+        let paging = if self.shadow { "shadow" } else { "nested" };
+        format!("Linux {}, {paging} paging", self.release.name())
+    }
+}
+
+impl Options {
+    /// The boots asked for, the usual one first.
+    fn boots(&self) -> Vec<Boot> {
+        let boot = |release, shadow| Boot { release, shadow };
+        let mut boots = vec![boot(self.linux, self.shadow)];
+        if self.long {
+            boots.push(boot(Release::V6_1, true));
+            boots.push(boot(Release::V6_12, false));
+        }
+        boots
+    }
+}
 
 /// Builds, boots, judges.
 ///
 /// # Errors
 /// When something cannot be had or built, or a step fails in the machine.
-pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
+    require_memory()?;
     require_programs()?;
     setup::add_target(HOST_TARGET)?;
-    let folder = workspace.root.join("target/hw-lane");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let kernel = linux(&folder)?;
-    let root = folder.join("root");
-    remove(&root)?;
-    fill(workspace, &kernel, &root)?;
-    let packed = pack(&root, &folder);
-    remove(&root)?;
-    let initrd = packed?;
-    let verdict = machine::boot(&kernel.image, &initrd, &folder.join("console.log"));
-    fs::remove_file(&initrd).context("remove the initramfs")?;
-    verdict
+    let place = Place::take(workspace)?;
+    for boot in options.boots() {
+        let linux = linux::get(&place.folder, boot.release)?;
+        let root = Root::new(workspace, place.folder.join("root"))?;
+        root.add_modules(&linux, &MODULES)?;
+        root.add_programs(workspace)?;
+        root.add_steps(&options.only)?;
+        let initrd = place.folder.join("initrd");
+        root.pack(&initrd)?;
+        eprintln!("==> hw-lane: boot {}", boot.title());
+        let machine = Machine {
+            linux: &linux,
+            initrd: &initrd,
+            parameters: format!("LANE_NPT={}", u8::from(!boot.shadow)),
+            console: place.folder.join("console.log"),
+            limit: LIMIT,
+        };
+        let start = Instant::now();
+        let ran = machine.run(|_| ());
+        fs::remove_file(&initrd).context("remove the initramfs")?;
+        let seconds = start.elapsed().as_secs();
+        println!("{} in {seconds} s ({})", ran?.summary(), boot.title());
+    }
+    Ok(())
+}
+
+/// The lane's folder, held by one run at a time.
+#[derive(Debug)]
+struct Place {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    /// Makes the folder; waits while another run has it.
+    fn take(workspace: &Workspace) -> anyhow::Result<Self> {
+        let folder = workspace.root.join("target/hw-lane");
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let lock = File::create(folder.join("lock")).context("open the lane's lock")?;
+        if lock.try_lock().is_err() {
+            eprintln!("==> hw-lane: another run is going on; waiting for its end");
+            lock.lock().context("wait for the other run")?;
+        }
+        Ok(Self {
+            folder,
+            _lock: lock,
+        })
+    }
 }
 
 /// Installs what is missing as root, else says what to install.
@@ -72,85 +161,55 @@ fn require_programs() -> anyhow::Result<()> {
         return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
-    if setup::is_root() {
-        return setup::install(&packages);
-    }
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    let names = programs.join(", ");
+    if setup::is_root() && tool::on_path("apt-get") {
+        return setup::install(&packages).map_err(|error| {
+            Failure::error(
+                "hw-lane: programs are missing",
+                format!("not found: {names}; {error:#}").replace('\n', "; "),
+                setup::apt_line(&packages),
+            )
+        });
+    }
     Err(Failure::error(
         "hw-lane: programs are missing",
-        format!("not found: {}", programs.join(", ")),
+        format!("not found: {names}"),
         format!("sudo sh -c '{}'", setup::apt_line(&packages)),
     ))
 }
 
-/// An unpacked Debian kernel.
-#[derive(Debug)]
-struct Linux {
-    image: PathBuf,
-    modules: PathBuf,
-}
-
-/// The kernel of an earlier run, else the newest, unpacked and not installed.
-fn linux(folder: &Path) -> anyhow::Result<Linux> {
-    let place = folder.join("linux");
-    if !place.is_dir() {
-        download(folder, &place)?;
+/// Is there enough free memory for the machine?
+fn require_memory() -> anyhow::Result<()> {
+    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    match available_mib(&text) {
+        Some(mib) => check_memory(mib),
+        None => Ok(()),
     }
-    let modules = only_entry(&place.join("lib/modules"))?;
-    let version = modules.file_name().context("kernel without a version")?;
-    let image = place
-        .join("boot")
-        .join(format!("vmlinuz-{}", version.to_string_lossy()));
-    Ok(Linux {
-        image,
-        modules: modules.join("kernel"),
-    })
 }
 
-fn download(folder: &Path, place: &Path) -> anyhow::Result<()> {
-    let mut query = Command::new("apt-cache");
-    query.args(["depends", KERNEL_META_PACKAGE]);
-    let text = tool::capture("hw-lane: look for a kernel", &mut query)?;
-    let package = dependency(&text).ok_or_else(|| {
-        tool::failed(
-            "hw-lane: look for a kernel",
-            &query,
-            "it names no dependency",
-        )
-    })?;
-    let archive = folder.join("download");
-    remove(&archive)?;
-    fs::create_dir_all(&archive)?;
-    let mut fetch = Command::new("apt-get");
-    fetch
-        .args(["-q", "download", package])
-        .current_dir(&archive);
-    tool::run("hw-lane: download a kernel", &mut fetch)?;
-    let fresh = folder.join("linux.new");
-    remove(&fresh)?;
-    let mut unpack = Command::new("dpkg");
-    unpack.arg("-x").arg(only_entry(&archive)?).arg(&fresh);
-    tool::run("hw-lane: unpack the kernel", &mut unpack)?;
-    remove(&archive)?;
-    fs::rename(&fresh, place).context("keep the kernel")
+fn check_memory(available_mib: u64) -> anyhow::Result<()> {
+    let needed = 2 * NODE_MIB + QEMU_MIB;
+    if available_mib >= needed {
+        return Ok(());
+    }
+    Err(Failure::error(
+        "hw-lane: too little memory for the emulated machine",
+        format!("{needed} MiB are needed, {available_mib} MiB are available"),
+        "ps -eo rss,pid,comm --sort=-rss | head  (and end what is not needed)",
+    ))
 }
 
-/// The first package that `apt-cache depends` names as needed.
-fn dependency(text: &str) -> Option<&str> {
-    text.lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
+/// MemAvailable of /proc/meminfo.
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
 }
 
-/// The one entry of a folder.
-fn only_entry(folder: &Path) -> anyhow::Result<PathBuf> {
-    let shown = folder.display();
-    let mut entries = fs::read_dir(folder).with_context(|| format!("read {shown}"))?;
-    let first = entries
-        .next()
-        .with_context(|| format!("{shown} is empty"))??;
-    Ok(first.path())
-}
-
+/// Removes a folder that may not be there.
 fn remove(folder: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -160,81 +219,39 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Puts the machine's root directory together.
-fn fill(workspace: &Workspace, kernel: &Linux, root: &Path) -> anyhow::Result<()> {
-    let (bin, modules, programs) = (
-        root.join("bin"),
-        root.join("modules"),
-        root.join("programs"),
-    );
-    for folder in [
-        "bin", "modules", "programs", "proc", "sys", "dev", "run", "tmp",
-    ] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    for module in MODULES {
-        copy(&kernel.modules.join(module), &modules)?;
-    }
-    let busybox = tool::capture(
-        "hw-lane: find busybox",
-        Command::new("sh").args(["-c", "command -v busybox"]),
-    )?;
-    copy(Path::new(busybox.trim()), &bin)?;
-    std::os::unix::fs::symlink("busybox", bin.join("sh"))?;
-    let host = ["build", "--release", "--bins", "--target", HOST_TARGET];
-    let packages = image::HOST_PACKAGES.map(str::to_owned);
-    let mut files = image::kernel_and_guests(workspace)?;
-    let all = image::arguments(&host, &packages);
-    files.extend(image::build(workspace, "hw-lane: host programs", &all)?);
-    for file in &files {
-        copy(file, &programs)?;
-    }
-    let sources = workspace.root.join("ci/xtask/src/hw_lane");
-    copy(&sources.join("tiny.inp"), &programs)?;
-    compile(&sources.join("verdict.c"), &bin.join("verdict"))?;
-    for name in GUESTS {
-        let source = workspace.root.join(format!("guests/programs/c/{name}.c"));
-        compile(&source, &programs.join(name))?;
-    }
-    fs::write(root.join("init"), include_str!("init.sh"))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(root.join("init"), mode).context("make init executable")
-}
-
-fn copy(file: &Path, folder: &Path) -> anyhow::Result<()> {
-    let name = file.file_name().context("file without a name")?;
-    fs::copy(file, folder.join(name)).with_context(|| format!("copy {}", file.display()))?;
-    Ok(())
-}
-
-fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new("musl-gcc");
-    command.args(["-O1", "-static", "-no-pie", "-o"]);
-    command.arg(program).arg(source);
-    tool::capture("hw-lane: compile", &mut command).map(drop)
-}
-
-/// Packs the root directory, without debug information.
-fn pack(root: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
-    let initrd = folder.join("initrd");
-    let script = "find programs -type f -exec strip -g {} + 2>/dev/null; \
-                  find . | cpio --quiet -o -H newc -R 0:0 > \"$1\"";
-    let mut command = Command::new("sh");
-    command.args(["-c", script, "pack"]).arg(&initrd);
-    command.current_dir(root);
-    tool::capture("hw-lane: pack the initramfs", &mut command)?;
-    Ok(initrd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_package_is_what_the_meta_package_depends_on() {
-        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-1-cloud-amd64\n  \
-                    Suggests: x\n";
-        assert_eq!(dependency(text), Some("linux-image-6.1.0-1-cloud-amd64"));
-        assert_eq!(dependency("linux-image-cloud-amd64\n"), None);
+    fn too_little_memory_is_refused_with_both_figures() {
+        let meminfo = "MemTotal: 4096000 kB\nMemAvailable:     409600 kB\n";
+        assert_eq!(available_mib(meminfo), Some(400));
+        let needed = 2 * NODE_MIB + QEMU_MIB;
+        let error = check_memory(400).unwrap_err().to_string();
+        assert!(error.contains(&format!("{needed} MiB are needed, 400 MiB are available")));
+        check_memory(needed).unwrap();
+        assert_eq!(available_mib("MemTotal: 4096000 kB\n"), None);
+    }
+
+    #[test]
+    fn the_long_selection_adds_shadow_paging_and_the_later_kernel() {
+        let mut options = Options {
+            long: false,
+            linux: Release::V6_1,
+            shadow: false,
+            only: String::new(),
+        };
+        assert_eq!(options.boots().len(), 1);
+        options.long = true;
+        let titles: Vec<String> = options.boots().into_iter().map(Boot::title).collect();
+        assert_eq!(
+            titles,
+            [
+                "Linux 6.1, nested paging",
+                "Linux 6.1, shadow paging",
+                "Linux 6.12, nested paging"
+            ]
+        );
     }
 }

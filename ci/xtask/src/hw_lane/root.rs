@@ -1,0 +1,158 @@
+//! The root directory that an emulated machine boots into, from parts.
+//!
+//! A lane makes one, adds modules, programs and scripts, and packs it into an
+//! initramfs. It holds busybox and static programs only: the machine has no C
+//! library. Gone from the host when dropped.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use super::linux::Linux;
+use super::remove;
+use crate::workspace::Workspace;
+use crate::{image, tool};
+
+/// Host programs are linked statically.
+pub(super) const HOST_TARGET: &str = "x86_64-unknown-linux-musl";
+/// Where this lane's sources are.
+const SOURCES: &str = "ci/xtask/src/hw_lane";
+/// C programs of the project that run in enclaves.
+const GUESTS: [&str; 3] = ["tls", "segv", "spin"];
+
+/// A root directory in the making.
+#[derive(Debug)]
+pub(super) struct Root {
+    folder: PathBuf,
+    sources: PathBuf,
+}
+
+impl Root {
+    /// An empty root directory at `folder` with a shell and the programs that
+    /// every lane has.
+    ///
+    /// # Errors
+    /// When it cannot be written or a program cannot be compiled.
+    pub(super) fn new(workspace: &Workspace, folder: PathBuf) -> anyhow::Result<Self> {
+        remove(&folder)?;
+        for name in [
+            "bin", "data", "dev", "modules", "proc", "programs", "run", "steps", "sys", "tmp",
+        ] {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        let root = Self {
+            folder,
+            sources: workspace.root.join(SOURCES),
+        };
+        let busybox = tool::capture(
+            "hw-lane: find busybox",
+            Command::new("sh").args(["-c", "command -v busybox"]),
+        )?;
+        root.add(Path::new(busybox.trim()), "bin/busybox")?;
+        symlink("busybox", root.folder.join("bin/sh"))?;
+        compile(
+            &root.sources.join("verdict.c"),
+            &root.folder.join("bin/verdict"),
+        )?;
+        Ok(root)
+    }
+
+    /// Copies a file to `place`, keeping its permissions.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub(super) fn add(&self, file: &Path, place: &str) -> anyhow::Result<()> {
+        fs::copy(file, self.folder.join(place))
+            .with_context(|| format!("copy {}", file.display()))?;
+        Ok(())
+    }
+
+    /// Adds modules; `init` loads them in this order.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub(super) fn add_modules(&self, linux: &Linux, names: &[&str]) -> anyhow::Result<()> {
+        for name in names {
+            self.add(&linux.module(name), &format!("modules/{name}.ko"))?;
+        }
+        let order = names.join("\n") + "\n";
+        fs::write(self.folder.join("modules/order"), order).context("list the modules")
+    }
+
+    /// Builds host programs, kernel and guests and adds them under `/programs`,
+    /// side by side as in `out/`.
+    ///
+    /// # Errors
+    /// When a build fails.
+    pub(super) fn add_programs(&self, workspace: &Workspace) -> anyhow::Result<()> {
+        let host = ["build", "--release", "--bins", "--target", HOST_TARGET];
+        let packages = image::HOST_PACKAGES.map(str::to_owned);
+        let mut files = image::kernel_and_guests(workspace)?;
+        let all = image::arguments(&host, &packages);
+        files.extend(image::build(workspace, "hw-lane: host programs", &all)?);
+        for file in &files {
+            let name = file.file_name().context("program without a name")?;
+            self.add(file, &format!("programs/{}", name.to_string_lossy()))?;
+        }
+        for name in GUESTS {
+            let source = workspace.root.join(format!("guests/programs/c/{name}.c"));
+            compile(&source, &self.folder.join("programs").join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Adds `init`, the steps' shell library, the inputs, and those files of
+    /// `steps/` whose names contain `only`.
+    ///
+    /// # Errors
+    /// When none does, or one cannot be copied.
+    pub(super) fn add_steps(&self, only: &str) -> anyhow::Result<()> {
+        let mut count = 0;
+        for entry in fs::read_dir(self.sources.join("steps"))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.ends_with(".sh") && name.contains(only) {
+                self.add(&path, &format!("steps/{name}"))?;
+                count += 1;
+            }
+        }
+        anyhow::ensure!(count > 0, "no file in {SOURCES}/steps is named *{only}*");
+        for name in ["lib.sh", "part.sh"] {
+            self.add(&self.sources.join(name), name)?;
+        }
+        self.add(&self.sources.join("tiny.inp"), "data/tiny.inp")?;
+        self.add(&self.sources.join("init.sh"), "init")?;
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.folder.join("init"), executable).context("make init executable")
+    }
+
+    /// Packs everything, without debug information, into the file `initrd`.
+    ///
+    /// # Errors
+    /// When a program of the pack fails.
+    pub(super) fn pack(self, initrd: &Path) -> anyhow::Result<()> {
+        let script = "find programs -type f -exec strip -g {} + 2>/dev/null; \
+                      find . | cpio --quiet -o -H newc -R 0:0 > \"$1\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "pack"]).arg(initrd);
+        command.current_dir(&self.folder);
+        tool::capture("hw-lane: pack the initramfs", &mut command).map(drop)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // The next run removes what this one could not.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new("musl-gcc");
+    command.args(["-O1", "-static", "-no-pie", "-o"]);
+    command.arg(program).arg(source);
+    tool::capture("hw-lane: compile", &mut command).map(drop)
+}

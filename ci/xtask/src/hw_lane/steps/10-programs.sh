@@ -1,0 +1,23 @@
+# Programs run, those that fault die alone, those that loop can be killed.
+create t --cores 1 --mem 64M
+fact t kernel_mode $mode
+fact t platform hardware
+step "a program runs" 0 ./enclavectl run t -- ./tls
+for fault in null:139 code:139 jump:139 wild:139 divide:136 ud2:132; do
+    step "fault ${fault%:*} ends its program" ${fault#*:} \
+        ./enclavectl run t -- ./segv ${fault%:*}
+done
+
+begin "a looping program is killed"
+run_until t spinning ./spin
+kill -TERM $run
+(sleep 30; kill -KILL $run) 2> /dev/null &
+guard=$!
+wait $run
+code=$?
+kill $guard
+equal "a looping program is killed" "exit code 143" "exit code $code"
+
+step "the next program runs" 0 ./enclavectl run t -- ./tls
+./enclavectl logs t
+step "destroy t" 0 ./enclavectl destroy t
