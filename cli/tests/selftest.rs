@@ -22,6 +22,10 @@ use support::{Ended, enclavectl, finish, kernel_image, require_programs, unique_
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// `jmp .`
+const JUMP_TO_ITSELF: [u8; 2] = [0xeb, 0xfe];
+/// `xor eax, eax; ret`
+const RETURN_FALSE: [u8; 3] = [0x31, 0xc0, 0xc3];
 /// Pause between two looks at something without a descriptor to wait on.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -53,19 +57,24 @@ impl Stage {
         finish(&mut self.command(args), b"")
     }
 
-    /// A self-test whose machine never says a word.
-    fn hung(&self, args: &[&str]) -> Command {
+    /// A self-test of a kernel whose code at a virtual address is replaced.
+    fn patched(&self, args: &[&str], at: impl Fn(&[u8]) -> u64, code: &[u8]) -> Command {
         let mut image = fs::read(kernel_image()).unwrap();
+        // The image begins with its header and is laid out as in the file.
         let head = find(&image, &KERNEL_MAGIC.to_le_bytes());
-        let entry = u64::from_le_bytes(image[head + 16..head + 24].try_into().unwrap());
-        let at = head + usize::try_from(entry - KERNEL_VIRT).unwrap();
-        // A jump to itself.
-        image[at..at + 2].copy_from_slice(&[0xeb, 0xfe]);
-        let path = self.home.join("hung-kernel");
+        let at = head + usize::try_from(at(&image) - KERNEL_VIRT).unwrap();
+        image[at..at + code.len()].copy_from_slice(code);
+        let path = self.home.join("patched-kernel");
         fs::write(&path, image).unwrap();
         let mut command = self.command(args);
         command.env("ENCLAVE_KERNEL", path);
         command
+    }
+
+    /// A self-test whose machine never says a word.
+    fn hung(&self, args: &[&str]) -> Command {
+        let entry = |image: &[u8]| number(image, find(image, &KERNEL_MAGIC.to_le_bytes()) + 16, 8);
+        self.patched(args, entry, &JUMP_TO_ITSELF)
     }
 
     /// Starts one that hangs, and waits until its machine is there.
@@ -143,6 +152,35 @@ impl Drop for Stage {
 fn find(bytes: &[u8], wanted: &[u8]) -> usize {
     let mut windows = bytes.windows(wanted.len());
     windows.position(|window| window == wanted).unwrap()
+}
+
+/// A little-endian number of `len` bytes.
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let digits = bytes[at..at + len].iter().rev();
+    digits.fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// Address of the function whose symbol contains `part` (ELF-64 object file
+/// format, chapters 2 and 4: section headers and symbol table).
+fn function(image: &[u8], part: &str) -> u64 {
+    const SYMTAB: u64 = 2;
+    let field = |at: usize, len| usize::try_from(number(image, at, len)).unwrap();
+    let (sections, size, count) = (field(0x28, 8), field(0x3a, 2), field(0x3c, 2));
+    let section = |index: usize| sections + index * size;
+    let symtab = (0..count)
+        .map(section)
+        .find(|at| number(image, at + 4, 4) == SYMTAB);
+    let symtab = symtab.expect("the kernel image has no symbols");
+    let names = field(section(field(symtab + 0x28, 4)) + 0x18, 8);
+    let (begin, len) = (field(symtab + 0x18, 8), field(symtab + 0x20, 8));
+    let mut symbols = (begin..begin + len).step_by(24);
+    let found = symbols.find(|&symbol| {
+        let name = &image[names + field(symbol, 4)..];
+        let name = &name[..find(name, b"\0")];
+        name.windows(part.len())
+            .any(|window| window == part.as_bytes())
+    });
+    number(image, found.expect("no such function") + 8, 8)
 }
 
 fn pid(child: &Child) -> Pid {
@@ -324,6 +362,39 @@ fn a_machine_that_hangs_is_killed_and_named() {
     assert!(line.unwrap().contains("hung: no report within"), "{line:?}");
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn a_self_test_that_fails_or_hangs_is_one_line_of_the_report_with_its_console() {
+    let stage = Stage::new();
+    let heap = |image: &[u8]| function(image, "heap_holds");
+    for (code, verdict, timeout) in [
+        (&RETURN_FALSE[..], "FAILED", "60"),
+        (&JUMP_TO_ITSELF, "hung: no report within", "5"),
+    ] {
+        let args = ["--ring", "auto", "--json", "--timeout", timeout];
+        let ended = finish(&mut stage.patched(&args, heap, code), b"");
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        let report = report_of(&ended.stdout);
+        let rows = report["tests"].as_array().unwrap();
+        let failed: Vec<&Value> = rows
+            .iter()
+            .filter(|row| row["verdict"] == "failed")
+            .collect();
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(
+            failed[0]["why"].as_str().unwrap().contains(verdict),
+            "{failed:?}"
+        );
+        assert_eq!(failed[0]["name"], "the heap holds what is put there");
+        let console = failed[0]["console"].as_str().unwrap();
+        assert!(console.contains("enclave-kernel "), "{console}");
+        assert!(
+            rows.iter().any(|row| row["verdict"] == "passed"),
+            "{rows:?}"
+        );
+        stage.is_clear();
+    }
 }
 
 #[test]

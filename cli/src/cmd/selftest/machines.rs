@@ -5,6 +5,7 @@
 //! that says nothing is killed and named.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 const MEM_BYTES: u64 = 64 << 20;
 /// Most of a console that a report takes, from its end.
 const CONSOLE_BYTES: usize = 16 << 10;
+/// Most of a VMM's log that is read.
+const MAX_LOG_BYTES: u64 = 1 << 20;
 /// Name of every enclave here; there is one at a time.
 pub(super) const NAME: &str = "selftest";
 
@@ -162,16 +165,30 @@ impl<'a> Machines<'a> {
         }
     }
 
-    /// The end of what the kernel's console said.
+    /// The end of what the kernel's console said, and of what its VMM noted.
     pub(super) fn console(&self) -> String {
         let Ok(Some(dir)) = self.place.run.enclave(NAME, false) else {
             return String::new();
         };
         let read = Follower::new(dir.fd(), false).and_then(|mut follower| follower.read_new());
-        let bytes = read.unwrap_or_default();
-        let from = bytes.len().saturating_sub(CONSOLE_BYTES);
-        String::from_utf8_lossy(&bytes[from..]).into_owned()
+        let mut text = end_of(&read.unwrap_or_default());
+        let mut noted = Vec::new();
+        let log = dir.open_file("vmm.log");
+        // Without a log there is nothing to add.
+        drop(log.and_then(|file| file.take(MAX_LOG_BYTES).read_to_end(&mut noted)));
+        for line in end_of(&noted).lines() {
+            text.push_str("vmm: ");
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
     }
+}
+
+/// The end of a text, as much as a report takes.
+fn end_of(bytes: &[u8]) -> String {
+    let from = bytes.len().saturating_sub(CONSOLE_BYTES);
+    String::from_utf8_lossy(&bytes[from..]).into_owned()
 }
 
 /// A core that no enclave of this user has to itself, the lowest: the host's
@@ -266,6 +283,9 @@ fn without_time(line: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use enclave_vmm::control::protocol::Effective;
+    use enclave_vmm::machine::MachineReport;
+
     use super::*;
 
     const CONSOLE: &str = "[    0.000001] enclave-kernel 0.1.0: ring3 mode\n\
@@ -279,6 +299,86 @@ mod tests {
         );
         assert_eq!(told(CONSOLE, 1), None);
         assert_eq!(told("", 2), None);
+    }
+
+    fn heard(machine: MachineState, selftest: Selftest, console: &str) -> Heard {
+        let config = EnclaveConfig {
+            name: NAME.into(),
+            cores: CoreRequest::Count(1),
+            share_cores: true,
+            mem_bytes: MEM_BYTES,
+            exports: Vec::new(),
+            ring: Ring::Auto,
+            backing: Backing::Auto,
+            prefault: false,
+            kernel: PathBuf::new(),
+            broker_socket: PathBuf::new(),
+            selftest: 1,
+        };
+        let started = Started {
+            effective: Effective {
+                config,
+                cores: vec![0],
+                warnings: Vec::new(),
+                pid: 1,
+                created_unix_ms: 0,
+            },
+            machine,
+            report: MachineReport {
+                kernel_mode: "ring3".into(),
+                selftest,
+                ..MachineReport::default()
+            },
+        };
+        Heard {
+            end: End::Up(Box::new(started)),
+            console: console.into(),
+            took: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn only_what_the_kernel_calls_passed_has_passed() {
+        let idle = MachineState::Idle;
+        let verdict = |heard: &Heard, number, mode| judge(heard, number, mode).0;
+        let passed = heard(idle.clone(), Selftest::Passed, "");
+        assert_eq!(verdict(&passed, 1, Some("ring3")), Verdict::Passed);
+        assert_eq!(verdict(&passed, 1, None), Verdict::Passed);
+        assert_eq!(verdict(&passed, 1, Some("ring0")), Verdict::Failed);
+        let none = heard(idle.clone(), Selftest::None, "");
+        assert_eq!(verdict(&none, 0, None), Verdict::Passed);
+        assert_eq!(verdict(&none, 1, None), Verdict::Failed);
+        let odd = heard(idle, Selftest::Failed, "");
+        assert_eq!(verdict(&odd, 1, None), Verdict::Failed);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_the_words_of_whoever_saw_it() {
+        let reason = "kernel panic: no".to_owned();
+        let panicked = heard(MachineState::Failed { reason }, Selftest::None, "");
+        let wanted = (Verdict::Failed, "kernel panic: no".to_owned());
+        assert_eq!(judge(&panicked, 1, None), wanted);
+        let lacking = heard(MachineState::Idle, Selftest::NotCovered, CONSOLE);
+        let wanted = (Verdict::NotCovered, "no x: none".to_owned());
+        assert_eq!(judge(&lacking, 2, None), wanted);
+        let down = Heard {
+            end: End::Down("no /dev/kvm".into()),
+            ..lacking
+        };
+        let wanted = (Verdict::Failed, "no /dev/kvm".to_owned());
+        assert_eq!(judge(&down, 0, None), wanted);
+    }
+
+    #[test]
+    fn a_machine_that_had_time_and_said_nothing_hung() {
+        let late = |took| Heard {
+            end: End::Late,
+            console: String::new(),
+            took,
+        };
+        assert_eq!(judge(&late(HUNG_AFTER), 1, None).0, Verdict::Failed);
+        let cut = late(HUNG_AFTER / 2);
+        assert_eq!(judge(&cut, 1, None).0, Verdict::NotRun);
     }
 
     #[test]

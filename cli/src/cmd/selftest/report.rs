@@ -115,10 +115,12 @@ impl Row {
             Verdict::NotRun => "not run",
         };
         let time = seconds(self.milliseconds);
-        let why = if self.why.is_empty() {
+        // A failure may quote several lines of a console.
+        let why: Vec<String> = self.why.lines().map(output::printable).collect();
+        let why = if why.is_empty() {
             String::new()
         } else {
-            format!(": {}", self.why)
+            format!(": {}", why.join(" | "))
         };
         format!(
             "{verdict:<11} {}  {} ({time:.2} s){why}",
