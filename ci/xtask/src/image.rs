@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -95,11 +96,29 @@ pub(crate) fn build(
 ) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut command = workspace.cargo();
+    if let Some(tree) = built_from(workspace) {
+        // For the report of `enclavectl selftest`.
+        command.env("XASM_BUILT_FROM", tree);
+    }
     command
         .args(arguments)
         .arg("--message-format=json-render-diagnostics");
     tool::run_lines(what, &mut command, |line| files.extend(artifacts(line)))?;
     Ok(files)
+}
+
+/// Which commit the tree is at, and whether it was changed since; none
+/// without git or its data.
+fn built_from(workspace: &Workspace) -> Option<String> {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--tags"])
+        .current_dir(&workspace.root)
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let text = text.trim();
+    (output.status.success() && !text.is_empty()).then(|| text.to_owned())
 }
 
 /// One message of cargo's JSON output, as far as it matters here.
