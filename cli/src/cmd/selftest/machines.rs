@@ -151,17 +151,10 @@ impl<'a> Machines<'a> {
 
     fn config(&self, ring: Ring, selftest: u32) -> EnclaveConfig {
         EnclaveConfig {
-            name: NAME.into(),
             cores: CoreRequest::List(vec![self.core]),
-            share_cores: true,
-            mem_bytes: MEM_BYTES,
-            exports: Vec::new(),
-            ring,
-            backing: Backing::Auto,
-            prefault: false,
             kernel: self.kernel.clone(),
             broker_socket: self.place.socket.clone(),
-            selftest,
+            ..small(ring, selftest)
         }
     }
 
@@ -182,6 +175,23 @@ impl<'a> Machines<'a> {
             text.push('\n');
         }
         text
+    }
+}
+
+/// A small enclave, wherever its parts are.
+fn small(ring: Ring, selftest: u32) -> EnclaveConfig {
+    EnclaveConfig {
+        name: NAME.into(),
+        cores: CoreRequest::Count(1),
+        share_cores: true,
+        mem_bytes: MEM_BYTES,
+        exports: Vec::new(),
+        ring,
+        backing: Backing::Auto,
+        prefault: false,
+        kernel: PathBuf::new(),
+        broker_socket: PathBuf::new(),
+        selftest,
     }
 }
 
@@ -302,22 +312,9 @@ mod tests {
     }
 
     fn heard(machine: MachineState, selftest: Selftest, console: &str) -> Heard {
-        let config = EnclaveConfig {
-            name: NAME.into(),
-            cores: CoreRequest::Count(1),
-            share_cores: true,
-            mem_bytes: MEM_BYTES,
-            exports: Vec::new(),
-            ring: Ring::Auto,
-            backing: Backing::Auto,
-            prefault: false,
-            kernel: PathBuf::new(),
-            broker_socket: PathBuf::new(),
-            selftest: 1,
-        };
         let started = Started {
             effective: Effective {
-                config,
+                config: small(Ring::Auto, 1),
                 cores: vec![0],
                 warnings: Vec::new(),
                 pid: 1,
