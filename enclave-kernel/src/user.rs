@@ -3,7 +3,8 @@
 //! Called by system calls. Promises: a range is checked against the program's
 //! regions before it is touched (there is no demand paging, so a checked range
 //! can only fault for copy-on-write, which fault.rs resolves and resumes);
-//! what a program sends is copied once and decoded from the copy.
+//! what a program sends is copied once and decoded from the copy. Program memory
+//! is open to the kernel only during a copy ([`UserAccess`]).
 
 // UNSAFETY: turns checked program addresses into copies.
 #![expect(unsafe_code)]
@@ -16,10 +17,17 @@ use enclave_core::errno::Errno;
 use enclave_core::user_slice::UserSlice;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
+use crate::arch::UserAccess;
 use crate::{arch, phys, process};
 
 /// Longest path, as Linux's PATH_MAX.
 pub(crate) const PATH_MAX: u64 = 4096;
+
+/// Opens `[base, base + len)` of the program, if it may be used as wanted.
+fn open(base: u64, len: u64, want: Prot) -> Result<UserAccess, Errno> {
+    check(base, len, want)?;
+    Ok(UserAccess::open())
+}
 
 fn check(base: u64, len: u64, want: Prot) -> Result<(), Errno> {
     let slice = UserSlice::new(base, len)?;
@@ -33,7 +41,7 @@ fn pointer(base: u64) -> *mut u8 {
 
 /// Copies bytes out of the program.
 pub(crate) fn copy_in(base: u64, into: &mut [u8]) -> Result<(), Errno> {
-    check(base, into.len() as u64, Prot::READ)?;
+    let _access = open(base, into.len() as u64, Prot::READ)?;
     // SAFETY: the source was just checked to be mapped and readable, the
     // target is a Rust slice; one program at a time, so nothing unmaps it.
     unsafe { arch::copy_bytes(into.as_mut_ptr(), pointer(base), into.len()) };
@@ -42,7 +50,7 @@ pub(crate) fn copy_in(base: u64, into: &mut [u8]) -> Result<(), Errno> {
 
 /// Copies bytes into the program.
 pub(crate) fn copy_out(base: u64, from: &[u8]) -> Result<(), Errno> {
-    check(base, from.len() as u64, Prot::WRITE)?;
+    let _access = open(base, from.len() as u64, Prot::WRITE)?;
     // SAFETY: as in `copy_in`, the other way.
     unsafe { arch::copy_bytes(pointer(base), from.as_ptr(), from.len()) };
     Ok(())
@@ -50,7 +58,7 @@ pub(crate) fn copy_out(base: u64, from: &[u8]) -> Result<(), Errno> {
 
 /// Copies `len` bytes of the program to physical memory.
 pub(crate) fn copy_in_phys(base: u64, pa: u64, len: u64) -> Result<(), Errno> {
-    check(base, len, Prot::READ)?;
+    let _access = open(base, len, Prot::READ)?;
     // SAFETY: the range was just checked.
     unsafe { phys::copy_user(base, pa, len, false) };
     Ok(())
@@ -58,7 +66,7 @@ pub(crate) fn copy_in_phys(base: u64, pa: u64, len: u64) -> Result<(), Errno> {
 
 /// Copies `len` bytes of physical memory to the program.
 pub(crate) fn copy_out_phys(base: u64, pa: u64, len: u64) -> Result<(), Errno> {
-    check(base, len, Prot::WRITE)?;
+    let _access = open(base, len, Prot::WRITE)?;
     // SAFETY: the range was just checked.
     unsafe { phys::copy_user(base, pa, len, true) };
     Ok(())
@@ -103,7 +111,7 @@ pub(crate) fn read_path(base: u64) -> Result<Vec<u8>, Errno> {
 /// Moves bytes within the program (the ranges do not overlap).
 pub(crate) fn move_within(to: u64, from: u64, len: u64) -> Result<(), Errno> {
     check(from, len, Prot::READ)?;
-    check(to, len, Prot::WRITE)?;
+    let _access = open(to, len, Prot::WRITE)?;
     // SAFETY: both ranges were just checked and do not overlap.
     unsafe { arch::copy_bytes(pointer(to), pointer(from), len as usize) };
     Ok(())
@@ -111,7 +119,7 @@ pub(crate) fn move_within(to: u64, from: u64, len: u64) -> Result<(), Errno> {
 
 /// Zeroes bytes of the program.
 pub(crate) fn zero(base: u64, len: u64) -> Result<(), Errno> {
-    check(base, len, Prot::WRITE)?;
+    let _access = open(base, len, Prot::WRITE)?;
     // SAFETY: the range was just checked.
     unsafe { arch::zero_bytes(pointer(base), len as usize) };
     Ok(())

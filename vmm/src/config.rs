@@ -13,6 +13,7 @@ use enclave_abi::layout;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
+use crate::features::Features;
 use crate::machine::{Backing, Export, MachineConfig, Ring};
 
 /// Least private RAM of an enclave in bytes.
@@ -66,6 +67,9 @@ pub struct EnclaveConfig {
     pub exports: Vec<Export>,
     /// Privilege mode wanted.
     pub ring: Ring,
+    /// Processor features to leave off.
+    #[serde(default)]
+    pub without: Features,
     /// Page size behind private RAM.
     pub backing: Backing,
     /// Touch all private RAM at create?
@@ -168,6 +172,7 @@ impl EnclaveConfig {
             backing: self.backing,
             prefault: self.prefault,
             ring: self.ring,
+            without: self.without,
             broker_socket: self.broker_socket.clone(),
             exports: self.exports.clone(),
             selftest: self.selftest,
@@ -316,6 +321,7 @@ mod tests {
             mem_bytes: 64 << 20,
             exports: Vec::new(),
             ring: Ring::Auto,
+            without: Features::default(),
             backing: Backing::Auto,
             prefault: true,
             kernel: "/k".into(),

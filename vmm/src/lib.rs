@@ -7,6 +7,7 @@ pub mod console_log;
 pub mod control;
 pub mod exit;
 pub mod failure;
+pub mod features;
 pub mod forward;
 pub mod ledger;
 pub mod lifecycle;

@@ -296,6 +296,7 @@ mod tests {
             mem_bytes: 64 << 20,
             exports: Vec::new(),
             ring: Ring::Auto,
+            without: crate::features::Features::default(),
             backing: Backing::Auto,
             prefault: true,
             kernel: "/k".into(),

@@ -8,9 +8,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use enclave_abi::ABI_VERSION;
-use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
 use enclave_abi::boot::{
-    BOOT_MAGIC, BootInfo, Extent, KERNEL_MAGIC, KernelHeader, MAX_EXTENTS, Mode,
+    BOOT_MAGIC, BootInfo, Extent, KERNEL_MAGIC, KernelHeader, MAX_EXTENTS, Mode, cpu,
 };
 use enclave_abi::layout::{
     APIC_PAGE, BOOT_INFO, DIRECT_MAP, DOORBELL_PAGE, GDT_TSS, IDT, KERNEL_IMAGE, KERNEL_VIRT,
@@ -21,6 +21,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 
+use crate::features::Features;
 use crate::memory::Ram;
 use crate::tables::{TableBuilder, TableError, pte, write_gdt_tss, write_idt};
 
@@ -75,8 +76,8 @@ pub struct BootFacts {
     pub xcr0: u64,
     /// CPUID leaf 1 EDX.
     pub hwcap: u64,
-    /// Whether FSGSBASE is usable.
-    pub fsgsbase: bool,
+    /// Processor features in force.
+    pub features: Features,
     /// TSC frequency.
     pub tsc_khz: u64,
     /// Guest TSC, wall clock and monotonic clock read together.
@@ -183,7 +184,7 @@ pub fn prepare(
         &header,
         DIRECT_MAP + GDT_TSS + crate::tables::TSS_OFFSET,
     )?;
-    write_idt(ram, &header, facts.mode)?;
+    write_idt(ram, &header, facts.mode, facts.features.has(cpu::SMAP))?;
     write_queue(ram)?;
     let info = boot_info(facts, page_table, free_start);
     ram.write_slice(
@@ -208,11 +209,11 @@ fn map_kernel(
             _ if page == header.user_text => pte::U,
             _ => user,
         };
-        builder.map(page, phys(page), PAGE_SIZE, bits, false)?;
+        builder.map(page, phys(page), PAGE_SIZE, bits, PAGE_SIZE)?;
     }
     let (text, ro, data) = (header.text_end, header.rodata_end, header.data_end);
-    builder.map(text, phys(text), ro - text, user | pte::NX, false)?;
-    builder.map(ro, phys(ro), data - ro, user | pte::W | pte::NX, false)?;
+    builder.map(text, phys(text), ro - text, user | pte::NX, PAGE_SIZE)?;
+    builder.map(ro, phys(ro), data - ro, user | pte::W | pte::NX, PAGE_SIZE)?;
 
     let rw = user | pte::W | pte::NX;
     let direct = |pa: u64| DIRECT_MAP + pa;
@@ -223,20 +224,31 @@ fn map_kernel(
         let fixed = [GDT_TSS, IDT].contains(&page);
         let image = (KERNEL_IMAGE..phys(header.rodata_end)).contains(&page);
         let bits = if fixed || image { rw & !pte::W } else { rw };
-        builder.map(direct(page), page, PAGE_SIZE, bits, false)?;
+        builder.map(direct(page), page, PAGE_SIZE, bits, PAGE_SIZE)?;
     }
+    let large = if facts.features.has(cpu::PAGE_1G) {
+        GIB
+    } else {
+        LARGE_PAGE_SIZE
+    };
     for &(start, len) in &facts.extents {
         let from = start.max(fine_end.min(start + len));
-        builder.map(direct(from), from, start + len - from, rw, true)?;
+        builder.map(direct(from), from, start + len - from, rw, large)?;
     }
-    builder.map(direct(DOORBELL_PAGE), DOORBELL_PAGE, PAGE_SIZE, rw, false)?;
-    builder.map(direct(LEASE_PAGE), LEASE_PAGE, PAGE_SIZE, rw, false)?;
+    builder.map(
+        direct(DOORBELL_PAGE),
+        DOORBELL_PAGE,
+        PAGE_SIZE,
+        rw,
+        PAGE_SIZE,
+    )?;
+    builder.map(direct(LEASE_PAGE), LEASE_PAGE, PAGE_SIZE, rw, PAGE_SIZE)?;
     builder.map(
         direct(APIC_PAGE),
         APIC_PAGE,
         PAGE_SIZE,
         rw | pte::PCD,
-        false,
+        PAGE_SIZE,
     )
 }
 
@@ -271,11 +283,16 @@ fn boot_info(facts: &BootFacts, page_table: u64, free_start: u64) -> BootInfo {
         tsc_khz: facts.tsc_khz,
         xcr0: facts.xcr0,
         hwcap: facts.hwcap,
-        hwcap2: if facts.fsgsbase { 2 } else { 0 },
+        hwcap2: if facts.features.has(cpu::FSGSBASE) {
+            2
+        } else {
+            0
+        },
         random: facts.random,
         selftest: facts.selftest,
         nr_cpus: 1,
         name,
+        cpu_features: facts.features.0,
     }
 }
 

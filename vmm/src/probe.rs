@@ -81,7 +81,7 @@ fn run(vcpu: &mut VcpuFd, stats: &KvmStats, cr4: u64, ram: &Ram) -> Result<bool,
     ram.write_slice(&code, GuestAddress(CODE))
         .map_err(TableError::from)?;
     let mut tables = TableBuilder::new(ram, TABLES, TABLES_END)?;
-    tables.map(CODE, CODE, 4096, 0, false)?;
+    tables.map(CODE, CODE, 4096, 0, 4096)?;
     set_up_probe(vcpu, cr4, tables.root(), CODE)?;
     let before = stats.get("insn_emulation");
     match vcpu.run() {

@@ -5,8 +5,8 @@
 //! Formats: SDM vol. 3 §4.5 (4-level paging), §3.4.5 (segment descriptors),
 //! §6.14.1 (64-bit gates), §7.7 (64-bit TSS).
 
-use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
-use enclave_abi::boot::{GateSpec, KernelHeader, Mode};
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
+use enclave_abi::boot::{CLAC_BYTES, GateSpec, KernelHeader, Mode};
 use enclave_abi::layout::{GDT_TSS, IDT, SEL_KERNEL_CS, SEL_TSS, SEL_USER_CS};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -102,8 +102,8 @@ impl<'a> TableBuilder<'a> {
         Ok(table)
     }
 
-    /// Maps `[va, va + len)` to `[pa, pa + len)`, with 2 MiB pages where both
-    /// addresses and the rest allow it and `large` is set.
+    /// Maps `[va, va + len)` to `[pa, pa + len)` with the largest pages, up to
+    /// `largest` bytes (4 KiB, 2 MiB or 1 GiB), that addresses and rest allow.
     ///
     /// # Errors
     /// [`TableError`]; mappings made before the failure stay.
@@ -113,7 +113,7 @@ impl<'a> TableBuilder<'a> {
         pa: u64,
         len: u64,
         flags: u64,
-        large: bool,
+        largest: u64,
     ) -> Result<(), TableError> {
         if !is_aligned(va | pa | len, PAGE_SIZE) {
             return Err(TableError::Unmappable(va));
@@ -121,20 +121,23 @@ impl<'a> TableBuilder<'a> {
         let mut done = 0;
         while done < len {
             let (va, pa, left) = (va + done, pa + done, len - done);
-            let big = large && is_aligned(va | pa, LARGE_PAGE_SIZE) && left >= LARGE_PAGE_SIZE;
-            self.entry(va, pa, flags, if big { 2 } else { 1 })?;
-            done += if big { LARGE_PAGE_SIZE } else { PAGE_SIZE };
+            let (level, bytes) = [(3, GIB), (2, LARGE_PAGE_SIZE)]
+                .into_iter()
+                .find(|&(_, bytes)| bytes <= largest && is_aligned(va | pa, bytes) && left >= bytes)
+                .unwrap_or((1, PAGE_SIZE));
+            self.entry(va, pa, flags, level)?;
+            done += bytes;
         }
         Ok(())
     }
 
-    /// Writes the leaf entry at `level` (1 = 4 KiB, 2 = 2 MiB).
+    /// Writes the leaf entry at `level` (1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB).
     fn entry(&mut self, va: u64, pa: u64, flags: u64, level: u32) -> Result<(), TableError> {
         let mut table = self.root;
         for above in ((level + 1)..=4).rev() {
             table = self.descend(table, va, above)?;
         }
-        let leaf = pa | flags | pte::P | pte::AD | if level == 2 { pte::PS } else { 0 };
+        let leaf = pa | flags | pte::P | pte::AD | if level > 1 { pte::PS } else { 0 };
         self.ram.write_obj(leaf, slot(table, va, level))?;
         Ok(())
     }
@@ -215,17 +218,27 @@ pub fn gate(spec: &GateSpec) -> [u64; 2] {
     [low, spec.addr >> 32]
 }
 
-/// Writes the interrupt descriptor table for `mode`.
+/// Writes the interrupt descriptor table for `mode`. With `smap`, which is for
+/// ring-0 mode, gates lead to the CLAC in front of each entry.
 ///
 /// # Errors
 /// [`TableError::Memory`] when RAM is too small.
-pub fn write_idt(ram: &Ram, header: &KernelHeader, mode: Mode) -> Result<(), TableError> {
+pub fn write_idt(
+    ram: &Ram,
+    header: &KernelHeader,
+    mode: Mode,
+    smap: bool,
+) -> Result<(), TableError> {
     let gates = match mode {
         Mode::Ring0 => &header.gates_ring0,
         Mode::Ring3 => &header.gates_ring3,
     };
     for (vector, spec) in (0u64..).zip(gates) {
-        let [low, high] = gate(spec);
+        let prologue = if smap { CLAC_BYTES } else { 0 };
+        let [low, high] = gate(&GateSpec {
+            addr: spec.addr.saturating_sub(prologue),
+            ..*spec
+        });
         ram.write_obj(low, GuestAddress(IDT + vector * 16))?;
         ram.write_obj(high, GuestAddress(IDT + vector * 16 + 8))?;
     }
@@ -262,7 +275,13 @@ mod tests {
             .ram;
         let mut builder = TableBuilder::new(&ram, 0x40_0000, 0x60_0000).unwrap();
         builder
-            .map(0xffff_9000_0000_0000, 0, 5 << 20, pte::W | pte::NX, true)
+            .map(
+                0xffff_9000_0000_0000,
+                0,
+                5 << 20,
+                pte::W | pte::NX,
+                LARGE_PAGE_SIZE,
+            )
             .unwrap();
         let root = builder.root();
         let (entry, size) = walk(&ram, root, 0xffff_9000_0020_0000).unwrap();
@@ -273,13 +292,32 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_gib_takes_one_entry_where_that_is_allowed() {
+        let ram = PrivateRam::new(32 << 20, Backing::Small, false)
+            .unwrap()
+            .ram;
+        let mut builder = TableBuilder::new(&ram, 0x40_0000, 0x60_0000).unwrap();
+        let va = 0xffff_9000_4000_0000 - LARGE_PAGE_SIZE;
+        let len = GIB + 2 * LARGE_PAGE_SIZE;
+        builder
+            .map(va, GIB - LARGE_PAGE_SIZE, len, pte::W, GIB)
+            .unwrap();
+        let root = builder.root();
+        let sizes = [va, va + LARGE_PAGE_SIZE, va + len - PAGE_SIZE]
+            .map(|va| walk(&ram, root, va).unwrap().1);
+        assert_eq!(sizes, [LARGE_PAGE_SIZE, GIB, LARGE_PAGE_SIZE]);
+        let (entry, _) = walk(&ram, root, va + LARGE_PAGE_SIZE).unwrap();
+        assert_eq!(entry & pte::ADDR, GIB);
+    }
+
+    #[test]
     fn a_full_table_region_is_an_error() {
         let ram = PrivateRam::new(32 << 20, Backing::Small, false)
             .unwrap()
             .ram;
         let mut builder = TableBuilder::new(&ram, 0x40_0000, 0x40_2000).unwrap();
         assert!(matches!(
-            builder.map(0, 0, PAGE_SIZE, 0, false),
+            builder.map(0, 0, PAGE_SIZE, 0, PAGE_SIZE),
             Err(TableError::Full(_))
         ));
     }

@@ -4,7 +4,7 @@
 //! would need privileged instructions for is set here from its image header;
 //! which registers depend on the privilege mode is decided in this file only.
 
-use enclave_abi::boot::{BOOT_SYSCALL_STAYS_IN_RING3, Mode};
+use enclave_abi::boot::{BOOT_SYSCALL_STAYS_IN_RING3, Mode, cpu};
 use enclave_abi::layout::{
     BOOT_INFO, DIRECT_MAP, GDT_TSS, IDT, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS, SEL_USER_CS,
     SEL_USER_SS,
@@ -15,6 +15,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::features::Features;
 use crate::loader::LoadedKernel;
 use crate::tables::{GDT_LIMIT, TSS_BYTES, TSS_OFFSET};
 
@@ -36,6 +37,15 @@ fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
     move |error| VcpuError::Kvm(what, error)
 }
 
+/// Features that are a bit of CR4.
+const CR4_FEATURES: [(u64, u64); 5] = [
+    (cpu::SMEP, CR4_SMEP),
+    (cpu::SMAP, CR4_SMAP),
+    (cpu::UMIP, CR4_UMIP),
+    (cpu::PCID, CR4_PCIDE),
+    (cpu::FSGSBASE, CR4_FSGSBASE),
+];
+
 /// What KVM offers a guest on this host.
 #[derive(Clone, Debug)]
 pub struct CpuFacts {
@@ -45,8 +55,8 @@ pub struct CpuFacts {
     pub xcr0: u64,
     /// Leaf 1 EDX.
     pub hwcap: u64,
-    /// FSGSBASE.
-    pub fsgsbase: bool,
+    /// What CPUID names.
+    pub named: Features,
 }
 
 /// x87 | SSE | AVX | AVX-512 (opmask, ZMM_Hi256, Hi16_ZMM).
@@ -73,7 +83,7 @@ impl CpuFacts {
         Ok(Self {
             xcr0: xcr0 & XCR0_WANTED | 3,
             hwcap: u64::from(one.edx),
-            fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
+            named: Features::of_cpuid(&cpuid),
             cpuid,
         })
     }
@@ -103,10 +113,13 @@ const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
 const CR4_UMIP: u64 = 1 << 11;
 const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_PCIDE: u64 = 1 << 17;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_SMEP: u64 = 1 << 20;
+const CR4_SMAP: u64 = 1 << 21;
 const CR4_ALWAYS: u64 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
-const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11; // SCE LME LMA NXE
+const EFER_NXE: u64 = 1 << 11;
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | EFER_NXE; // SCE LME LMA NXE
 const APIC_BASE: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
 const APIC_X2: u64 = 1 << 10;
 
@@ -160,21 +173,57 @@ pub fn set_up_probe(vcpu: &VcpuFd, cr4: u64, page_table: u64, rip: u64) -> Resul
     vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
 }
 
+/// The features whose bits are set in `cr4`.
+#[must_use]
+pub fn features_of_cr4(cr4: u64) -> Features {
+    let set = CR4_FEATURES.iter().filter(|(_, bit)| cr4 & bit != 0);
+    Features(set.fold(0, |bits, (feature, _)| bits | feature))
+}
+
+/// The features that the vCPU's registers show to be on, and 1 GiB pages as
+/// chosen: what `inspect` tells.
+///
+/// # Errors
+/// [`VcpuError`] when KVM does not give the registers.
+pub fn features_in_force(vcpu: &VcpuFd, chosen: Features) -> Result<Features, VcpuError> {
+    let s = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+    let mut bits = features_of_cr4(s.cr4).0 | chosen.0 & cpu::PAGE_1G;
+    for (feature, on) in [
+        (cpu::NX, s.efer & EFER_NXE != 0),
+        (cpu::X2APIC, s.apic_base & APIC_X2 != 0),
+    ] {
+        bits |= if on { feature } else { 0 };
+    }
+    Ok(Features(bits))
+}
+
 /// Gives the vCPU everything the kernel expects at its first instruction.
 ///
 /// # Errors
 /// [`VcpuError`] names what KVM refused.
 pub fn set_up(
     vcpu: &VcpuFd,
-    cr4: u64,
     kernel: &LoadedKernel,
     mode: Mode,
     flags: u64,
+    features: Features,
 ) -> Result<(), VcpuError> {
+    if !features.has(cpu::FSGSBASE) {
+        return Err(VcpuError::Missing("FSGSBASE instructions"));
+    }
     let ring = if mode == Mode::Ring3 { 3 } else { 0 };
     let base = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
-    // Ring 3 cannot reach x2APIC MSRs, so ring-3 mode uses the APIC page.
-    let mut s = sregs(base, kernel.page_table, ring, cr4, mode == Mode::Ring0);
+    let wanted = CR4_FEATURES.iter().filter(|(f, _)| features.has(*f));
+    let cr4 = wanted.fold(CR4_ALWAYS | base.cr4 & CR4_OSXSAVE, |cr4, (_, bit)| {
+        cr4 | bit
+    });
+    let mut s = sregs(
+        base,
+        kernel.page_table,
+        ring,
+        cr4,
+        features.has(cpu::X2APIC),
+    );
     s.gdt.base = DIRECT_MAP + GDT_TSS;
     s.gdt.limit = GDT_LIMIT;
     s.idt.base = DIRECT_MAP + IDT;

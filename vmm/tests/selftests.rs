@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use enclave_vmm::console_log::ConsoleLog;
+use enclave_vmm::features::Features;
 use enclave_vmm::machine::{Backing, Machine, MachineConfig, MachineState, Ring, Selftest};
 use xemem_host::Broker;
 
@@ -57,6 +58,7 @@ impl Host {
             backing: Backing::Small,
             prefault: false,
             ring,
+            without: Features::default(),
             broker_socket: self.dir.join("xemem.sock"),
             exports: Vec::new(),
             selftest,

@@ -10,6 +10,7 @@ use enclave_vmm::config::{
 };
 use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::features::{Features, parse_without};
 use enclave_vmm::machine::{Backing, Export, Ring};
 
 use crate::launch::{Launch, Lifetime, Word};
@@ -36,6 +37,9 @@ pub(crate) struct Create {
     /// Privilege ring of the kernel.
     #[arg(long, value_enum, default_value_t = RingChoice::Auto)]
     ring: RingChoice,
+    /// Leave processor features off, to find out what one of them does.
+    #[arg(long, value_name = "FEATURE,…", value_delimiter = ',', value_parser = parse_without)]
+    without: Vec<Features>,
     /// Pages behind the memory: 2 MiB (huge), 4 KiB (small), or what there is.
     #[arg(long, value_enum, default_value_t = BackingChoice::Auto)]
     backing: BackingChoice,
@@ -118,6 +122,7 @@ impl Create {
                 BackingChoice::Small => Backing::Small,
             },
             prefault: !self.no_prefault,
+            without: Features(self.without.iter().fold(0, |bits, f| bits | f.0)),
             kernel: PathBuf::new(),
             broker_socket: PathBuf::new(),
             selftest: 0,

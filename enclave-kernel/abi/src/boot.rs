@@ -15,6 +15,10 @@ pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"XASMBOOT");
 /// Vectors that the kernel's gate tables describe (0..=0x41).
 pub const NR_GATES: usize = 0x42;
 
+/// Bytes of the CLAC in front of each entry of [`KernelHeader::gates_ring0`]: a
+/// gate leads there where SMAP is on.
+pub const CLAC_BYTES: u64 = 3;
+
 /// One interrupt gate the kernel wants; `addr` 0 means none.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -105,6 +109,39 @@ pub const BOOT_RING0_INTERPRETED: u64 = 1 << 1;
 /// upper-level store would do (ring-3 mode).
 pub const BOOT_FORCE_CR3_FLUSH: u64 = 1 << 2;
 
+/// Processor features in force, bits of [`BootInfo::cpu_features`]. The VMM sets
+/// the control registers; the kernel only needs to know.
+pub mod cpu {
+    /// Ring 0 cannot execute what ring 3 can (SDM vol. 3 §4.6).
+    pub const SMEP: u64 = 1 << 0;
+    /// Ring 0 touches what ring 3 can only between STAC and CLAC (§4.6).
+    pub const SMAP: u64 = 1 << 1;
+    /// Ring 3 cannot read descriptor-table registers (§2.5, CR4.UMIP).
+    pub const UMIP: u64 = 1 << 2;
+    /// Pages without the right to execute (§4.6).
+    pub const NX: u64 = 1 << 3;
+    /// Tagged translations (§4.10.1).
+    pub const PCID: u64 = 1 << 4;
+    /// 1 GiB pages (§4.5.4).
+    pub const PAGE_1G: u64 = 1 << 5;
+    /// The local APIC is reached by MSRs, not by its page (§12.12).
+    pub const X2APIC: u64 = 1 << 6;
+    /// Ring 3 reads and writes FS and GS bases.
+    pub const FSGSBASE: u64 = 1 << 7;
+
+    /// Every feature with the name users see.
+    pub const NAMES: [(u64, &str); 8] = [
+        (SMEP, "smep"),
+        (SMAP, "smap"),
+        (UMIP, "umip"),
+        (NX, "nx"),
+        (PCID, "pcid"),
+        (PAGE_1G, "page1g"),
+        (X2APIC, "x2apic"),
+        (FSGSBASE, "fsgsbase"),
+    ];
+}
+
 /// Number of memory extents in [`BootInfo`].
 pub const MAX_EXTENTS: usize = 8;
 
@@ -159,6 +196,8 @@ pub struct BootInfo {
     pub nr_cpus: u32,
     /// Enclave name, UTF-8, zero padded.
     pub name: [u8; 64],
+    /// Bits of [`cpu`].
+    pub cpu_features: u64,
 }
 
 const _: () = assert!(size_of::<GateSpec>() == 16);

@@ -76,3 +76,5 @@ pub const SEL_TSS: u16 = 0x40;
 
 /// Interrupt that tells the kernel to look at the command queue.
 pub const VECTOR_COMMAND: u8 = 0x40;
+/// Interrupt that one core of the enclave sends another or itself.
+pub const VECTOR_IPI: u8 = 0x41;

@@ -138,6 +138,9 @@ numbers! {
         /// insn_emulation, exits, pf_guest, irq_injections, …}; the call
         /// itself costs a fixed number of emulated instructions.
         HostCounters = 11,
+        /// Send a command interrupt if `args[0]` is 1, as for any command; it
+        /// arrives after the answer. Answer: 0.
+        Interrupt = 12,
     }
 }
 

@@ -39,6 +39,7 @@ fn effective(scratch: &Scratch) -> Effective {
             mem_bytes: 64 << 20,
             exports: vec![parse_export(&format!("{}=/data", scratch.path().display())).unwrap()],
             ring: Ring::Auto,
+            without: crate::features::Features::default(),
             backing: Backing::Auto,
             prefault: true,
             kernel: "/k".into(),

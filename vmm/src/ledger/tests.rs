@@ -21,6 +21,7 @@ fn config(name: &str, cores: &str) -> EnclaveConfig {
         mem_bytes: 64 << 20,
         exports: Vec::new(),
         ring: Ring::Auto,
+        without: crate::features::Features::default(),
         backing: Backing::Small,
         prefault: true,
         kernel: "/k".into(),

@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use enclave_abi::queue::{SELFTEST_NONE, SELFTEST_NOT_COVERED, SELFTEST_PASSED};
 use serde::{Deserialize, Serialize};
 
+use crate::features::Features;
+
 /// What a machine is made from.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
@@ -37,6 +39,8 @@ pub struct MachineConfig {
     pub prefault: bool,
     /// Privilege mode wanted.
     pub ring: Ring,
+    /// Processor features to leave off.
+    pub without: Features,
     /// Socket of the XEMEM broker.
     pub broker_socket: PathBuf,
     /// Directories the programs may reach.
@@ -212,6 +216,9 @@ pub struct MachineReport {
     pub selftest_count: u32,
     /// Bytes of a page behind private RAM.
     pub backing_page_bytes: u64,
+    /// Processor features in force, read back from the vCPU.
+    #[serde(default)]
+    pub cpu_features: Vec<String>,
     /// Warnings given at create (such as 4 KiB backing).
     pub warnings: Vec<String>,
     /// Create phases in order: name, microseconds since the VMM started.

@@ -30,6 +30,7 @@ use super::{MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutco
 use crate::capability;
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
+use crate::features::{self, Features};
 use crate::forward::Exports;
 use crate::loader::{self, BootFacts};
 use crate::memory::PrivateRam;
@@ -205,9 +206,16 @@ impl Machine {
         } else {
             0
         };
-        let facts = boot_facts(config, &memory, &cpu, &vcpu, mode, flags)?;
+        let features = features::choose(&features::Facts {
+            named: cpu.named,
+            accepted: vcpu::features_of_cr4(cr4),
+            mode,
+            interpreted,
+            without: config.without,
+        });
+        let facts = boot_facts(config, &memory, &cpu, &vcpu, mode, flags, features)?;
         let kernel = loader::prepare(&memory.ram, header, &facts)?;
-        vcpu::set_up(&vcpu, cr4, &kernel, mode, flags)?;
+        vcpu::set_up(&vcpu, &kernel, mode, flags, features)?;
         phases.done("kernel");
         let arenas = ArenaTable::new(
             Arc::clone(&vm),
@@ -219,6 +227,7 @@ impl Machine {
         phases.done("broker");
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
+            cpu_features: vcpu::features_in_force(&vcpu, features)?.names(),
             backing_page_bytes: memory.page_bytes,
             warnings: memory.warning.iter().cloned().collect(),
             phases: phases.list,
@@ -430,6 +439,7 @@ fn boot_facts(
     vcpu: &VcpuFd,
     mode: Mode,
     flags: u64,
+    features: Features,
 ) -> Result<BootFacts, MachineError> {
     let mut random = [0; 32];
     std::fs::File::open("/dev/urandom")
@@ -446,11 +456,11 @@ fn boot_facts(
     Ok(BootFacts {
         mode,
         flags,
+        features,
         name: config.name.clone(),
         extents: memory.extents.clone(),
         xcr0: cpu.xcr0,
         hwcap: cpu.hwcap,
-        fsgsbase: cpu.fsgsbase,
         tsc_khz: u64::from(tsc_khz),
         clock: (vcpu::guest_tsc(vcpu)?, unix_ns, monotonic_ns),
         selftest: config.selftest,
@@ -532,10 +542,10 @@ impl Loop {
         self.service.deliver()
     }
 
-    /// Interrupts the guest while a kill has not taken effect, but never
-    /// before it has taken the interrupt before.
+    /// Interrupts the guest while a kill has not taken effect, or once when it
+    /// asked, but never before it has taken the interrupt before.
     fn interrupt(&mut self) -> Served {
-        if !self.service.is_killing() {
+        if !self.service.wants_interrupt() {
             return Served::Continue;
         }
         match interrupts_taken(&self.service.ram) {
@@ -549,6 +559,7 @@ impl Loop {
             ..Default::default()
         };
         self.interrupts_sent = self.interrupts_sent.wrapping_add(1);
+        self.service.interrupt_sent();
         match self.vm.signal_msi(msi) {
             Ok(_) => Served::Continue,
             Err(error) => Served::Failed(format!("KVM refused an interrupt: {error}")),

@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::arenas::ArenaTable;
 use super::queue::{HostQueue, QueueError, drain_console};
 use super::state::{Pending, Shared};
-use super::{RunOutcome, RunSpec, Selftest};
+use super::{MachineState, RunOutcome, RunSpec, Selftest};
 use crate::console_log::ConsoleLog;
 use crate::forward::{self, Exports, Reply, Session};
 use crate::memory::Ram;
@@ -63,6 +63,8 @@ pub(super) struct Service {
     forwarded: BTreeMap<u64, u64>,
     malformed: u64,
     is_killing: bool,
+    /// The kernel asked for an interrupt that was not sent yet.
+    is_interrupt_wanted: bool,
 }
 
 impl Service {
@@ -86,6 +88,7 @@ impl Service {
             forwarded: BTreeMap::new(),
             malformed: 0,
             is_killing: false,
+            is_interrupt_wanted: false,
         }
     }
 
@@ -129,9 +132,15 @@ impl Service {
         Served::Continue
     }
 
-    /// Whether a kill was posted whose program has not ended yet.
-    pub(super) fn is_killing(&self) -> bool {
-        self.is_killing
+    /// Whether the kernel is to be interrupted: a kill was posted whose program
+    /// has not ended yet, or the kernel asked for it.
+    pub(super) fn wants_interrupt(&self) -> bool {
+        self.is_killing || self.is_interrupt_wanted
+    }
+
+    /// Notes that an interrupt was sent.
+    pub(super) fn interrupt_sent(&mut self) {
+        self.is_interrupt_wanted = false;
     }
 
     fn post_kill(&mut self, run: u64, signal: u8) -> Result<(), QueueError> {
@@ -157,6 +166,10 @@ impl Service {
         let a = record.args;
         let answer = match call {
             Call::Idle => return self.idle(),
+            // Once: later ones are a program's, which writes where it should not.
+            Call::Booted if self.shared.state() != MachineState::Booting => {
+                return self.refuse(record);
+            }
             Call::Booted => {
                 self.booted(a);
                 return Ok(Served::Continue);
@@ -187,6 +200,10 @@ impl Service {
                 [result(named), 0, 0, 0, 0, 0, 0]
             }
             Call::HostCounters => self.counters(),
+            Call::Interrupt => {
+                self.is_interrupt_wanted |= a[0] == 1;
+                [0; 7]
+            }
         };
         self.queue.post(record.kind, record.seq, answer)?;
         Ok(Served::Continue)

@@ -14,6 +14,7 @@ use enclave_vmm::config::{CoreRequest, EnclaveConfig};
 use enclave_vmm::console_log::Follower;
 use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::Failure;
+use enclave_vmm::features::Features;
 use enclave_vmm::ledger::{Occupancy, RunDir, allowed_cores};
 use enclave_vmm::machine::{Backing, MachineState, Ring, Selftest};
 
@@ -187,6 +188,7 @@ fn small(ring: Ring, selftest: u32) -> EnclaveConfig {
         mem_bytes: MEM_BYTES,
         exports: Vec::new(),
         ring,
+        without: Features::default(),
         backing: Backing::Auto,
         prefault: false,
         kernel: PathBuf::new(),

@@ -42,7 +42,8 @@ __header_start:
     .endm
 
     # Ring-0 mode: every entry runs in ring 0. Vector 4 is the system-call
-    # gate where SYSCALL stays in ring 3.
+    # gate where SYSCALL stays in ring 3. The VMM enters CLAC_BYTES earlier
+    # where SMAP is on (boot.rs says so).
     .irp n, 0,1,2,3
     gate vector_\n
     .endr
@@ -58,7 +59,7 @@ __header_start:
     .quad 0, 0
     .endr
     gate vector_64, 2
-    .quad 0, 0
+    gate vector_65, 2
 
     # Ring-3 mode: entries run in ring 3 on their IST stack; #PF and int3 pass
     # through a ring-0 stub that does what ring 3 cannot.
@@ -78,7 +79,7 @@ __header_start:
     .quad 0, 0
     .endr
     gate vector_64_ring3, 2, 3
-    .quad 0, 0
+    gate vector_65_ring3, 2, 3
 
     .quad __user_text
     .quad __ring0_text
@@ -164,8 +165,16 @@ trap_return:
     add $24, %rsp
     iretq
 
+# What a gate of ring-0 mode leads to where SMAP is on: gates do not clear AC,
+# and a program may have set it. Three bytes, right before the entry itself.
+    .macro smap_prologue name
+arch_smap_\name:
+    clac
+    .endm
+
 # Exceptions without a fast path. 8, 10..14, 17, 21 push an error code.
-    .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,64
+    .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,64,65
+    smap_prologue vector_\n
 vector_\n:
     push $0
     push $0
@@ -173,6 +182,7 @@ vector_\n:
     jmp trap_common
     .endr
     .irp n, 8,10,11,12,13,17,21
+    smap_prologue vector_\n
 vector_\n:
     push $0
     push $\n
@@ -180,6 +190,7 @@ vector_\n:
     .endr
 
 # Page fault, ring-0 mode: error code is on the stack.
+    smap_prologue vector_14_ring0
 vector_14_ring0:
     push %rax
     mov %cr2, %rax
@@ -205,13 +216,16 @@ page_fault_common:                      # RAX = CR2, the program's RAX on top
 # program's RAX on the stack above the error code.
     .set page_fault_ring3, page_fault_common
 
-# The command interrupt in ring-3 mode, where nothing can hold interrupts off:
-# the next one would start at the top of IST2 again. So the frame moves to the
-# stack it interrupted (that of a program: to the trap stack, which is empty
-# then), and only then is the VMM told that it may send another.
+# The interrupts in ring-3 mode, where nothing can hold them off: the next one
+# would start at the top of IST2 again. So the frame moves to the stack it
+# interrupted (that of a program: to the trap stack, which is empty then), and
+# only then is the interrupt counted and the next one let in. One that
+# interrupted the kernel is only acknowledged: the kernel looks at its commands
+# before it returns to the program.
     .set APIC_EOI, 0xffff9000fee000b0
     .set INTERRUPTS_TAKEN, 0xffff90000001400c   # asserted in trap.rs
-vector_64_ring3:
+    .macro interrupt_ring3 vector, counter
+vector_\vector\()_ring3:
     push %rax
     push %rbx
     mov 16(%rsp), %rbx                  # interrupted RIP
@@ -222,11 +236,9 @@ vector_64_ring3:
     call move_frame
     push $0
     push $0
-    push $64
+    push $\vector
     jmp trap_common
-2:  # The kernel was interrupted: acknowledge only; it looks at its commands
-    # before it returns to the program.
-    mov 40(%rsp), %rsp                  # its stack
+2:  mov 40(%rsp), %rsp                  # the kernel's stack
     cmp $lstar_ring3, %rbx
     jb 3f
     cmp $lstar_ring3_on_stack, %rbx
@@ -236,10 +248,13 @@ vector_64_ring3:
     push %rax
     movabs $APIC_EOI, %rax
     movl $0, (%rax)
-    movabs $INTERRUPTS_TAKEN, %rax
+    movabs $\counter, %rax
     lock incl (%rax)
     pop %rax
     iretq
+    .endm
+    interrupt_ring3 64, INTERRUPTS_TAKEN
+    interrupt_ring3 65, cpu_ipis
 
 # Copies the interrupt frame above RAX (saved RBX, RAX, then RIP … SS) to the
 # stack RSP is on, and restores RAX and RBX. Its own return address is taken
@@ -274,21 +289,54 @@ breakpoint_ring3:
     jmp trap_return
     .endm
 
-# SYSCALL, ring-3 mode: still in ring 3, on the program's stack.
-lstar_ring3:
-# SYSCALL on hardware, ring-0 mode: same frame, other ring.
-lstar_ring0:
-    mov %rsp, cpu_user_rsp(%rip)
-    lea trap_stack_top(%rip), %rsp
-lstar_ring3_on_stack:
+    .macro syscall_head
     push $USER_SS
     push cpu_user_rsp(%rip)
     push %r11
     push $USER_CS
     push %rcx
+    .endm
+
+# SYSCALL, ring-3 mode: still in ring 3, on the program's stack.
+lstar_ring3:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea trap_stack_top(%rip), %rsp
+lstar_ring3_on_stack:
+    syscall_head
     syscall_tail
 
+# SYSCALL on hardware, ring-0 mode. The way back is SYSRET where it does the same
+# as IRET: return address and flags are still those of RCX and R11, the address
+# is a program's (a non-canonical one would fault in ring 0 on the program's
+# stack, Intel SDM vol. 2, SYSRET), and neither TF nor RF is set.
+lstar_ring0:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea trap_stack_top(%rip), %rsp
+    syscall_head
+    push $0                             # error
+    push $0                             # cr2
+    push $VECTOR_SYSCALL
+    push_registers
+    mov %rsp, %rdi
+    call syscall_entry
+    pop_registers
+    cmp %rcx, 24(%rsp)                  # rip
+    jne 1f
+    testl $0xffff8000, 28(%rsp)         # its bits 47 to 63
+    jnz 1f
+    cmp %r11, 40(%rsp)                  # rflags
+    jne 1f
+    test $0x10100, %r11d                # RF, TF
+    jnz 1f
+    cmpq $USER_CS, 32(%rsp)
+    jne 1f
+    mov 48(%rsp), %rsp
+    sysretq
+1:  add $24, %rsp
+    iretq
+
 # Vector 4, ring-0 mode: the trampoline's `int 4`, or a program's own #OF.
+    smap_prologue vector_4_ring0
 vector_4_ring0:
     cmpq $trampoline_return, (%rsp)
     jne 1f
@@ -346,30 +394,64 @@ reload_cr3_ring3:
 privileged_return:
     ret
 
-# probe_store(address: RDI) -> 1 when the store faulted (trap.rs skips it).
+# probe_store(address: RDI) -> 1 when the store faulted (probes.rs skips it).
     .globl probe_store
     .globl probe_store_instruction
-    .globl probe_store_after
+    .globl probe_access_after
 probe_store:
     xor %eax, %eax
 probe_store_instruction:
     movq $0, (%rdi)
     ret
-probe_store_after:
+
+# probe_load(address: RDI) -> 1 when the load faulted.
+    .globl probe_load
+    .globl probe_load_instruction
+probe_load:
+    xor %eax, %eax
+probe_load_instruction:
+    movq (%rdi), %rcx
+    ret
+probe_access_after:
     mov $1, %eax
     ret
 
-# probe_syscall() -> CS that SYSCALL arrived with is told by syscall_entry.
-    .globl probe_syscall
-probe_syscall:
-    push %rbx
-    push %r11
-    push %rcx
-    mov $1024, %eax
-    syscall
-    pop %rcx
-    pop %r11
-    pop %rbx
+# probe_execute(address: RDI) -> 1 when the instruction there (a RET) could not
+# be fetched: the fault's RIP is the address itself.
+    .globl probe_execute
+    .globl probe_execute_after
+probe_execute:
+    push %rdi
+    xor %eax, %eax
+    call *%rdi
+    pop %rdi
+    ret
+probe_execute_after:                    # the return address is still pushed
+    mov $1, %eax
+    pop %rdi
+    pop %rdi
+    ret
+
+# interrupts_on() and interrupts_off(), ring-0 mode only.
+    .globl interrupts_on
+interrupts_on:
+    sti
+    nop
+    ret
+    .globl interrupts_off
+interrupts_off:
+    cli
+    ret
+
+# Lets the kernel touch a program's memory, and not any more: only where SMAP is
+# on (an interpreted ring 0 has neither instruction).
+    .globl arch_smap_open
+arch_smap_open:
+    stac
+    ret
+    .globl arch_smap_close
+arch_smap_close:
+    clac
     ret
 
 # --------------------------------------------- ring-0 stubs of ring-3 mode ----
@@ -433,4 +515,7 @@ cpu_user_rsp:
     .skip 8
     .globl cpu_main_rsp
 cpu_main_rsp:
+    .skip 8
+    .globl cpu_ipis
+cpu_ipis:
     .skip 8

@@ -7,22 +7,35 @@
 // UNSAFETY: assembly and device registers.
 #![expect(unsafe_code)]
 
+mod apic;
+pub(crate) mod checks;
 pub(crate) mod paging;
+mod probes;
 pub(crate) mod trap;
+mod user_access;
+
+pub(crate) use user_access::UserAccess;
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use enclave_abi::boot::{BOOT_FORCE_CR3_FLUSH, BootInfo, Mode};
-use enclave_abi::layout::{APIC_PAGE, DIRECT_MAP};
+use enclave_abi::addr::PAGE_SIZE;
+use enclave_abi::boot::{BOOT_FORCE_CR3_FLUSH, BootInfo, CLAC_BYTES, Mode, cpu};
+
+use crate::memory;
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
 const _: () = assert!(enclave_abi::ABI_VERSION == 1, "entry.S repeats the version");
+const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);
 static FLUSH: AtomicU8 = AtomicU8::new(FLUSH_CR3);
 static FORCE_CR3: AtomicU8 = AtomicU8::new(0);
 static ROOT: AtomicU64 = AtomicU64::new(0);
+/// The value of CR3: the table in use and, with PCID, its tag.
+static CR3: AtomicU64 = AtomicU64::new(0);
+static BOOT_ROOT: AtomicU64 = AtomicU64::new(0);
+static FEATURES: AtomicU64 = AtomicU64::new(0);
 
 const FLUSH_UPPER: u8 = 0;
 const FLUSH_CR3: u8 = 1;
@@ -39,6 +52,15 @@ pub(crate) fn init(mode: Mode, info: &BootInfo) {
         Ordering::Relaxed,
     );
     ROOT.store(info.page_table, Ordering::Relaxed);
+    BOOT_ROOT.store(info.page_table, Ordering::Relaxed);
+    CR3.store(info.page_table, Ordering::Relaxed);
+    FEATURES.store(info.cpu_features, Ordering::Relaxed);
+}
+
+/// Whether a feature is in force (one bit of [`enclave_abi::boot::cpu`]).
+#[inline]
+pub(crate) fn has(feature: u64) -> bool {
+    FEATURES.load(Ordering::Relaxed) & feature != 0
 }
 
 /// The mode fixed at boot.
@@ -153,28 +175,78 @@ pub(crate) unsafe fn zero_bytes(to: *mut u8, len: usize) {
     }
 }
 
-/// Makes `root` the page table in use (and flushes).
+/// Makes `root` the page table in use, and flushes what its tag held.
 pub(crate) fn set_root(root: u64) {
+    let is_boot = root == BOOT_ROOT.load(Ordering::Relaxed);
+    let tag = if has(cpu::PCID) && !is_boot {
+        PROGRAM_TAG
+    } else {
+        0
+    };
     ROOT.store(root, Ordering::Relaxed);
+    CR3.store(root | tag, Ordering::Relaxed);
     flush_tlb();
 }
+
+/// Tag of a program's translations; the kernel's own table has tag 0.
+const PROGRAM_TAG: u64 = 1;
+/// Bit of a value for CR3: keep what the new tag holds (SDM vol. 3 §4.10.4.1).
+const KEEP: u64 = 1 << 63;
 
 /// The page table in use.
 pub(crate) fn root() -> u64 {
     ROOT.load(Ordering::Relaxed)
 }
 
-/// Flushes every translation of this core by reloading CR3.
+/// Flushes every translation that this core holds for the table in use, by
+/// loading CR3 with the same value.
 pub(crate) fn flush_tlb() {
-    let root = root();
+    load_cr3(CR3.load(Ordering::Relaxed));
+}
+
+fn load_cr3(value: u64) {
     if ring3() {
-        // SAFETY: the stub loads CR3 with the table in use, which maps the kernel.
-        unsafe { reload_cr3_ring3(root) };
+        // SAFETY: the callers' tables all map the kernel; the stub loads CR3.
+        unsafe { reload_cr3_ring3(value) };
     } else {
-        // SAFETY: the table in use maps the kernel; reloading it changes
-        // nothing but cached translations.
-        unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
+        // SAFETY: the callers' tables all map the kernel, so nothing changes
+        // for it but cached translations.
+        unsafe { asm!("mov cr3, {}", in(reg) value, options(nostack, preserves_flags)) };
     }
+}
+
+/// Whether two address spaces with tags of their own, one with each tree, show
+/// their own word whichever was in use before, without any flush in between.
+fn tagged_spaces_differ(first: &paging::ProbeTree, second: &paging::ProbeTree) -> bool {
+    let (Ok(a), Ok(b)) = (paging::new_space(), paging::new_space()) else {
+        return false;
+    };
+    first.show_in(a);
+    second.show_in(b);
+    let (a_tag, b_tag) = (PROGRAM_TAG + 1, PROGRAM_TAG + 2);
+    load_cr3(a | a_tag);
+    load_cr3(b | b_tag);
+    let mut differ = true;
+    for _ in 0..4 {
+        load_cr3(a | a_tag | KEEP);
+        differ &= read_word(paging::ProbeTree::ADDRESS) == 1;
+        load_cr3(b | b_tag | KEEP);
+        differ &= read_word(paging::ProbeTree::ADDRESS) == 2;
+    }
+    // Nothing of the two may stay behind for whoever gets these tables next.
+    load_cr3(a | a_tag);
+    load_cr3(b | b_tag);
+    flush_tlb();
+    memory::free(a, PAGE_SIZE);
+    memory::free(b, PAGE_SIZE);
+    differ
+}
+
+/// A word that a self-test has just mapped.
+fn read_word(address: u64) -> u64 {
+    let at: *const u64 = core::ptr::with_exposed_provenance(address as usize);
+    // SAFETY: the callers map the address, aligned, and only checks run.
+    unsafe { at.read_volatile() }
 }
 
 /// Flushes after a store to a top-level entry: nothing to do where the store
@@ -188,25 +260,11 @@ pub(crate) fn flush_upper() {
 /// Finds out how translations below a changed top-level entry go away: 0 = by
 /// the store itself (a shadow-paging host in ring-3 mode), 1 = CR3 reload.
 pub(crate) fn choose_flush() -> u64 {
-    let by_store = ring3() && FORCE_CR3.load(Ordering::Relaxed) == 0 && trap::upper_store_flushes();
+    let by_store =
+        ring3() && FORCE_CR3.load(Ordering::Relaxed) == 0 && checks::upper_store_flushes();
     FLUSH.store(
         if by_store { FLUSH_UPPER } else { FLUSH_CR3 },
         Ordering::Relaxed,
     );
     u64::from(!by_store)
-}
-
-/// Ends an interrupt at the local APIC.
-pub(crate) fn eoi() {
-    if ring3() {
-        const EOI: u64 = 0xb0;
-        let at =
-            core::ptr::with_exposed_provenance_mut::<u32>((DIRECT_MAP + APIC_PAGE + EOI) as usize);
-        // SAFETY: the APIC page is mapped for the kernel; a store to EOI only
-        // ends the interrupt in service (SDM vol. 3 §12.8.5).
-        unsafe { at.write_volatile(0) };
-    } else {
-        // SAFETY: x2APIC is on in ring-0 mode; MSR 0x80b is its EOI register.
-        unsafe { asm!("wrmsr", in("ecx") 0x80b, in("eax") 0, in("edx") 0, options(nostack)) };
-    }
 }

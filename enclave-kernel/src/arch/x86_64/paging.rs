@@ -19,7 +19,7 @@ pub(crate) const W: u64 = 1 << 1;
 /// Reachable from ring 3.
 pub(crate) const U: u64 = 1 << 2;
 /// Accessed and dirty, set beforehand.
-const AD: u64 = 1 << 5 | 1 << 6;
+pub(super) const AD: u64 = 1 << 5 | 1 << 6;
 /// Large page.
 pub(crate) const PS: u64 = 1 << 7;
 /// No execution.
@@ -175,12 +175,18 @@ pub(crate) fn unmap_direct(pa: u64, len: u64) {
 
 /// Makes and enters a fresh address space that shares the kernel half.
 pub(crate) fn enter_new_space() -> Result<u64, OutOfTables> {
+    let space = new_space()?;
+    set_root(space);
+    Ok(space)
+}
+
+/// A fresh top-level table that shares the kernel half of the one in use.
+pub(super) fn new_space() -> Result<u64, OutOfTables> {
     let space = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;
     let boot = root();
     for n in KERNEL_HALF..512 {
         phys::write(space + n * 8, phys::read(boot + n * 8));
     }
-    set_root(space);
     Ok(space)
 }
 
@@ -209,48 +215,51 @@ fn free_tables(entry: u64, level: u32) {
     memory::free(table, PAGE_SIZE);
 }
 
-/// Two one-page trees over the same frame, writable and read-only, under one
-/// top-level entry: the boot self-test of the flush.
-pub(super) struct ProbeTwins {
-    writable: u64,
-    frozen: u64,
+/// A tree of its own under one top-level entry, with one leaf: the ground for
+/// self-tests.
+#[derive(Debug)]
+pub(super) struct ProbeTree {
     block: u64,
 }
 
-impl ProbeTwins {
-    /// Where the page shows.
+impl ProbeTree {
+    /// Where the leaf shows; 1 GiB aligned.
     pub(super) const ADDRESS: u64 = 0x7000_0000_0000;
-    const PAGES: u64 = 7;
+    const PAGES: u64 = 3;
 
-    pub(super) fn new() -> Option<Self> {
+    /// A tree whose 4 KiB leaf at [`Self::ADDRESS`] is `leaf`.
+    pub(super) fn new(leaf: u64) -> Option<Self> {
+        let this = Self::empty()?;
+        let (directory, table) = (this.block + PAGE_SIZE, this.block + 2 * PAGE_SIZE);
+        phys::write(slot(this.block, Self::ADDRESS, 3), table_entry(directory));
+        phys::write(slot(directory, Self::ADDRESS, 2), table_entry(table));
+        phys::write(slot(table, Self::ADDRESS, 1), leaf);
+        Some(this)
+    }
+
+    /// A tree whose 1 GiB leaf at [`Self::ADDRESS`] is `leaf`.
+    pub(super) fn of_1_gib(leaf: u64) -> Option<Self> {
+        let this = Self::empty()?;
+        phys::write(slot(this.block, Self::ADDRESS, 3), leaf);
+        Some(this)
+    }
+
+    fn empty() -> Option<Self> {
         let block = memory::alloc(Self::PAGES * PAGE_SIZE, PAGE_SIZE)?;
-        let frame = block;
-        let tree = |first: u64, leaf: u64| {
-            let va = Self::ADDRESS;
-            phys::write(slot(first, va, 3), table_entry(first + PAGE_SIZE));
-            phys::write(
-                slot(first + PAGE_SIZE, va, 2),
-                table_entry(first + 2 * PAGE_SIZE),
-            );
-            phys::write(slot(first + 2 * PAGE_SIZE, va, 1), leaf);
-            table_entry(first)
-        };
-        let writable = tree(block + PAGE_SIZE, frame | P | W | U | NX | AD);
-        let frozen = tree(block + 4 * PAGE_SIZE, frame | P | U | NX | AD);
-        Some(Self {
-            writable,
-            frozen,
-            block,
-        })
+        Some(Self { block })
     }
 
-    pub(super) fn select(&self, writable: bool) {
-        phys::write(
-            top_slot(Self::ADDRESS),
-            if writable { self.writable } else { self.frozen },
-        );
+    /// Makes it the tree at the address, in the table in use; flushes nothing.
+    pub(super) fn show(&self) {
+        self.show_in(root());
     }
 
+    /// Makes it the tree at the address in the table `root`.
+    pub(super) fn show_in(&self, root: u64) {
+        phys::write(slot(root, Self::ADDRESS, 4), table_entry(self.block));
+    }
+
+    /// Takes it away and frees its tables; flushes nothing.
     pub(super) fn remove(self) {
         phys::write(top_slot(Self::ADDRESS), 0);
         memory::free(self.block, Self::PAGES * PAGE_SIZE);

@@ -5,15 +5,15 @@
 //! program is decided by its address (in ring-3 mode the privilege level says
 //! nothing). Interrupt handlers only note and acknowledge.
 
-// UNSAFETY: calls into assembly, edits the saved frame of a probe.
+// UNSAFETY: calls into assembly.
 #![expect(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
-use enclave_abi::layout::{QUEUE, SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND};
+use enclave_abi::layout::{QUEUE, SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND, VECTOR_IPI};
 use enclave_abi::queue::QueuePage;
 
-use super::paging;
+use super::{apic, probes};
 use crate::{boot, fault, phys, process, syscall};
 
 /// Registers of an interrupted program, as `entry.S` pushes them.
@@ -75,10 +75,12 @@ mod asm {
     unsafe extern "C" {
         pub(super) fn enter_user(frame: *const TrapFrame) -> u64;
         pub(super) fn leave_user(word: u64) -> !;
-        pub(super) fn probe_store(address: u64) -> u64;
-        pub(super) static probe_store_instruction: u8;
-        pub(super) static probe_store_after: u8;
     }
+}
+
+/// Command interrupts taken since boot.
+pub(crate) fn interrupts_taken() -> u64 {
+    u64::from(phys::low32::<INTERRUPTS_TAKEN>().load(Ordering::Relaxed))
 }
 
 /// Runs a program from `frame` until [`leave_user`]; returns its word.
@@ -117,71 +119,29 @@ extern "C" fn fault_fast(address: u64, error: u64) -> bool {
 /// Page faults that were not resolved.
 #[unsafe(no_mangle)]
 extern "C" fn fault_entry(frame: &mut TrapFrame) {
-    if probe_faulted(frame) {
-        return;
+    if !probes::resume(frame) {
+        fault::exception(frame);
     }
-    fault::exception(frame);
 }
 
 /// Everything else.
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
-        super::eoi();
+        apic::eoi();
         phys::low32::<INTERRUPTS_TAKEN>().fetch_add(1, Ordering::Release);
         // Ring-0 mode takes interrupts from programs only; ring-3 mode passes
         // on only those (entry.S).
         process::check_commands();
-        return;
+    } else if frame.vector == u64::from(VECTOR_IPI) {
+        apic::eoi();
+        apic::count_ipi();
+    } else if !probes::resume(frame) {
+        fault::exception(frame);
     }
-    fault::exception(frame);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(boot_info: u64) -> ! {
     boot::start(boot_info)
-}
-
-static PROBING: AtomicBool = AtomicBool::new(false);
-
-/// Skips the store of a running probe that faulted.
-fn probe_faulted(frame: &mut TrapFrame) -> bool {
-    if !PROBING.load(Ordering::Relaxed)
-        || frame.rip != (&raw const asm::probe_store_instruction).addr() as u64
-    {
-        return false;
-    }
-    frame.rip = (&raw const asm::probe_store_after).addr() as u64;
-    true
-}
-
-/// Whether a store to a top-level entry alone takes effect on translations
-/// below it: maps one frame writable and, in a twin, read-only; writes; swaps
-/// the entry; writes again. A fault on the second write says yes.
-///
-/// Repeated, because one lucky eviction would answer yes, too.
-pub(super) fn upper_store_flushes() -> bool {
-    const ROUNDS: usize = 8;
-    let Some(twins) = paging::ProbeTwins::new() else {
-        return false;
-    };
-    PROBING.store(true, Ordering::Relaxed);
-    let mut faults = 0;
-    for _ in 0..ROUNDS {
-        twins.select(true);
-        super::flush_tlb();
-        // SAFETY: the probe's page is mapped; a fault is skipped.
-        let first = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
-        twins.select(false);
-        // SAFETY: the same page, read-only now: a fault is skipped.
-        let second = unsafe { asm::probe_store(paging::ProbeTwins::ADDRESS) };
-        if first == 0 && second == 1 {
-            faults += 1;
-        }
-    }
-    PROBING.store(false, Ordering::Relaxed);
-    twins.remove();
-    super::flush_tlb();
-    let _ = phys::read(super::root());
-    faults == ROUNDS
 }
