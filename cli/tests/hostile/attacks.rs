@@ -222,6 +222,12 @@ fn a_corrupt_command_queue_fails_its_enclave_with_a_reason() {
 }
 
 #[test]
+fn a_second_boot_report_changes_nothing() {
+    let (state, ended) = own_enclave_at_most("queue-booted");
+    assert_eq!((state.as_str(), ended.code), ("idle", 3));
+}
+
+#[test]
 fn records_of_every_kind_and_version_are_answered_or_refused() {
     let (state, ended) = own_enclave_at_most("queue-kinds");
     assert_eq!((state.as_str(), ended.code), ("idle", 3));

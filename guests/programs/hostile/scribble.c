@@ -3,7 +3,7 @@
  * keep its program from that; whoever is outside must not care.
  *
  * Usage: scribble queue-noise|queue-index|queue-kinds|queue-replies|queue-exit|
- *                 queue-idle|forward-noise|arena-noise|console|bounce|tables|
+ *                 queue-booted|queue-idle|forward-noise|arena-noise|console|bounce|tables|
  *                 idt|gdt|lease|apic|everything [SEED]
  */
 #include <stdint.h>
@@ -146,6 +146,12 @@ static void queue(const char *how)
         for (uint64_t run = 0; run < 4; run++) {
             exits[0] = run;
             post(1, 3, 0, exits);
+        }
+    if (strcmp(how, "queue-booted") == 0)
+        /* "Booted, and the self-test failed", long after the kernel booted. */
+        for (uint64_t verdict = 0; verdict < 5; verdict++) {
+            exits[1] = verdict;
+            post(1, 2, 0, exits);
         }
     if (strcmp(how, "queue-idle") == 0)
         ring(1, 1, 0, none);
