@@ -43,6 +43,10 @@ pub const ARENA_FIND: u64 = BASE + 8;
 /// `(*mut [u64; 4]) → 0`: KVM's exact counters of this vCPU, as
 /// [`crate::queue::Call::HostCounters`] gives them, for benchmarks.
 pub const HOST_COUNTERS: u64 = BASE + 9;
+/// `(send) → 0`: has the host send one command interrupt if `send` is 1, and
+/// none if it is 0, for tests and benchmarks of the way from Linux into the
+/// enclave. [`KernelStats::interrupts`] counts its arrival.
+pub const HOST_INTERRUPT: u64 = BASE + 10;
 
 /// Policy when the pool is exhausted: refuse the publish, count it.
 pub const POLICY_DISCARD_NEWEST: u32 = 0;
@@ -101,9 +105,9 @@ pub struct KernelStats {
     pub syscalls: u64,
     /// Calls forwarded to the host.
     pub forwarded: u64,
-    /// Page faults taken.
-    pub page_faults: u64,
-    /// Copy-on-write faults among them.
+    /// Command interrupts taken.
+    pub interrupts: u64,
+    /// Copy-on-write faults.
     pub cow_faults: u64,
     /// Publishes.
     pub publishes: u64,

@@ -90,6 +90,7 @@ pub fn syscall_name(nr: u64) -> Option<&'static str> {
         syscall::KERNEL_STATS => "kernel_stats",
         syscall::ARENA_FIND => "arena_find",
         syscall::HOST_COUNTERS => "host_counters",
+        syscall::HOST_INTERRUPT => "host_interrupt",
         _ => return linux_name(nr),
     };
     Some(own)
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn numbers_nobody_defines_have_no_name() {
-        for nr in [335, 423, 463, 1023, syscall::HOST_COUNTERS + 1, u64::MAX] {
+        for nr in [335, 423, 463, 1023, syscall::HOST_INTERRUPT + 1, u64::MAX] {
             assert_eq!(syscall_name(nr), None, "{nr}");
         }
     }

@@ -43,6 +43,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::XEMEM_MAKE => make(a[0], a[1], a[2], a[3]),
         ours::KERNEL_STATS => kernel_stats(a[0]),
         ours::HOST_COUNTERS => host_counters(a[0]),
+        ours::HOST_INTERRUPT => host_interrupt(a[0]),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -157,7 +158,7 @@ fn kernel_stats(to: u64) -> Outcome {
         mode: arch::mode() as u64,
         syscalls: misc::served(),
         forwarded: host::FORWARDED.load(Ordering::Relaxed),
-        page_faults: 0,
+        interrupts: arch::interrupts_taken(),
         cow_faults: arenas::total_faults(),
         publishes: arenas::total_publishes(),
         free_bytes: memory::free_bytes(),
@@ -165,6 +166,13 @@ fn kernel_stats(to: u64) -> Outcome {
     };
     user::write(to, &stats)?;
     Ok(0)
+}
+
+fn host_interrupt(send: u64) -> Outcome {
+    if send > 1 {
+        return Err(Errno::EINVAL);
+    }
+    answer(host::call(Call::Interrupt, [send, 0, 0, 0, 0, 0, 0])[0])
 }
 
 fn host_counters(to: u64) -> Outcome {

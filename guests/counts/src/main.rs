@@ -10,12 +10,26 @@
 
 use std::process::ExitCode;
 
-use xasm::calls::{arena_publish, host_counters, kernel_stats, process_id};
+use xasm::calls::{arena_publish, host_counters, host_interrupt, kernel_stats, process_id};
 use xasm::{Arena, Chunk, Errno, Options};
 
 const MIB: u64 = 1 << 20;
 /// Operations per batch: enough that a stray interrupt shows as a fraction.
 const BATCH: u64 = 16;
+
+/// Why there are no figures.
+enum Trouble {
+    /// A call of the kernel failed.
+    Call(Errno),
+    /// This many interrupts of a batch arrived.
+    Lost(u64),
+}
+
+impl From<Errno> for Trouble {
+    fn from(errno: Errno) -> Self {
+        Self::Call(errno)
+    }
+}
 
 /// One measured path.
 struct Figure {
@@ -43,8 +57,12 @@ fn main() -> ExitCode {
             println!("}}");
             ExitCode::SUCCESS
         }
-        Err(errno) => {
+        Err(Trouble::Call(errno)) => {
             eprintln!("xasm-counts: {errno}: it has to run inside an enclave");
+            ExitCode::FAILURE
+        }
+        Err(Trouble::Lost(arrived)) => {
+            eprintln!("xasm-counts: {arrived} of {BATCH} interrupts arrived");
             ExitCode::FAILURE
         }
     }
@@ -77,7 +95,7 @@ fn count(mut work: impl FnMut() -> Result<(), Errno>) -> Result<u64, Errno> {
     Ok((emulated()? - before).saturating_sub(reading))
 }
 
-fn measure() -> Result<Vec<Figure>, Errno> {
+fn measure() -> Result<Vec<Figure>, Trouble> {
     let mut figures = Vec::new();
     for _ in 0..2 {
         figures.clear();
@@ -88,6 +106,7 @@ fn measure() -> Result<Vec<Figure>, Errno> {
             operations: BATCH,
         });
     }
+    figures.push(interrupts()?);
     let small = Options {
         chunk: Chunk::Kib4,
         banks: 3,
@@ -114,6 +133,23 @@ fn measure() -> Result<Vec<Figure>, Errno> {
         )?);
     }
     Ok(figures)
+}
+
+/// Interrupts from the host, one for each call: what they cost beyond the same
+/// call without one. Every one has to arrive.
+fn interrupts() -> Result<Figure, Trouble> {
+    let send = |on: bool| count(|| (0..BATCH).try_for_each(|_| host_interrupt(on)));
+    let before = kernel_stats()?.interrupts;
+    let emulated = send(true)?.saturating_sub(send(false)?);
+    let arrived = kernel_stats()?.interrupts - before;
+    if arrived != BATCH {
+        return Err(Trouble::Lost(arrived));
+    }
+    Ok(Figure {
+        name: "doorbell_interrupt",
+        emulated,
+        operations: BATCH,
+    })
 }
 
 /// Faults of a generation that rewrites every chunk, after one that did, too:

@@ -188,8 +188,8 @@ struct xasm_kernel_stats {
 	uint64_t mode;         /* ring the kernel runs in: 0 or 3 */
 	uint64_t syscalls;     /* system calls served */
 	uint64_t forwarded;    /* of them, forwarded to the host */
-	uint64_t page_faults;  /* page faults taken */
-	uint64_t cow_faults;   /* of them, copies of chunks */
+	uint64_t interrupts;   /* command interrupts taken */
+	uint64_t cow_faults;   /* chunks copied on a first write */
 	uint64_t publishes;    /* publishes */
 	uint64_t free_bytes;   /* free memory */
 	uint64_t flush_method; /* 0 upper-level store, 1 CR3 reload */

@@ -222,6 +222,17 @@ fn slot(value: u64) -> Result<u32, Errno> {
 
 const _: () = assert!(size_of::<HostCounters>() == size_of::<[u64; 4]>());
 
+/// Has the host send one command interrupt into the enclave if `send` is set,
+/// and makes the same way without it if not, for tests and benchmarks.
+///
+/// # Errors
+/// ENOSYS outside an enclave.
+pub fn host_interrupt(send: bool) -> Result<(), Errno> {
+    // SAFETY: the call takes a number and touches no memory.
+    let result = unsafe { syscall(numbers::HOST_INTERRUPT, [u64::from(send), 0, 0, 0]) };
+    Errno::from_result(result).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,7 @@ fn assertions() -> String {
         generation, dropped, cow_faults, held, segid, backing_page_bytes
     });
     layout!(out, KernelStats => "xasm_kernel_stats" {
-        mode, syscalls, forwarded, page_faults, cow_faults, publishes, free_bytes, flush_method
+        mode, syscalls, forwarded, interrupts, cow_faults, publishes, free_bytes, flush_method
     });
     layout!(out, HostCounters => "xasm_host_counters" {
         emulated_instructions, exits, guest_page_faults, injected_interrupts
