@@ -12,6 +12,7 @@ mod launch;
 mod locate;
 mod npy;
 mod output;
+mod whole_file;
 
 use std::process::ExitCode;
 

@@ -371,6 +371,13 @@ fn a_report_that_cannot_be_written_or_a_kernel_that_is_none_ends_it_at_once() {
     assert_eq!(ended.code, 3, "{}", ended.stderr);
     assert_eq!(ended.stdout, "");
     stage.is_clear();
+    // A device is written to, and never replaced by a file.
+    let full = stage.home.join("full");
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    let ended = stage.run(&["--output", "full"]);
+    assert_eq!(ended.code, 6, "{}", ended.stderr);
+    assert!(fs::symlink_metadata(&full).unwrap().is_symlink());
+    stage.is_clear();
     fs::write(stage.home.join("text"), "no kernel").unwrap();
     let ended = stage.run(&["--kernel", "text"]);
     assert_eq!(ended.code, 1, "{}", ended.stderr);

@@ -3,9 +3,8 @@
 //! Reading leases a generation, writes it out, and checks afterwards that it
 //! stayed whole; a file only gets its name once that is sure.
 
-use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use super::broker;
 use crate::figures::{Figures, figure};
 use crate::npy;
 use crate::output::{self, Format};
+use crate::whole_file::WholeFile;
 
 /// List and read snapshots.
 #[derive(Debug, Subcommand)]
@@ -202,21 +202,10 @@ impl Read {
     fn write(&self, what: &str, snapshot: &Snapshot<'_>, format: Format) -> Result<(), Failure> {
         match &self.output {
             Some(path) => {
-                let partial = partial_path(path);
-                let file = File::create(&partial)
-                    .map_err(|e| Failure::io(format!("write {}", partial.display()), e))?;
-                let written = self
-                    .write_to(what, snapshot, format, BufWriter::new(file))
-                    .and_then(|()| still_valid(what, snapshot))
-                    .and_then(|()| {
-                        std::fs::rename(&partial, path)
-                            .map_err(|e| Failure::io(format!("write {}", path.display()), e))
-                    });
-                if written.is_err() {
-                    // Half a file is of no use to anybody.
-                    let _ = std::fs::remove_file(&partial);
-                }
-                written
+                let mut file = WholeFile::create(path)?;
+                self.write_to(what, snapshot, format, BufWriter::new(&mut file))?;
+                still_valid(what, snapshot)?;
+                file.finish()
             }
             None => {
                 let out = BufWriter::new(std::io::stdout().lock());
@@ -353,13 +342,6 @@ fn still_valid(what: &str, snapshot: &Snapshot<'_>) -> Result<(), Failure> {
     }
     let why = "it changed while it was read: the enclave did not keep it";
     Err(Failure::new(Class::Failure, what, why).with_hint("enclavectl snap ls"))
-}
-
-/// The name a file has while it is being written.
-fn partial_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
 }
 
 fn variable_json(snapshot: &Snapshot<'_>, var: &VarDesc) -> Option<Value> {

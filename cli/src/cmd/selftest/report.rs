@@ -5,7 +5,6 @@
 //! it knew; in JSON form it is one document at the end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use super::facts::Facts;
 use super::scrub::Scrub;
 use crate::cmd::doctor::{self, Check};
 use crate::output::{self, Format, SCHEMA};
+use crate::whole_file::WholeFile;
 
 /// How one test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -122,10 +122,12 @@ impl Row {
         } else {
             format!(": {}", why.join(" | "))
         };
+        let number = self
+            .number
+            .map_or_else(String::new, |number| number.to_string());
         format!(
-            "{verdict:<11} {}  {} ({time:.2} s){why}",
-            self.ring,
-            title(self)
+            "{verdict:<11} {} {number:>3} {} ({time:.2} s){why}",
+            self.ring, self.name
         )
     }
 }
@@ -146,15 +148,9 @@ fn seconds(milliseconds: u64) -> f64 {
 #[derive(Debug)]
 pub(super) struct Paper {
     format: Format,
-    file: Option<OutputFile>,
-    scrub: Scrub,
-}
-
-#[derive(Debug)]
-struct OutputFile {
+    file: Option<WholeFile>,
     path: PathBuf,
-    partial: PathBuf,
-    file: File,
+    scrub: Scrub,
 }
 
 impl Paper {
@@ -165,25 +161,11 @@ impl Paper {
         output: Option<&Path>,
         scrub: Scrub,
     ) -> Result<Self, Failure> {
-        let open = |path: &Path| {
-            let mut partial = path.as_os_str().to_owned();
-            partial.push(".partial");
-            let partial = PathBuf::from(partial);
-            let file = File::create(&partial).map_err(|e| {
-                let folder = path.parent().unwrap_or(path).display();
-                Failure::io(format!("write {}", partial.display()), e)
-                    .with_hint(format!("ls -ld {folder}"))
-            })?;
-            Ok(OutputFile {
-                path: path.to_owned(),
-                partial,
-                file,
-            })
-        };
-        let file = output.map(open).transpose()?;
+        let file = output.map(WholeFile::create).transpose()?;
         Ok(Self {
             format,
             file,
+            path: output.unwrap_or(Path::new("")).to_owned(),
             scrub,
         })
     }
@@ -213,14 +195,13 @@ impl Paper {
         } else {
             self.tail(report)?;
         }
-        let Some(OutputFile { path, partial, .. }) = self.file.take() else {
+        let Some(file) = self.file.take() else {
             return Ok(());
         };
-        std::fs::rename(&partial, &path)
-            .map_err(|e| Failure::io(format!("write {}", path.display()), e))?;
+        file.finish()?;
         match self.format {
             Format::Json => Ok(()),
-            Format::Text => output::line(&format!("report: {}", path.display())),
+            Format::Text => output::line(&format!("report: {}", self.path.display())),
         }
     }
 
@@ -259,14 +240,21 @@ impl Paper {
             "not_covered": report.count(Verdict::NotCovered),
             "not_run": report.count(Verdict::NotRun),
         });
-        match &mut self.file {
+        match self.file {
             None => output::json("selftest", &value),
-            Some(file) => {
+            Some(_) => {
                 let document = json!({ "schema": SCHEMA, "selftest": value });
                 let text = serde_json::to_string_pretty(&document).map_err(failed)?;
-                file.line(&text)
+                self.file_line(&text)
             }
         }
+    }
+
+    fn file_line(&mut self, text: &str) -> Result<(), Failure> {
+        let written = self.file.as_mut().map(|file| writeln!(file, "{text}"));
+        written
+            .unwrap_or(Ok(()))
+            .map_err(|e| Failure::io(format!("write {}", self.path.display()), e))
     }
 
     /// A line of the report alone.
@@ -275,8 +263,8 @@ impl Paper {
             return Ok(());
         }
         let text = self.scrub.text(text);
-        match &mut self.file {
-            Some(file) => file.line(&text),
+        match self.file {
+            Some(_) => self.file_line(&text),
             None => output::line(&text),
         }
     }
@@ -288,21 +276,5 @@ impl Paper {
             return output::line(&self.scrub.text(text));
         }
         Ok(())
-    }
-}
-
-impl OutputFile {
-    fn line(&mut self, text: &str) -> Result<(), Failure> {
-        writeln!(self.file, "{text}")
-            .map_err(|e| Failure::io(format!("write {}", self.partial.display()), e))
-    }
-}
-
-impl Drop for Paper {
-    fn drop(&mut self) {
-        // Half a report is of no use to anybody.
-        if let Some(file) = &self.file {
-            let _ = std::fs::remove_file(&file.partial);
-        }
     }
 }
