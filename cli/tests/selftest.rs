@@ -246,6 +246,7 @@ fn every_self_test_passes_in_both_modes_and_the_report_says_where() {
         let machine = &report["machines"][ring];
         assert_eq!(machine["kernel_mode"], ring);
         assert!(machine["platform"].is_string());
+        assert!(machine["cpu_features"].is_array());
         let count = machine["selftest_count"].as_u64().unwrap();
         let rows = rows.iter().filter(|row| row["ring"] == ring);
         let numbers: Vec<u64> = rows.filter_map(|row| row["number"].as_u64()).collect();

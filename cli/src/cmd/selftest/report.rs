@@ -209,11 +209,11 @@ impl Paper {
         self.report_line("")?;
         for (ring, machine) in &report.machines {
             self.report_line(&format!(
-                "{ring}: platform {}, flush by {}, {} KiB pages, {} self-tests",
+                "{ring}: platform {}, flush by {}, {} KiB pages, features {}",
                 machine.platform,
                 machine.flush,
                 machine.backing_page_bytes >> 10,
-                machine.selftest_count
+                machine.cpu_features.join(" ")
             ))?;
         }
         let failed = report
