@@ -7,6 +7,8 @@
 use alloc::format;
 use alloc::string::String;
 
+use enclave_abi::layout::USER_END;
+
 use crate::arch::TrapFrame;
 use crate::{arenas, process};
 
@@ -14,6 +16,8 @@ use crate::{arenas, process};
 const PRESENT_WRITE: u64 = 0b11;
 const USER_FETCH: u64 = 1 << 2 | 1 << 4;
 const FETCH: u64 = 1 << 4;
+/// Where addresses begin again above those that are none (SDM vol. 1 §3.3.7.1).
+const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 
 /// Whether the fault at `address` was a first write to a frozen chunk of an
 /// arena, which has its own frame now.
@@ -38,10 +42,15 @@ pub(crate) fn exception(frame: &TrapFrame) -> ! {
     process::end_by_signal(signal, report)
 }
 
-/// Whether a program jumped to the kernel's half, where it found nothing to
-/// execute. The kernel's own code does not leave its text.
+/// Whether a program jumped out of its own half: to the kernel's, where it found
+/// nothing to execute, or to an address that is none (some processors fault
+/// there, others at the jump). The kernel's own code does not leave its text.
 fn is_wild_jump(frame: &TrapFrame) -> bool {
-    frame.vector == 14 && frame.error & USER_FETCH == USER_FETCH && frame.cr2 == frame.rip
+    match frame.vector {
+        13 => (USER_END..KERNEL_HALF).contains(&frame.rip),
+        14 => frame.error & USER_FETCH == USER_FETCH && frame.cr2 == frame.rip,
+        _ => false,
+    }
 }
 
 /// SIGFPE, SIGTRAP, SIGILL, SIGBUS or SIGSEGV, as Linux maps vectors.

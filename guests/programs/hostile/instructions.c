@@ -3,7 +3,8 @@
  *
  * Usage: instructions hlt|cli|sti|cr3|cr0|wrmsr|rdmsr|lgdt|lidt|ltr|invlpg|in|
  *                     out|int80|int3|int4|icebp|ud2|trap-flag|sysret|iret|
- *                     syscall32|syscall-nowhere|vmcall|vmmcall|xsetbv|lock
+ *                     syscall32|syscall-nowhere|vmcall|vmmcall|xsetbv|lock|
+ *                     sgdt|sidt|sldt|str|smsw|swapgs|clts|invd|wbinvd|monitor
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -26,6 +27,23 @@ static void syscall_from_32_bit_code(void)
                      "ud2\n\t"
                      ".code64"
                      : : : "rax", "rcx", "r11", "memory");
+}
+
+/* What tells a program about its kernel; refused where the processor has UMIP. */
+static void telling(const char *how)
+{
+    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) table;
+    uint64_t word;
+    if (IS("sgdt"))
+        __asm__ volatile("sgdt %0" : "=m"(table));
+    if (IS("sidt"))
+        __asm__ volatile("sidt %0" : "=m"(table));
+    if (IS("sldt"))
+        __asm__ volatile("sldt %0" : "=r"(word));
+    if (IS("str"))
+        __asm__ volatile("str %0" : "=r"(word));
+    if (IS("smsw"))
+        __asm__ volatile("smsw %0" : "=r"(word));
 }
 
 static void privileged(const char *how)
@@ -62,6 +80,16 @@ static void privileged(const char *how)
         __asm__ volatile("xsetbv" : : "c"(0), "a"(1), "d"(0));
     if (IS("sysret"))
         __asm__ volatile("sysretq");
+    if (IS("swapgs"))
+        __asm__ volatile("swapgs");
+    if (IS("clts"))
+        __asm__ volatile("clts");
+    if (IS("invd"))
+        __asm__ volatile("invd");
+    if (IS("wbinvd"))
+        __asm__ volatile("wbinvd");
+    if (IS("monitor"))
+        __asm__ volatile("monitor" : : "a"(&zero), "c"(0), "d"(0));
     if (IS("vmcall"))
         __asm__ volatile("vmcall" : : "a"(5));
     if (IS("vmmcall"))
@@ -74,6 +102,7 @@ int main(int argc, char **argv)
     printf("%s\n", how);
     fflush(stdout);
     privileged(how);
+    telling(how);
     if (IS("int80"))
         __asm__ volatile("int $0x80" : : "a"(20));
     if (IS("int3"))

@@ -4,9 +4,11 @@
  * Usage: memory null|kernel-text|kernel-hole|noncanonical|arena|text|guard|
  *               read-kernel-hole|jump-null|jump-stack|jump-kernel-hole|
  *               jump-direct-map|jump-noncanonical|stack-null|stack-kernel|recurse
+ *        memory read|write|jump ADDRESS
  */
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void store(uint64_t address)
@@ -36,8 +38,15 @@ int main(int argc, char **argv)
 {
     const char *how = argc > 1 ? argv[1] : "";
     uint64_t here = (uint64_t)&argc;
+    uint64_t address = argc > 2 ? strtoull(argv[2], 0, 0) : 0;
     printf("%s\n", how);
     fflush(stdout);
+    if (strcmp(how, "read") == 0)
+        printf("%d\n", *(volatile char *)address);
+    if (strcmp(how, "write") == 0)
+        store(address);
+    if (strcmp(how, "jump") == 0)
+        jump(address);
     if (strcmp(how, "null") == 0)
         store(0);
     if (strcmp(how, "kernel-text") == 0)

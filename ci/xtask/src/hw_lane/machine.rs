@@ -20,7 +20,7 @@ use crate::tool;
 /// a power-off and a kill all give another.
 const PASSED: i32 = 2 * 21 + 1;
 /// Memory of each of the two nodes in MiB; see [`super::require_memory`].
-pub(super) const NODE_MIB: u64 = 2048;
+pub(super) const NODE_MIB: u64 = 1024;
 /// Four processors on two nodes. One emulating thread: with several, QEMU loses
 /// interrupts and the machine stands still.
 const MACHINE: &[&str] = &[

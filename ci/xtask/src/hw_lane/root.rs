@@ -20,8 +20,12 @@ use crate::{image, tool};
 pub(super) const HOST_TARGET: &str = "x86_64-unknown-linux-musl";
 /// Where this lane's sources are.
 const SOURCES: &str = "ci/xtask/src/hw_lane";
-/// C programs of the project that run in enclaves.
+/// C programs of the project that run in enclaves, with musl.
 const GUESTS: [&str; 3] = ["tls", "segv", "spin"];
+/// Those that attack their enclave; unoptimised, or their faults vanish.
+const HOSTILE: [&str; 4] = ["instructions", "memory", "scribble", "vector"];
+const MUSL: &[&str] = &["musl-gcc", "-O1", "-static", "-no-pie"];
+const GLIBC: &[&str] = &["gcc", "-O0", "-fno-stack-protector", "-static", "-no-pie"];
 
 /// A root directory in the making.
 #[derive(Debug)]
@@ -54,6 +58,7 @@ impl Root {
         root.add(Path::new(busybox.trim()), "bin/busybox")?;
         symlink("busybox", root.folder.join("bin/sh"))?;
         compile(
+            MUSL,
             &root.sources.join("verdict.c"),
             &root.folder.join("bin/verdict"),
         )?;
@@ -97,9 +102,12 @@ impl Root {
             let name = file.file_name().context("program without a name")?;
             self.add(file, &format!("programs/{}", name.to_string_lossy()))?;
         }
-        for name in GUESTS {
-            let source = workspace.root.join(format!("guests/programs/c/{name}.c"));
-            compile(&source, &self.folder.join("programs").join(name))?;
+        let c = GUESTS.map(|name| (MUSL, "c", name));
+        let hostile = HOSTILE.map(|name| (GLIBC, "hostile", name));
+        for (compiler, kind, name) in c.into_iter().chain(hostile) {
+            let source = format!("guests/programs/{kind}/{name}.c");
+            let program = self.folder.join("programs").join(name);
+            compile(compiler, &workspace.root.join(source), &program)?;
         }
         Ok(())
     }
@@ -150,9 +158,10 @@ impl Drop for Root {
     }
 }
 
-fn compile(source: &Path, program: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new("musl-gcc");
-    command.args(["-O1", "-static", "-no-pie", "-o"]);
-    command.arg(program).arg(source);
+/// Compiles a C program with `compiler`, its options included.
+fn compile(compiler: &[&str], source: &Path, program: &Path) -> anyhow::Result<()> {
+    let (name, options) = compiler.split_first().context("no compiler")?;
+    let mut command = Command::new(name);
+    command.args(options).arg("-o").arg(program).arg(source);
     tool::capture("hw-lane: compile", &mut command).map(drop)
 }

@@ -44,9 +44,10 @@ __header_start:
     # Ring-0 mode: every entry runs in ring 0. Vector 4 is the system-call
     # gate where SYSCALL stays in ring 3. The VMM enters CLAC_BYTES earlier
     # where SMAP is on (boot.rs says so).
-    .irp n, 0,1,2,3
+    .irp n, 0,1,2
     gate vector_\n
     .endr
+    gate vector_3, 3, 0, 3
     gate vector_4_ring0, 0, 0, 3
     .irp n, 5,6,7,8,9,10,11,12,13
     gate vector_\n

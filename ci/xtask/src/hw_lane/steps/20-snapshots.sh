@@ -1,15 +1,32 @@
-# A simulation publishes, a reader on Linux verifies each snapshot.
-create t --cores 1 --mem 64M --export /data=/data
-timeout -s KILL 40 ./spectrum snap/flux --json --timeout 20 > /tmp/spectrum 2>&1 &
-reader=$!
-step "snap-mini publishes" 0 ./enclavectl run t -- ./snap-mini --input /data/tiny.inp
-begin "the reader verifies five snapshots"
-wait $reader
-code=$?
-cat /tmp/spectrum
-equal "the reader verifies five snapshots" "5, exit code 0" \
-    "$(sed -n 's/.*"verified":\([0-9]*\).*/\1/p' /tmp/spectrum), exit code $code"
+# A simulation publishes, a reader on Linux verifies each snapshot: over huge
+# pages and over small ones, with both sizes of chunks.
+snapshots_of() { # title, options of snap-mini...
+    title=$1
+    shift
+    begin "snap-mini publishes: $title"
+    simulate t snap/flux tiny "$@"
+    ended $sim
+    code=$?
+    cat /tmp/sim.t
+    equal "snap-mini publishes: $title" "exit code 0" "exit code $code"
+    begin "the reader verifies: $title"
+    ended $reader
+    code=$?
+    cat /tmp/read.t
+    equal "the reader verifies: $title" "5 verified, 0 torn, exit code 0" "$(verified t), exit code $code"
+}
+
+create t --cores 1 --mem 64M --backing huge --export /data=/data
+fact t backing_page_bytes 2097152
+snapshots_of "2 MiB chunks on huge pages"
+snapshots_of "4 KiB chunks on huge pages" --chunk 4K
 step "faults, publishes and system calls by the thousand" 0 \
-    ./enclavectl run t -- ./xasm-counts
+    ./enclavectl run t -- ./xasm-counts --small
 ./enclavectl logs t
+step "destroy t" 0 ./enclavectl destroy t
+
+create t --cores 1 --mem 32M --backing small --export /data=/data
+fact t backing_page_bytes 4096
+snapshots_of "2 MiB chunks on small pages"
+snapshots_of "4 KiB chunks on small pages" --chunk 4K
 step "destroy t" 0 ./enclavectl destroy t
