@@ -10,7 +10,7 @@ with() { # options; features expected
     create f --cores 1 --mem 64M --no-prefault "$@"
     equal "features $*" "$wanted" "$(features)"
     step "a program runs $*" 0 ./enclavectl run f -- ./tls
-    step "publishes and interrupts $*" 0 ./enclavectl run f -- ./xasm-counts
+    step "publishes and interrupts $*" 0 ./enclavectl run f -- ./xasm-counts --small
     step "destroy f" 0 ./enclavectl destroy f
 }
 
