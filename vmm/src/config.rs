@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 use crate::features::Features;
-use crate::machine::{Backing, Export, MachineConfig, Ring};
+use crate::machine::{Backing, Export, MachineConfig, MemoryNode, Ring};
 
 /// Least private RAM of an enclave in bytes.
 pub const MIN_MEM_BYTES: u64 = 32 << 20;
@@ -23,6 +23,8 @@ pub const MIN_MEM_BYTES: u64 = 32 << 20;
 pub const MAX_MEM_BYTES: u64 = layout::LOW_RAM_END + (layout::ARENA_WINDOW - layout::HIGH_RAM);
 /// Highest core number that is understood.
 pub const MAX_CORE: usize = 4095;
+/// Highest number of a NUMA node that any Linux has.
+pub const MAX_NODE: usize = 1023;
 /// Cores one enclave can boot in this version.
 pub const MAX_BOOTED_CORES: usize = 1;
 /// Most exported directories.
@@ -62,6 +64,10 @@ pub struct EnclaveConfig {
     pub share_cores: bool,
     /// Private RAM in bytes.
     pub mem_bytes: u64,
+    /// NUMA node that cores and memory have to come from; without one the
+    /// memory is rather on the node of the cores than elsewhere.
+    #[serde(default)]
+    pub node: Option<usize>,
     /// Directories the programs may reach.
     #[serde(default)]
     pub exports: Vec<Export>,
@@ -101,6 +107,9 @@ pub enum ConfigError {
     /// A core list that cannot be read.
     #[error("cores \"{0}\" is neither a count nor a list such as 2,4-5 (one core by number: 2-2)")]
     Cores(String),
+    /// A node that cannot be.
+    #[error("node \"{0}\" is not a number from 0 to {MAX_NODE}")]
+    Node(String),
     /// No core at all.
     #[error("0 cores: an enclave needs one")]
     NoCore,
@@ -141,6 +150,9 @@ impl EnclaveConfig {
         if !in_range || !is_aligned(self.mem_bytes, LARGE_PAGE_SIZE) {
             return Err(ConfigError::Memory(self.mem_bytes));
         }
+        if let Some(node) = self.node.filter(|node| *node > MAX_NODE) {
+            return Err(ConfigError::Node(node.to_string()));
+        }
         match self.cores.count() {
             0 => return Err(ConfigError::NoCore),
             1..=MAX_BOOTED_CORES => {}
@@ -161,14 +173,16 @@ impl EnclaveConfig {
         Ok(())
     }
 
-    /// What the machine is made from, once `cores` were granted.
+    /// What the machine is made from, once `cores` were granted and it is known
+    /// where its memory belongs.
     #[must_use]
-    pub fn machine(&self, cores: Vec<usize>) -> MachineConfig {
+    pub fn machine(&self, cores: Vec<usize>, memory_node: MemoryNode) -> MachineConfig {
         MachineConfig {
             name: self.name.clone(),
             kernel: self.kernel.clone(),
             mem_bytes: self.mem_bytes,
             cores,
+            memory_node,
             backing: self.backing,
             prefault: self.prefault,
             ring: self.ring,
@@ -255,6 +269,18 @@ pub fn parse_cores(text: &str) -> Result<CoreRequest, ConfigError> {
     }
 }
 
+/// Reads `--node`.
+///
+/// # Errors
+/// [`ConfigError::Node`].
+pub fn parse_node(text: &str) -> Result<usize, ConfigError> {
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse() {
+        Ok(node) if plain && node <= MAX_NODE => Ok(node),
+        _ => Err(ConfigError::Node(text.to_owned())),
+    }
+}
+
 /// Reads a list in the form of the Linux CPU files (`0-3,8`); an empty list
 /// is allowed. `None` for anything else, and for numbers above [`MAX_CORE`].
 #[must_use]
@@ -319,6 +345,7 @@ mod tests {
             cores: CoreRequest::Count(1),
             share_cores: false,
             mem_bytes: 64 << 20,
+            node: None,
             exports: Vec::new(),
             ring: Ring::Auto,
             without: Features::default(),
@@ -372,6 +399,34 @@ mod tests {
         ] {
             assert!(parse_cores(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_node_is_a_plain_number_that_linux_could_have() {
+        assert_eq!(parse_node("0"), Ok(0));
+        assert_eq!(parse_node("1023"), Ok(MAX_NODE));
+        for text in [
+            "",
+            "-1",
+            "+1",
+            "1024",
+            "0x1",
+            "one",
+            "0,1",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                parse_node(text),
+                Err(ConfigError::Node(text.into())),
+                "{text}"
+            );
+        }
+        let with = |node| EnclaveConfig { node, ..config() }.check();
+        assert_eq!(with(Some(MAX_NODE)), Ok(()));
+        assert_eq!(
+            with(Some(usize::MAX)),
+            Err(ConfigError::Node(usize::MAX.to_string()))
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,7 +30,8 @@ use crate::control::protocol::{Effective, Started};
 use crate::control::server::{Ended, Facts, serve};
 use crate::failure::{Class, Failure};
 use crate::ledger::{Grant, Reservation};
-use crate::machine::{MachineConfig, MachineState};
+use crate::machine::{MachineConfig, MachineState, MemoryNode};
+use crate::placement::Placement;
 use crate::signals::SignalFd;
 use crate::topology::Topology;
 use crate::vmm_log::note;
@@ -128,11 +130,21 @@ impl Enclave {
             .admit(&config, topology, allowed)
             .and_then(|grant| boot(&mut reservation, config, grant, make));
         match built {
-            Ok((control, facts, listener)) => {
+            Ok((control, mut facts, listener)) => {
+                let placement = Placement::read(Path::new("/proc/self"), topology);
+                match misplaced(&facts.effective, &placement) {
+                    Ok(warning) => facts.effective.warnings.extend(warning),
+                    Err(failure) => {
+                        stop(control);
+                        drop(reservation.release());
+                        return Err(failure);
+                    }
+                }
                 let started = Started {
                     effective: facts.effective.clone(),
                     machine: control.state(),
                     report: control.report(),
+                    placement,
                 };
                 let enclave = Self {
                     reservation,
@@ -192,7 +204,7 @@ fn boot(
     let what = format!("create enclave {}", config.name);
     let log = ConsoleLog::create(reservation.dir().fd()).map_err(|e| Failure::io(&what, e))?;
     let log = Arc::new(log);
-    let machine_config = config.machine(grant.cores.clone());
+    let machine_config = config.machine(grant.cores.clone(), grant.memory_node);
     let control = make(&machine_config, Arc::clone(&log))?;
     if config.prefault {
         reservation.settle();
@@ -211,6 +223,7 @@ fn boot(
     let effective = Effective {
         config,
         cores: grant.cores,
+        memory_node: grant.memory_node,
         warnings: grant.warnings,
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         created_unix_ms: unix_ms(),
@@ -235,6 +248,28 @@ fn boot(
         log,
     };
     Ok((control, facts, listener))
+}
+
+/// A warning when memory lies elsewhere than on the node it is preferred on; a
+/// failure when it had to be there.
+fn misplaced(effective: &Effective, placement: &Placement) -> Result<Option<String>, Failure> {
+    let astray = placement.astray(effective.memory_node);
+    let texts: Vec<String> = astray
+        .iter()
+        .map(|(node, bytes)| format!("{} KiB on node {node}", bytes >> 10))
+        .collect();
+    let texts = texts.join(", ");
+    match effective.memory_node {
+        _ if astray.is_empty() => Ok(None),
+        MemoryNode::Bind(wanted) => {
+            let what = format!("create enclave {}", effective.config.name);
+            let why = format!("its memory has to be on node {wanted}, the kernel put {texts}");
+            Err(Failure::new(Class::Resources, what, why).with_hint("enclavectl doctor"))
+        }
+        _ => Ok(Some(format!(
+            "the node of the cores has too little memory: {texts} (slower to reach)"
+        ))),
+    }
 }
 
 /// Why a boot failed, with the end of the console.
@@ -286,6 +321,7 @@ mod tests {
     use crate::control::protocol::Request;
     use crate::ledger::RunDir;
     use crate::machine::{Backing, Ring};
+    use crate::placement::{MemoryPlace, NodeBytes};
     use crate::scratch::Scratch;
 
     fn config() -> EnclaveConfig {
@@ -294,6 +330,7 @@ mod tests {
             cores: CoreRequest::Count(1),
             share_cores: false,
             mem_bytes: 64 << 20,
+            node: None,
             exports: Vec::new(),
             ring: Ring::Auto,
             without: crate::features::Features::default(),
@@ -316,12 +353,7 @@ mod tests {
     ) -> Result<(Enclave, Started), Failure> {
         let run = RunDir::create(&scratch.path().join("r"))?;
         let reservation = Reservation::take_name(run, "a1")?;
-        let topology = Topology {
-            present: (0..2).collect(),
-            online: (0..2).collect(),
-            mem_available_bytes: 1 << 30,
-            ..Topology::default()
-        };
+        let topology = Topology::of_nodes(&[(0, &[0, 1])]);
         let allowed = (0..2).collect();
         Enclave::bring_up(
             reservation,
@@ -409,6 +441,38 @@ mod tests {
         enclave.abandon().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(names(&scratch), Vec::<String>::new());
+    }
+
+    #[test]
+    fn memory_on_another_node_is_a_failure_only_where_it_was_asked_for() {
+        let with = |memory_node, node: usize| {
+            let effective = Effective {
+                config: config(),
+                cores: vec![2],
+                memory_node,
+                warnings: Vec::new(),
+                pid: 1,
+                created_unix_ms: 1,
+            };
+            let placement = Placement {
+                memory: vec![MemoryPlace {
+                    nodes: vec![NodeBytes {
+                        node,
+                        bytes: 2 << 20,
+                    }],
+                    ..MemoryPlace::default()
+                }],
+                ..Placement::default()
+            };
+            misplaced(&effective, &placement)
+        };
+        assert_eq!(with(MemoryNode::Bind(1), 1), Ok(None));
+        assert_eq!(with(MemoryNode::Any, 0), Ok(None));
+        let failure = with(MemoryNode::Bind(1), 0).unwrap_err();
+        assert_eq!(failure.class, Class::Resources);
+        assert!(failure.why.contains("2048 KiB on node 0"), "{failure}");
+        let warning = with(MemoryNode::Prefer(1), 0).unwrap().unwrap();
+        assert!(warning.contains("2048 KiB on node 0"), "{warning}");
     }
 
     #[test]

@@ -4,20 +4,28 @@
 //! the first instruction when prefault is asked for; hugetlb memory is reserved
 //! by the mapping, so a shortage is an error here and never a SIGBUS later. The
 //! memfd's descriptor is closed once mapped: no other process can get at it.
+//! Its pages come from the NUMA node given, because the policy is set before
+//! the first of them is touched.
 
 // UNSAFETY: madvise over the mapping made here.
 #![expect(unsafe_code)]
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_abi::layout::{HIGH_RAM, LOW_RAM_END};
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
 
-use crate::machine::Backing;
+use crate::machine::{Backing, MemoryNode};
+use crate::policy;
+use crate::topology::Topology;
 
 /// The guest memory type used throughout the VMM.
 pub type Ram = GuestMemoryMmap<()>;
@@ -35,6 +43,19 @@ pub enum MemoryError {
         operation: &'static str,
         /// How much.
         bytes: u64,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The memory could not be had on the node asked for.
+    #[error("{operation} for {bytes} bytes of RAM on node {node}")]
+    Node {
+        /// What was tried.
+        operation: &'static str,
+        /// How much.
+        bytes: u64,
+        /// Where.
+        node: usize,
         /// Why it failed.
         #[source]
         source: std::io::Error,
@@ -63,20 +84,40 @@ pub struct PrivateRam {
     /// Bytes of a host page behind it.
     pub page_bytes: u64,
     /// What the user should know, such as the cost of small pages.
-    pub warning: Option<String>,
+    pub warnings: Vec<String>,
 }
 
-/// Free 2 MiB hugetlb pages of this host that are promised to nobody; 0 when
-/// there is no pool.
-#[must_use]
-pub fn free_huge_pages() -> u64 {
-    let read = |name: &str| -> u64 {
-        std::fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"))
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(0)
-    };
-    read("free_hugepages").saturating_sub(read("resv_hugepages"))
+/// What can be had now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Supply {
+    /// Bytes of memory on 4 KiB pages; everything when the host does not say.
+    pub small_bytes: u64,
+    /// 2 MiB pages promised to nobody.
+    pub huge_pages: u64,
+}
+
+impl Supply {
+    /// That of the host, or of the one node that may be used.
+    pub(crate) fn read(node: MemoryNode) -> Self {
+        let unknown = Self {
+            small_bytes: u64::MAX,
+            huge_pages: 0,
+        };
+        let Ok(host) = Topology::read(Path::new("/")) else {
+            return unknown;
+        };
+        let of_host = Self {
+            small_bytes: host.mem_available_bytes,
+            huge_pages: host.huge_free,
+        };
+        match node {
+            MemoryNode::Any | MemoryNode::Prefer(_) => of_host,
+            MemoryNode::Bind(number) => host.nodes.get(&number).map_or(unknown, |node| Self {
+                small_bytes: node.mem_available_bytes,
+                huge_pages: node.huge_free.min(host.huge_free),
+            }),
+        }
+    }
 }
 
 /// The guest-physical extents of `mem_bytes` of RAM around the hole.
@@ -91,67 +132,134 @@ pub fn extents(mem_bytes: u64) -> Vec<(u64, u64)> {
 }
 
 impl PrivateRam {
-    /// Allocates and maps `mem_bytes`.
+    /// Allocates and maps `mem_bytes`, wherever the kernel takes them.
     ///
     /// # Errors
     /// [`MemoryError`]; nothing stays allocated.
     pub fn new(mem_bytes: u64, backing: Backing, prefault: bool) -> Result<Self, MemoryError> {
+        Self::on(mem_bytes, backing, prefault, MemoryNode::Any)
+    }
+
+    /// Allocates and maps `mem_bytes` on `node`.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; nothing stays allocated.
+    pub fn on(
+        mem_bytes: u64,
+        backing: Backing,
+        prefault: bool,
+        node: MemoryNode,
+    ) -> Result<Self, MemoryError> {
         if mem_bytes < 32 << 20 || !mem_bytes.is_multiple_of(LARGE_PAGE_SIZE) {
             return Err(MemoryError::Size(mem_bytes));
         }
-        let enough = free_huge_pages() >= mem_bytes / LARGE_PAGE_SIZE;
+        let wanted = Wanted {
+            bytes: mem_bytes,
+            prefault,
+            node,
+        };
         match backing {
-            Backing::Huge2m => Self::with_pages(mem_bytes, true, prefault),
-            Backing::Small => Self::with_pages(mem_bytes, false, prefault),
+            Backing::Huge2m => wanted.with_pages(true),
+            Backing::Small => wanted.with_pages(false),
             Backing::Auto => {
+                let free = Supply::read(node).huge_pages;
+                let enough = free >= mem_bytes / LARGE_PAGE_SIZE;
                 // Free pages may be promised to somebody else already: only the
                 // attempt tells.
-                if enough && let Ok(this) = Self::with_pages(mem_bytes, true, prefault) {
+                if enough && let Ok(this) = wanted.with_pages(true) {
                     return Ok(this);
                 }
-                let mut this = Self::with_pages(mem_bytes, false, prefault)?;
-                this.warning = Some(small_page_warning(mem_bytes));
+                let mut this = wanted.with_pages(false)?;
+                this.warnings.push(small_page_warning(mem_bytes, free));
                 Ok(this)
             }
         }
     }
+}
 
-    fn with_pages(mem_bytes: u64, huge: bool, prefault: bool) -> Result<Self, MemoryError> {
-        let file = memfd(mem_bytes, huge)?;
-        let extents = extents(mem_bytes);
+/// What is asked for, page size aside.
+struct Wanted {
+    bytes: u64,
+    prefault: bool,
+    node: MemoryNode,
+}
+
+impl Wanted {
+    fn with_pages(&self, huge: bool) -> Result<PrivateRam, MemoryError> {
+        let file = memfd(self.bytes, huge)?;
+        let extents = extents(self.bytes);
         let mut regions = Vec::new();
+        let mut warnings = Vec::new();
         let mut offset = 0;
         for &(start, len) in &extents {
-            regions.push(map(&file, offset, start, len)?);
+            let region = map(&file, offset, start, len)?;
+            warnings.extend(self.place(&region)?);
+            regions.push(region);
             offset += len;
         }
         let ram =
             Ram::from_regions(regions).map_err(|error| MemoryError::Assemble(error.to_string()))?;
-        let this = Self {
+        let this = PrivateRam {
             ram,
             extents,
             page_bytes: if huge { LARGE_PAGE_SIZE } else { 4096 },
-            warning: None,
+            warnings,
         };
-        if prefault {
-            this.prefault()?;
+        // The reservation of huge pages counts the host's, not the node's: only
+        // touching them makes sure of these.
+        let must_touch = huge && matches!(self.node, MemoryNode::Bind(_));
+        if self.prefault || must_touch {
+            this.prefault(self.node)?;
         }
         Ok(this)
     }
 
-    /// Allocates every page now.
-    fn prefault(&self) -> Result<(), MemoryError> {
-        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-        for region in self.ram.iter() {
-            let bytes = region.len();
-            let host = region
-                .get_host_address(vm_memory::MemoryRegionAddress(0))
-                .map_err(|error| MemoryError::Assemble(error.to_string()))?;
-            let len = usize::try_from(bytes).map_err(|_| MemoryError::Size(bytes))?;
-            populate(host, len).map_err(|source| MemoryError::System {
-                operation: "prefault",
-                bytes,
+    /// Tells the kernel where the region's pages come from. What is only
+    /// preferred may fail, with a warning.
+    fn place(&self, region: &GuestRegionMmap<()>) -> Result<Option<String>, MemoryError> {
+        let (host, len) = host_range(region)?;
+        match (policy::apply(host, len, self.node), self.node) {
+            (Ok(()), _) => Ok(None),
+            (Err(source), MemoryNode::Bind(node)) => Err(MemoryError::Node {
+                operation: "mbind",
+                bytes: region.len(),
+                node,
                 source,
+            }),
+            (Err(error), _) => Ok(Some(format!(
+                "the memory may come from any NUMA node: mbind: {error}"
+            ))),
+        }
+    }
+}
+
+/// Where a region lies in this process.
+fn host_range(region: &GuestRegionMmap<()>) -> Result<(*mut u8, usize), MemoryError> {
+    let host = region
+        .get_host_address(vm_memory::MemoryRegionAddress(0))
+        .map_err(|error| MemoryError::Assemble(error.to_string()))?;
+    let len = usize::try_from(region.len()).map_err(|_| MemoryError::Size(region.len()))?;
+    Ok((host, len))
+}
+
+impl PrivateRam {
+    /// Allocates every page now.
+    fn prefault(&self, node: MemoryNode) -> Result<(), MemoryError> {
+        for region in self.ram.iter() {
+            let (host, len) = host_range(region)?;
+            let (operation, bytes) = ("prefault", region.len());
+            populate(host, len).map_err(|source| match node {
+                MemoryNode::Bind(node) => MemoryError::Node {
+                    operation,
+                    bytes,
+                    node,
+                    source,
+                },
+                _ => MemoryError::System {
+                    operation,
+                    bytes,
+                    source,
+                },
             })?;
         }
         Ok(())
@@ -174,11 +282,10 @@ pub(crate) fn populate(host: *mut u8, len: usize) -> std::io::Result<()> {
     }
 }
 
-fn small_page_warning(mem_bytes: u64) -> String {
+fn small_page_warning(mem_bytes: u64, free: u64) -> String {
     format!(
-        "4 KiB pages back the enclave's memory: {} free 2 MiB pages, {} needed; \
+        "4 KiB pages back the enclave's memory: {free} free 2 MiB pages, {} needed; \
          expect slower start and about 2,000 cycles per page on the first read after each snapshot",
-        free_huge_pages(),
         mem_bytes / LARGE_PAGE_SIZE
     )
 }

@@ -1,13 +1,36 @@
-//! The host's cores and memory, read from sysfs and procfs.
+//! The host's cores, memory and NUMA nodes, read from sysfs and procfs.
 //!
 //! Read at admission and by `enclavectl doctor`. The root is injectable, so
-//! that tests use a tree of their own. Decides nothing.
+//! that tests use a tree of their own. Decides nothing. A kernel without NUMA
+//! is a host with one node, number 0, that has everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::parse_cpu_list;
+
+/// Folder of the 2 MiB pages, of the host and of each node.
+const HUGE: &str = "hugepages-2048kB";
+
+/// One NUMA node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its cores that are online.
+    pub cores: BTreeSet<usize>,
+    /// Bytes of memory in all; 0 for a node of cores only.
+    pub mem_total_bytes: u64,
+    /// Bytes that can be had without swapping: what is free and half of the
+    /// file cache. The kernel gives no such figure by node, this is careful.
+    pub mem_available_bytes: u64,
+    /// 2 MiB huge pages set aside here.
+    pub huge_total: u64,
+    /// 2 MiB huge pages not in use here. Reservations have no node: some of
+    /// these may be promised.
+    pub huge_free: u64,
+    /// May this process take memory here (its cpuset)?
+    pub is_allowed: bool,
+}
 
 /// What the host has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +49,10 @@ pub struct Topology {
     pub huge_total: u64,
     /// 2 MiB huge pages nobody has reserved.
     pub huge_free: u64,
+    /// NUMA nodes by number.
+    pub nodes: BTreeMap<usize, Node>,
+    /// Does the kernel know of nodes (and of memory policies)?
+    pub has_numa: bool,
 }
 
 /// A file of the kernel that is missing or not understood.
@@ -72,10 +99,10 @@ impl Topology {
         let field = |name: &str| {
             meminfo_bytes(&meminfo, name).ok_or_else(|| content(&meminfo_path, &meminfo))
         };
-        let huge = root.join("sys/kernel/mm/hugepages/hugepages-2048kB");
+        let huge = root.join("sys/kernel/mm/hugepages").join(HUGE);
         let free = read_number(&huge.join("free_hugepages"));
         let reserved = read_number(&huge.join("resv_hugepages"));
-        Ok(Self {
+        let mut this = Self {
             present,
             online,
             siblings,
@@ -83,7 +110,74 @@ impl Topology {
             mem_available_bytes: field("MemAvailable")?,
             huge_total: read_number(&huge.join("nr_hugepages")),
             huge_free: free.saturating_sub(reserved),
-        })
+            nodes: BTreeMap::new(),
+            has_numa: false,
+        };
+        this.read_nodes(root)?;
+        Ok(this)
+    }
+
+    fn read_nodes(&mut self, root: &Path) -> Result<(), TopologyError> {
+        let folder = root.join("sys/devices/system/node");
+        self.has_numa = folder.is_dir();
+        let allowed = allowed_nodes(root);
+        if self.has_numa {
+            for number in read_cpus(&folder.join("online"))? {
+                let mut node = read_node(&folder.join(format!("node{number}")), &self.online)?;
+                node.is_allowed = allowed.as_ref().is_none_or(|a| a.contains(&number));
+                self.nodes.insert(number, node);
+            }
+        }
+        match self.nodes.len() {
+            0 => drop(self.nodes.insert(
+                0,
+                Node {
+                    cores: self.online.clone(),
+                    mem_total_bytes: self.mem_total_bytes,
+                    mem_available_bytes: self.mem_available_bytes,
+                    huge_total: self.huge_total,
+                    huge_free: self.huge_free,
+                    is_allowed: true,
+                },
+            )),
+            // The figures for the whole host are better than our estimate.
+            1 => {
+                for node in self.nodes.values_mut() {
+                    node.mem_available_bytes = self.mem_available_bytes;
+                    node.huge_free = self.huge_free;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The node that has `core`.
+    #[must_use]
+    pub fn node_of(&self, core: usize) -> Option<usize> {
+        let mut nodes = self.nodes.iter();
+        nodes
+            .find(|(_, node)| node.cores.contains(&core))
+            .map(|(&number, _)| number)
+    }
+
+    /// The node that has all of `cores`, if one has.
+    #[must_use]
+    pub fn common_node(&self, cores: &[usize]) -> Option<usize> {
+        let node = self.node_of(*cores.first()?)?;
+        let all = cores.iter().all(|&core| self.node_of(core) == Some(node));
+        all.then_some(node)
+    }
+
+    /// "node 0 (cores 0-1), node 1 (cores 2-3)", for messages.
+    #[must_use]
+    pub fn describe_nodes(&self) -> String {
+        let texts: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|(number, node)| format!("node {number} (cores {})", cpu_list(&node.cores)))
+            .collect();
+        texts.join(", ")
     }
 
     /// Whether some physical core runs more than one thread.
@@ -91,6 +185,63 @@ impl Topology {
     pub fn has_smt(&self) -> bool {
         self.siblings.values().any(|threads| threads.len() > 1)
     }
+}
+
+/// A set of cores in the form of the Linux CPU files; "none" for none.
+#[must_use]
+pub fn cpu_list(cores: &BTreeSet<usize>) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for &core in cores {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == core => *last = core,
+            _ => ranges.push((core, core)),
+        }
+    }
+    let texts: Vec<String> = ranges
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    if texts.is_empty() {
+        return "none".to_owned();
+    }
+    texts.join(",")
+}
+
+/// The nodes this process may take memory from; `None` when not told.
+fn allowed_nodes(root: &Path) -> Option<BTreeSet<usize>> {
+    let status = fs::read_to_string(root.join("proc/self/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Mems_allowed_list:"))?;
+    parse_cpu_list(line)
+}
+
+fn read_node(folder: &Path, online: &BTreeSet<usize>) -> Result<Node, TopologyError> {
+    let meminfo_path = folder.join("meminfo");
+    let meminfo = read(&meminfo_path)?;
+    // Lines are "Node 1 MemFree:   123 kB".
+    let lines: Vec<&str> = meminfo
+        .lines()
+        .filter_map(|line| line.trim().splitn(3, ' ').nth(2))
+        .collect();
+    let meminfo_of_node = lines.join("\n");
+    let field = |name: &str| {
+        meminfo_bytes(&meminfo_of_node, name).ok_or_else(|| content(&meminfo_path, &meminfo))
+    };
+    let cache = field("Active(file)")?.saturating_add(field("Inactive(file)")?);
+    let cores = read_cpus(&folder.join("cpulist"))?;
+    let huge = folder.join("hugepages").join(HUGE);
+    Ok(Node {
+        cores: cores.intersection(online).copied().collect(),
+        mem_total_bytes: field("MemTotal")?,
+        mem_available_bytes: field("MemFree")?.saturating_add(cache / 2),
+        huge_total: read_number(&huge.join("nr_hugepages")),
+        huge_free: read_number(&huge.join("free_hugepages")),
+        is_allowed: true,
+    })
 }
 
 fn read(path: &Path) -> Result<String, TopologyError> {
@@ -126,6 +277,35 @@ fn meminfo_bytes(text: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+impl Topology {
+    /// A host of nodes with these cores, 1 GiB and 16 huge pages each.
+    pub(crate) fn of_nodes(nodes: &[(usize, &[usize])]) -> Self {
+        let mut this = Self {
+            has_numa: true,
+            ..Self::default()
+        };
+        for &(number, cores) in nodes {
+            this.online.extend(cores);
+            let node = Node {
+                cores: cores.iter().copied().collect(),
+                mem_total_bytes: 1 << 30,
+                mem_available_bytes: 1 << 30,
+                huge_total: 16,
+                huge_free: 16,
+                is_allowed: true,
+            };
+            this.mem_total_bytes += node.mem_total_bytes;
+            this.mem_available_bytes += node.mem_available_bytes;
+            this.huge_total += node.huge_total;
+            this.huge_free += node.huge_free;
+            this.nodes.insert(number, node);
+        }
+        this.present = this.online.clone();
+        this
+    }
 }
 
 #[cfg(test)]
@@ -194,5 +374,116 @@ mod tests {
         let scratch = tree(&[(&format!("{CPU}/online"), "all of them")]);
         let error = Topology::read(scratch.path()).unwrap_err();
         assert!(error.to_string().contains("online holds \"all of them\""));
+    }
+
+    const NODES: &str = "sys/devices/system/node";
+
+    /// Files of a node with `free` kB free.
+    fn node_files(number: usize, cores: &str, free: u64) -> Vec<(String, String)> {
+        let at = format!("{NODES}/node{number}");
+        let line = |name: &str, kib: u64| format!("Node {number} {name}: {kib:>8} kB\n");
+        let meminfo = [
+            line("MemTotal", free * 2),
+            line("MemFree", free),
+            line("Active(file)", 30),
+            line("Inactive(file)", 10),
+        ];
+        vec![
+            (format!("{at}/cpulist"), cores.to_owned()),
+            (format!("{at}/meminfo"), meminfo.concat()),
+            (format!("{at}/hugepages/{HUGE}/nr_hugepages"), "9\n".into()),
+            (
+                format!("{at}/hugepages/{HUGE}/free_hugepages"),
+                "7\n".into(),
+            ),
+        ]
+    }
+
+    fn numa_tree(online: &str, nodes: Vec<(String, String)>) -> Scratch {
+        let mut files = vec![
+            (format!("{CPU}/online"), "0-3".to_owned()),
+            (format!("{CPU}/present"), "0-4".to_owned()),
+            ("proc/meminfo".to_owned(), MEMINFO.to_owned()),
+            (format!("{NODES}/online"), online.to_owned()),
+            (
+                "proc/self/status".into(),
+                "Mems_allowed:\t3\nMems_allowed_list:\t0\n".into(),
+            ),
+        ];
+        files.extend(nodes);
+        let files: Vec<(&str, &str)> = files.iter().map(|(p, t)| (&**p, &**t)).collect();
+        tree(&files)
+    }
+
+    #[test]
+    fn nodes_have_their_cores_memory_and_huge_pages() {
+        let files = [
+            node_files(0, "0-1\n", 1000),
+            // Core 4 is there and offline.
+            node_files(2, "2-4\n", 500),
+            node_files(5, "\n", 0),
+        ];
+        let scratch = numa_tree("0,2,5\n", files.concat());
+        let host = Topology::read(scratch.path()).unwrap();
+        assert!(host.has_numa);
+        let node = &host.nodes[&2];
+        assert_eq!(node.cores, BTreeSet::from([2, 3]));
+        assert_eq!(node.mem_total_bytes, 1000 << 10);
+        assert_eq!(node.mem_available_bytes, 520 << 10);
+        assert_eq!((node.huge_total, node.huge_free), (9, 7));
+        assert_eq!((host.nodes[&0].is_allowed, node.is_allowed), (true, false));
+        assert_eq!(host.nodes[&5].mem_total_bytes, 0);
+        assert_eq!((host.node_of(3), host.node_of(4)), (Some(2), None));
+        assert_eq!(host.common_node(&[2, 3]), Some(2));
+        assert_eq!(
+            (host.common_node(&[1, 2]), host.common_node(&[])),
+            (None, None)
+        );
+        assert_eq!(
+            host.describe_nodes(),
+            "node 0 (cores 0-1), node 2 (cores 2-3), node 5 (cores none)"
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_numa_is_one_node_that_has_everything() {
+        let scratch = tree(&[
+            (&format!("{CPU}/online"), "0-1"),
+            (&format!("{CPU}/present"), "0-1"),
+            ("proc/meminfo", MEMINFO),
+        ]);
+        let host = Topology::read(scratch.path()).unwrap();
+        assert!(!host.has_numa);
+        assert_eq!(host.nodes.len(), 1);
+        assert_eq!(host.nodes[&0].cores, BTreeSet::from([0, 1]));
+        assert_eq!(host.nodes[&0].mem_available_bytes, 60 << 10);
+        assert!(host.nodes[&0].is_allowed);
+    }
+
+    #[test]
+    fn the_only_node_has_what_the_host_has() {
+        let scratch = numa_tree("0", node_files(0, "0-3", 1));
+        let host = Topology::read(scratch.path()).unwrap();
+        assert_eq!(host.nodes[&0].mem_available_bytes, 60 << 10);
+        assert_eq!(host.nodes[&0].huge_free, host.huge_free);
+    }
+
+    #[test]
+    fn a_node_that_makes_no_sense_is_named() {
+        let scratch = numa_tree("0", vec![]);
+        let error = Topology::read(scratch.path()).unwrap_err();
+        assert!(error.to_string().contains("node0/meminfo"), "{error}");
+        let mut files = node_files(0, "0-3", 1);
+        files[1].1 = "Node 0 MemTotal: lots\n".to_owned();
+        let error = Topology::read(numa_tree("0", files).path()).unwrap_err();
+        assert!(error.to_string().contains("lots"), "{error}");
+    }
+
+    #[test]
+    fn core_sets_are_told_as_linux_tells_them() {
+        for text in ["0", "0-3", "0,2-3,7", "1-2,4"] {
+            assert_eq!(cpu_list(&parse_cpu_list(text).unwrap()), text);
+        }
+        assert_eq!(cpu_list(&BTreeSet::new()), "none");
     }
 }

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use enclave_vmm::console_log::ConsoleLog;
 use enclave_vmm::features::Features;
-use enclave_vmm::machine::{Backing, Machine, MachineConfig, MachineState, Ring, Selftest};
+use enclave_vmm::machine::{
+    Backing, Machine, MachineConfig, MachineState, MemoryNode, Ring, Selftest,
+};
 use xemem_host::Broker;
 
 /// Longest time a machine may take to boot where ring 0 is interpreted.
@@ -55,6 +57,7 @@ impl Host {
             kernel: kernel_image(),
             mem_bytes: 64 << 20,
             cores: Vec::new(),
+            memory_node: MemoryNode::Any,
             backing: Backing::Small,
             prefault: false,
             ring,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use enclave_vmm::config::{
-    ConfigError, CoreRequest, EnclaveConfig, parse_cores, parse_export, parse_size,
+    ConfigError, CoreRequest, EnclaveConfig, parse_cores, parse_export, parse_node, parse_size,
 };
 use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
@@ -31,6 +31,10 @@ pub(crate) struct Create {
     /// Private memory, such as 512M or 1G.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     mem: u64,
+    /// NUMA node that cores and memory come from (default: any cores, and
+    /// memory from their node while it has some).
+    #[arg(long, value_name = "N", value_parser = parse_node)]
+    node: Option<usize>,
     /// Directory the programs may reach; read-only unless :rw.
     #[arg(long, value_name = "HOST[=GUEST][:rw]", value_parser = parse_export)]
     export: Vec<Export>,
@@ -110,6 +114,7 @@ impl Create {
             cores: self.cores.clone(),
             share_cores: self.share_cores,
             mem_bytes: self.mem,
+            node: self.node,
             exports: self.export.clone(),
             ring: match self.ring {
                 RingChoice::Auto => Ring::Auto,
@@ -175,11 +180,30 @@ fn summary(started: &Started) -> String {
         .map(usize::to_string)
         .collect();
     format!(
-        "{}: core {}, {} of memory in {} pages, kernel in {}",
+        "{}: core {}, {} of memory in {} pages{}, kernel in {}",
         started.effective.config.name,
         cores.join(","),
         output::size(started.effective.config.mem_bytes),
         output::size(started.report.backing_page_bytes),
+        where_it_is(started),
         started.report.kernel_mode,
     )
+}
+
+/// " on node 1" when a node was asked for: where the kernel says that the
+/// memory is, else (nothing touched yet, no NUMA) the node it will come from.
+fn where_it_is(started: &Started) -> String {
+    let Some(wanted) = started.effective.config.node else {
+        return String::new();
+    };
+    let memory = started.placement.memory.iter();
+    let parts = memory.flat_map(|memory| &memory.nodes);
+    let mut nodes: Vec<usize> = parts.map(|part| part.node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    if nodes.is_empty() {
+        nodes.push(wanted);
+    }
+    let nodes: Vec<String> = nodes.iter().map(usize::to_string).collect();
+    format!(" on node {}", nodes.join(","))
 }

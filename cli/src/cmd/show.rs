@@ -11,6 +11,7 @@ use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Occupancy, Record, RunDir};
 use enclave_vmm::lifecycle::Phase;
 use enclave_vmm::machine::MachineState;
+use enclave_vmm::placement::Placement;
 use serde::Serialize;
 
 use crate::locate;
@@ -18,6 +19,8 @@ use crate::output::{self, Format};
 
 /// How long one enclave may take to answer before it counts as unresponsive.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long it may look at every page of an enclave.
+const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between looks at a lock that is about to be free.
 const DYING_PAUSE: Duration = Duration::from_millis(5);
 /// Longest configuration read back.
@@ -224,6 +227,8 @@ struct Document {
     directory: String,
     effective: Option<Effective>,
     live: Option<Box<Inspection>>,
+    /// Where cores and memory really are, as the host kernel tells it.
+    placement: Option<Box<Placement>>,
 }
 
 impl Inspect {
@@ -235,6 +240,8 @@ impl Inspect {
             Some(inspection) => Some(inspection.effective.clone()),
             None => written_config(&dir),
         };
+        // One that has gone since it answered is somewhere no more.
+        let placement = seen.inspection.as_ref().and_then(|_| placement(&dir).ok());
         output::json(
             "enclave",
             &Document {
@@ -244,9 +251,15 @@ impl Inspect {
                 directory: dir.path().display().to_string(),
                 effective,
                 live: seen.inspection,
+                placement,
             },
         )
     }
+}
+
+/// Asks a VMM that has just answered where it is.
+fn placement(dir: &EnclaveDir) -> Result<Box<Placement>, Failure> {
+    Client::connect(dir, PLACEMENT_TIMEOUT)?.placement()
 }
 
 /// What a silent or dead VMM wrote down; `None` when it did not get so far.

@@ -11,6 +11,7 @@ use super::channel::{ChannelError, Inbox, Progress, send_all};
 use super::protocol::{Inspection, Reply, Request, decode, encode};
 use crate::failure::{Class, Failure};
 use crate::ledger::EnclaveDir;
+use crate::placement::Placement;
 
 /// A connection to one enclave's VMM.
 #[derive(Debug)]
@@ -97,6 +98,17 @@ impl Client {
     pub fn inspect(&mut self) -> Result<Box<Inspection>, Failure> {
         match self.call(&Request::Inspect {})? {
             Reply::Inspection(inspection) => Ok(inspection),
+            _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
+        }
+    }
+
+    /// Asks where cores and memory really are.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub fn placement(&mut self) -> Result<Box<Placement>, Failure> {
+        match self.call(&Request::Placement {})? {
+            Reply::Placement(placement) => Ok(placement),
             _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
         }
     }

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::EnclaveConfig;
 use crate::failure::{Class, Failure};
-use crate::machine::{MachineReport, MachineState, RunOutcome};
+use crate::machine::{MachineReport, MachineState, MemoryNode, RunOutcome};
+use crate::placement::Placement;
 
 /// Version of every message here.
 pub const PROTOCOL: u32 = 1;
@@ -61,6 +62,9 @@ pub enum Request {
     },
     /// Tell everything.
     Inspect {},
+    /// Tell where cores and memory really are. Not part of `inspect`, because
+    /// the host kernel looks at every page for it.
+    Placement {},
     /// Stop the enclave and end.
     Stop {},
 }
@@ -85,6 +89,8 @@ pub enum Reply {
     },
     /// Answer to `inspect`.
     Inspection(Box<Inspection>),
+    /// Answer to `placement`.
+    Placement(Box<Placement>),
     /// Refused or failed.
     Error(Failure),
 }
@@ -97,6 +103,9 @@ pub struct Effective {
     pub config: EnclaveConfig,
     /// The cores granted.
     pub cores: Vec<usize>,
+    /// Where memory comes from.
+    #[serde(default)]
+    pub memory_node: MemoryNode,
     /// Warnings given at admission.
     pub warnings: Vec<String>,
     /// Process id of the VMM.
@@ -143,6 +152,8 @@ pub struct Started {
     pub machine: MachineState,
     /// Facts of the machine, warnings among them.
     pub report: MachineReport,
+    /// Where it really is.
+    pub placement: Placement,
 }
 
 /// The versioned envelope of every line.
@@ -199,6 +210,7 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::{MemoryPlace, NodeBytes, VcpuPlace};
 
     fn round(request: &Request) {
         let line = encode(request).unwrap();
@@ -210,6 +222,7 @@ mod tests {
     fn every_request_survives_encoding() {
         round(&Request::Ping {});
         round(&Request::Inspect {});
+        round(&Request::Placement {});
         round(&Request::Stop {});
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {
@@ -234,6 +247,24 @@ mod tests {
         });
         let reply: Reply = decode(&line.unwrap()).unwrap();
         assert!(matches!(reply, Reply::Finished { run: 3, outcome: o } if o == outcome));
+    }
+
+    #[test]
+    fn a_placement_survives_encoding() {
+        let placement = Placement {
+            vcpus: vec![VcpuPlace {
+                allowed: [3].into(),
+                nodes: [1].into(),
+                ..VcpuPlace::default()
+            }],
+            memory: vec![MemoryPlace {
+                nodes: vec![NodeBytes { node: 1, bytes: 9 }],
+                ..MemoryPlace::default()
+            }],
+        };
+        let line = encode(&Reply::Placement(Box::new(placement.clone())));
+        let reply: Reply = decode(&line.unwrap()).unwrap();
+        assert!(matches!(reply, Reply::Placement(p) if *p == placement));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -22,7 +23,9 @@ use super::run::{Report, run_failure, run_spec, run_to_end};
 use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
 use crate::machine::RunOutcome;
+use crate::placement::Placement;
 use crate::signals::{SIGHUP, SignalFd};
+use crate::topology::Topology;
 use crate::vmm_log::note;
 
 /// Most connections at once, and most runs in flight.
@@ -267,6 +270,10 @@ impl Server {
                 let inspection = Box::new(self.inspect());
                 self.reply(fd, &Reply::Inspection(inspection), ops);
             }
+            Request::Placement {} => {
+                let placement = Box::new(placement());
+                self.reply(fd, &Reply::Placement(placement), ops);
+            }
             Request::Kill { run, signal } => {
                 if !(1..=64).contains(&signal) {
                     return self.protocol_error(fd, &format!("signal {signal}"), ops);
@@ -441,6 +448,12 @@ impl Server {
             self.control.kill(run, hangup());
         }
     }
+}
+
+/// Where this process really is. Nodes come and go, so they are read again.
+fn placement() -> Placement {
+    let topology = Topology::read(Path::new("/")).unwrap_or_default();
+    Placement::read(Path::new("/proc/self"), &topology)
 }
 
 /// SIGHUP as the machine takes it.

@@ -17,7 +17,7 @@ use crate::config::{CoreRequest, EnclaveConfig, parse_export};
 use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
 use crate::ledger::{EnclaveDir, RunDir};
-use crate::machine::{Backing, Ring, RunOutcome};
+use crate::machine::{Backing, MemoryNode, Ring, RunOutcome};
 use crate::scratch::Scratch;
 use crate::signals::SignalFd;
 
@@ -37,6 +37,7 @@ fn effective(scratch: &Scratch) -> Effective {
             cores: CoreRequest::Count(1),
             share_cores: false,
             mem_bytes: 64 << 20,
+            node: None,
             exports: vec![parse_export(&format!("{}=/data", scratch.path().display())).unwrap()],
             ring: Ring::Auto,
             without: crate::features::Features::default(),
@@ -47,6 +48,7 @@ fn effective(scratch: &Scratch) -> Effective {
             selftest: 0,
         },
         cores: vec![1],
+        memory_node: MemoryNode::Any,
         warnings: Vec::new(),
         pid: 1,
         created_unix_ms: 1,

@@ -53,6 +53,9 @@ pub struct Record {
     pub share_cores: bool,
     /// Private RAM in bytes.
     pub mem_bytes: u64,
+    /// The NUMA node it comes from, if one was asked for.
+    #[serde(default)]
+    pub node: Option<usize>,
     /// Is that RAM in use already (so that the host's own figures show it)?
     pub settled: bool,
 }

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -19,7 +18,7 @@ use super::enclave_dir::write_record;
 use super::{EnclaveDir, Occupancy, Record, RunDir};
 use crate::config::EnclaveConfig;
 use crate::failure::{Class, Failure};
-use crate::machine::Backing;
+use crate::machine::{Backing, MemoryNode};
 use crate::topology::Topology;
 
 /// How long one admission waits for another to finish.
@@ -35,6 +34,8 @@ const HUGE_PAGE_BYTES: u64 = 2 << 20;
 pub struct Grant {
     /// Cores, ascending.
     pub cores: Vec<usize>,
+    /// Where the memory is to come from.
+    pub memory_node: MemoryNode,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
@@ -91,17 +92,18 @@ impl Reservation {
     ) -> Result<Grant, Failure> {
         let _admission = self.admission_lock()?;
         let others = self.others()?;
-        check_memory(config, topology, &others)?;
         let held = holders(&others);
         let choice = choose(&CoreQuery {
             enclave: &config.name,
             request: &config.cores,
             shares: config.share_cores,
-            present: &topology.present,
-            online: &topology.online,
+            node: config.node,
+            topology,
             allowed,
             held: &held,
         })?;
+        check_memory(config, topology, &others)?;
+        let memory_node = memory_node(config, topology, &choice.cores);
         for &core in &choice.cores {
             let lock = self.lock_core(core, config.share_cores)?;
             self.core_locks.push(lock);
@@ -110,12 +112,14 @@ impl Reservation {
             cores: choice.cores.clone(),
             share_cores: config.share_cores,
             mem_bytes: config.mem_bytes,
+            node: config.node,
             ..Record::of_this_process()
         };
         write_record(&mut self.lock, &self.record)
             .map_err(|e| Failure::io(format!("record enclave {}", config.name), e))?;
         Ok(Grant {
             cores: choice.cores,
+            memory_node,
             warnings: choice.warnings,
         })
     }
@@ -227,6 +231,64 @@ fn holders(others: &[(String, Record)]) -> BTreeMap<usize, Vec<Holder>> {
     held
 }
 
+/// Where the memory of an enclave on `cores` comes from: the node asked for,
+/// else rather the node of its cores.
+fn memory_node(config: &EnclaveConfig, topology: &Topology, cores: &[usize]) -> MemoryNode {
+    // Without NUMA in the kernel there is one node and no policy to set.
+    if !topology.has_numa {
+        return MemoryNode::Any;
+    }
+    if let Some(node) = config.node {
+        return MemoryNode::Bind(node);
+    }
+    let has_memory = |number: &usize| {
+        let node = topology.nodes.get(number);
+        node.is_some_and(|node| node.is_allowed && node.mem_total_bytes > 0)
+    };
+    topology
+        .common_node(cores)
+        .filter(has_memory)
+        .map_or(MemoryNode::Any, MemoryNode::Prefer)
+}
+
+/// What there is to take memory from.
+struct Supply {
+    /// " on node 1", or nothing for the whole host.
+    place: String,
+    available_bytes: u64,
+    huge_free: u64,
+    huge_total: u64,
+    /// The file that sets the number of huge pages.
+    huge_file: String,
+}
+
+/// The supply of the host, or of the node asked for ([`choose`] has seen that
+/// it exists).
+fn supply(config: &EnclaveConfig, topology: &Topology) -> Supply {
+    let file = |folder: &str| format!("{folder}/hugepages/hugepages-2048kB/nr_hugepages");
+    let of_host = Supply {
+        place: String::new(),
+        available_bytes: topology.mem_available_bytes,
+        huge_free: topology.huge_free,
+        huge_total: topology.huge_total,
+        huge_file: file("/sys/kernel/mm"),
+    };
+    match config
+        .node
+        .map(|number| (number, topology.nodes.get(&number)))
+    {
+        Some((number, Some(node))) if topology.has_numa => Supply {
+            place: format!(" on node {number}"),
+            available_bytes: node.mem_available_bytes,
+            // What the host has promised to others may be of any node.
+            huge_free: node.huge_free.min(topology.huge_free),
+            huge_total: node.huge_total,
+            huge_file: file(&format!("/sys/devices/system/node/node{number}")),
+        },
+        _ => of_host,
+    }
+}
+
 /// Checks that the memory asked for can be had.
 fn check_memory(
     config: &EnclaveConfig,
@@ -234,38 +296,50 @@ fn check_memory(
     others: &[(String, Record)],
 ) -> Result<(), Failure> {
     let what = || format!("create enclave {}", config.name);
-    let huge_bytes = topology.huge_free.saturating_mul(HUGE_PAGE_BYTES);
+    let supply = supply(config, topology);
+    let place = &supply.place;
+    let huge_bytes = supply.huge_free.saturating_mul(HUGE_PAGE_BYTES);
     if config.backing == Backing::Huge2m && config.mem_bytes > huge_bytes {
         let pages = config.mem_bytes / HUGE_PAGE_BYTES;
         let why = format!(
-            "{pages} huge pages of 2 MiB wanted, {} of {} are free",
-            topology.huge_free, topology.huge_total
+            "{pages} huge pages of 2 MiB wanted{place}, {} of {} are free",
+            supply.huge_free, supply.huge_total
         );
-        let path = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
-        let more = topology.huge_total - topology.huge_free.min(topology.huge_total) + pages;
+        let more = supply.huge_total - supply.huge_free.min(supply.huge_total) + pages;
         return Err(Failure::new(Class::Resources, what(), why)
-            .with_hint(format!("echo {more} > {}", path.display())));
+            .with_hint(format!("echo {more} > {}", supply.huge_file)));
     }
     if config.backing != Backing::Small && config.mem_bytes <= huge_bytes {
         return Ok(());
     }
+    // An enclave without a node may get its memory from this one.
+    let may_take = |record: &Record| {
+        config.node.is_none() || record.node.is_none() || record.node == config.node
+    };
     let promised: u64 = others
         .iter()
-        .filter(|(_, record)| !record.settled)
+        .filter(|(_, record)| !record.settled && may_take(record))
         .fold(0, |sum, (_, record)| sum.saturating_add(record.mem_bytes));
-    let available = topology.mem_available_bytes.saturating_sub(promised);
+    let available = supply.available_bytes.saturating_sub(promised);
     if config.mem_bytes > available {
         let why = format!(
-            "{} MiB of memory wanted, {} MiB available ({} MiB free on the host, {} MiB promised to other enclaves)",
+            "{} MiB of memory wanted{place}, {} MiB available ({} MiB free{}, {} MiB promised to other enclaves)",
             config.mem_bytes >> 20,
             available >> 20,
-            topology.mem_available_bytes >> 20,
+            supply.available_bytes >> 20,
+            if place.is_empty() {
+                " on the host"
+            } else {
+                place
+            },
             promised >> 20
         );
+        let node = config.node.map(|node| format!(" --node {node}"));
         return Err(
             Failure::new(Class::Resources, what(), why).with_hint(format!(
-                "enclavectl create {} --mem {}M …",
+                "enclavectl create {}{} --mem {}M …",
                 config.name,
+                node.unwrap_or_default(),
                 usable_mib(available)
             )),
         );

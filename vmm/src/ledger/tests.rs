@@ -4,6 +4,7 @@
 //! prints one line, and waits to be killed or for its input to end.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
@@ -19,6 +20,7 @@ fn config(name: &str, cores: &str) -> EnclaveConfig {
         cores: parse_cores(cores).unwrap(),
         share_cores: false,
         mem_bytes: 64 << 20,
+        node: None,
         exports: Vec::new(),
         ring: Ring::Auto,
         without: crate::features::Features::default(),
@@ -32,11 +34,10 @@ fn config(name: &str, cores: &str) -> EnclaveConfig {
 
 fn topology() -> Topology {
     Topology {
-        present: (0..4).collect(),
-        online: (0..4).collect(),
-        mem_total_bytes: 1 << 30,
         mem_available_bytes: 256 << 20,
-        ..Topology::default()
+        huge_free: 0,
+        huge_total: 0,
+        ..Topology::of_nodes(&[(0, &[0, 1, 2, 3])])
     }
 }
 
@@ -260,4 +261,101 @@ fn missing_huge_pages_are_told_with_figures() {
         "falls back to small pages"
     );
     assert_eq!(huge.cores, CoreRequest::Count(1));
+}
+
+/// Two nodes of 1 GiB and 16 huge pages each; cores 0, 1 and 2, 3.
+fn two_nodes() -> Topology {
+    Topology::of_nodes(&[(0, &[0, 1]), (1, &[2, 3])])
+}
+
+fn on_node(node: usize, mem_bytes: u64, backing: Backing) -> EnclaveConfig {
+    EnclaveConfig {
+        node: Some(node),
+        mem_bytes,
+        backing,
+        ..config("a1", "1")
+    }
+}
+
+#[test]
+fn huge_pages_are_counted_on_the_node_asked_for() {
+    let mut host = two_nodes();
+    host.nodes.get_mut(&1).unwrap().huge_free = 3;
+    let huge = |node, bytes| on_node(node, bytes, Backing::Huge2m);
+    assert!(check_memory(&huge(0, 32 << 20), &host, &[]).is_ok());
+    let failure = check_memory(&huge(1, 32 << 20), &host, &[]).unwrap_err();
+    assert_eq!(failure.class, Class::Resources);
+    assert_eq!(
+        failure.why,
+        "16 huge pages of 2 MiB wanted on node 1, 3 of 16 are free"
+    );
+    assert_eq!(
+        failure.hint,
+        "echo 29 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    // The host has promised all but two of them to somebody.
+    host.huge_free = 2;
+    assert!(check_memory(&huge(0, 32 << 20), &host, &[]).is_err());
+}
+
+#[test]
+fn memory_is_counted_on_the_node_asked_for() {
+    let host = two_nodes();
+    let small = |bytes| on_node(1, bytes, Backing::Small);
+    let record = |node| Record {
+        mem_bytes: 512 << 20,
+        node,
+        ..Record::of_this_process()
+    };
+    let other = |node| [("a2".to_owned(), record(node))];
+    assert!(check_memory(&small(1 << 30), &host, &[]).is_ok());
+    let failure = check_memory(&small(1 << 30), &host, &other(Some(1))).unwrap_err();
+    assert!(
+        failure
+            .why
+            .contains("1024 MiB of memory wanted on node 1, 512 MiB available"),
+        "{failure}"
+    );
+    assert!(failure.hint.contains("--node 1"), "{}", failure.hint);
+    assert!(check_memory(&small(1 << 30), &host, &other(None)).is_err());
+    assert!(check_memory(&small(1 << 30), &host, &other(Some(0))).is_ok());
+    let mut anywhere = small(2 << 30);
+    anywhere.node = None;
+    assert!(check_memory(&anywhere, &host, &[]).is_ok());
+}
+
+#[test]
+fn memory_follows_the_node_asked_for_or_that_of_the_cores() {
+    let host = two_nodes();
+    let asked = on_node(0, 64 << 20, Backing::Small);
+    let free = config("a1", "1");
+    assert_eq!(memory_node(&asked, &host, &[0]), MemoryNode::Bind(0));
+    assert_eq!(memory_node(&free, &host, &[2, 3]), MemoryNode::Prefer(1));
+    assert_eq!(memory_node(&free, &host, &[1, 2]), MemoryNode::Any);
+    let mut poor = two_nodes();
+    poor.nodes.get_mut(&1).unwrap().mem_total_bytes = 0;
+    assert_eq!(memory_node(&free, &poor, &[2]), MemoryNode::Any);
+    let mut kernel_without = Topology::of_nodes(&[(0, &[0, 1])]);
+    kernel_without.has_numa = false;
+    assert_eq!(memory_node(&asked, &kernel_without, &[0]), MemoryNode::Any);
+}
+
+#[test]
+fn a_grant_names_the_node_of_cores_and_memory() {
+    let scratch = Scratch::new("ledger");
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let mut reservation = Reservation::take_name(run, "a1").unwrap();
+    let request = on_node(0, 64 << 20, Backing::Small);
+    let grant = reservation
+        .admit(&request, &two_nodes(), &(0..4).collect())
+        .unwrap();
+    assert_eq!(grant.cores, [1]);
+    assert_eq!(grant.memory_node, MemoryNode::Bind(0));
+    let absent = on_node(7, 64 << 20, Backing::Small);
+    let run = RunDir::create(&scratch.path().join("r")).unwrap();
+    let mut reservation = Reservation::take_name(run, "a2").unwrap();
+    let failure = reservation
+        .admit(&absent, &two_nodes(), &(0..4).collect())
+        .unwrap_err();
+    assert!(failure.why.contains("node 7 does not exist"), "{failure}");
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -30,9 +30,9 @@ use vmm_sys_util::eventfd::EventFd;
 use xemem_host::{ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId};
 
 use super::leases::{LEASE_BYTES, LeasePage, Link};
-use crate::machine::Backing;
-use crate::memory::{free_huge_pages, populate};
-use crate::topology::Topology;
+use crate::machine::{Backing, MemoryNode};
+use crate::memory::{Supply, populate};
+use crate::policy;
 
 /// Memslot numbers: RAM uses 0 and 1.
 const LEASE_SLOT: u32 = 2;
@@ -80,6 +80,15 @@ impl Mapping {
         self.len
     }
 
+    /// Has its pages come from `node`; what is only preferred may fail (the
+    /// private RAM has warned then).
+    fn place(&self, node: MemoryNode) -> Result<(), Errno> {
+        match policy::apply(self.start.as_ptr(), self.len, node) {
+            Err(_) if matches!(node, MemoryNode::Bind(_)) => Err(Errno::NOMEM),
+            _ => Ok(()),
+        }
+    }
+
     fn populate(&self) -> std::io::Result<()> {
         populate(self.start.as_ptr(), self.len)
     }
@@ -112,6 +121,7 @@ pub struct ArenaTable {
     enclave: String,
     socket: PathBuf,
     backing: Backing,
+    node: MemoryNode,
     broker: Option<Link>,
     lease: Option<Arc<LeasePage>>,
     arenas: BTreeMap<u32, Arena>,
@@ -131,12 +141,14 @@ impl ArenaTable {
         enclave: &str,
         socket: PathBuf,
         backing: Backing,
+        node: MemoryNode,
     ) -> Result<Self, String> {
         let mut this = Self {
             vm,
             enclave: enclave.into(),
             socket,
             backing,
+            node,
             broker: None,
             lease: None,
             arenas: BTreeMap::new(),
@@ -202,10 +214,15 @@ impl ArenaTable {
             .map_err(|_| Errno::INVAL)?;
         // Prefaulting would find out too, after minutes and at the cost of
         // everybody else on the host.
-        if geometry.object_bytes > memory_available() {
+        let supply = Supply::read(self.node);
+        let huge_bytes = supply.huge_pages.saturating_mul(LARGE_PAGE_SIZE);
+        if geometry.object_bytes > supply.small_bytes.saturating_add(huge_bytes) {
             return Err(Errno::NOMEM);
         }
-        let hugetlb = if self.backing == Backing::Small {
+        // The broker counts the pages of the whole host.
+        let too_few =
+            matches!(self.node, MemoryNode::Bind(_)) && geometry.object_bytes > huge_bytes;
+        let hugetlb = if self.backing == Backing::Small || too_few {
             Hugetlb::No
         } else {
             Hugetlb::Auto
@@ -278,6 +295,9 @@ impl ArenaTable {
         let bytes = grant.geometry.object_bytes;
         let gpa = self.find_window(bytes).ok_or(Errno::NOSPC)?;
         let mapping = Mapping::new(&grant.memfd, bytes)?;
+        // Nobody has touched the object yet: the broker looks into it only when
+        // it is told that it is mapped.
+        mapping.place(self.node)?;
         mapping.populate().map_err(|_| Errno::NOMEM)?;
         let raw = grant.doorbell.into_raw_fd();
         // SAFETY: `raw` was just taken out of its owner.
@@ -426,13 +446,6 @@ impl ArenaTable {
             })
             .collect()
     }
-}
-
-/// Bytes of memory that can be had without swapping, huge pages included;
-/// everything when the host does not say.
-fn memory_available() -> u64 {
-    let small = Topology::read(Path::new("/")).map_or(u64::MAX, |host| host.mem_available_bytes);
-    small.saturating_add(free_huge_pages() * LARGE_PAGE_SIZE)
 }
 
 fn doorbell_address(slot: u32) -> IoEventAddress {

@@ -33,6 +33,8 @@ pub struct MachineConfig {
     pub mem_bytes: u64,
     /// Host cores; the vCPU thread of index i is pinned to `cores[i]`.
     pub cores: Vec<usize>,
+    /// Where private RAM and arenas come from.
+    pub memory_node: MemoryNode,
     /// Which page size backs private RAM.
     pub backing: Backing,
     /// Touch all private RAM at create.
@@ -47,6 +49,19 @@ pub struct MachineConfig {
     pub exports: Vec<Export>,
     /// Kernel self-test to run at boot; 0 = none.
     pub selftest: u32,
+}
+
+/// NUMA node that memory comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryNode {
+    /// Wherever the kernel takes it.
+    #[default]
+    Any,
+    /// From this node while it has some.
+    Prefer(usize),
+    /// From this node alone.
+    Bind(usize),
 }
 
 /// Page size behind private RAM and arenas.

@@ -180,7 +180,12 @@ impl Machine {
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         phases.done("vm");
-        let memory = PrivateRam::new(config.mem_bytes, config.backing, config.prefault)?;
+        let memory = PrivateRam::on(
+            config.mem_bytes,
+            config.backing,
+            config.prefault,
+            config.memory_node,
+        )?;
         phases.done(if config.prefault {
             "memory-prefault"
         } else {
@@ -222,6 +227,7 @@ impl Machine {
             &config.name,
             config.broker_socket.clone(),
             config.backing,
+            config.memory_node,
         )
         .map_err(MachineError::Broker)?;
         phases.done("broker");
@@ -229,7 +235,7 @@ impl Machine {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
             cpu_features: vcpu::features_in_force(&vcpu, features)?.names(),
             backing_page_bytes: memory.page_bytes,
-            warnings: memory.warning.iter().cloned().collect(),
+            warnings: memory.warnings.clone(),
             phases: phases.list,
             ..MachineReport::default()
         };

@@ -16,7 +16,7 @@ use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::allowed_cores;
 use enclave_vmm::platform::Platform;
 use enclave_vmm::probe;
-use enclave_vmm::topology::Topology;
+use enclave_vmm::topology::{Topology, cpu_list};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -149,6 +149,7 @@ fn host_checks(root: &Path) -> Vec<Check> {
             checks.push(smt(&topology));
             checks.push(memory(&topology));
             checks.push(huge_pages(&topology));
+            checks.push(nodes(&topology));
         }
         Err(error) => checks.push(fail(
             "topology",
@@ -264,6 +265,27 @@ fn huge_pages(topology: &Topology) -> Check {
         );
     }
     ok("hugepages", text)
+}
+
+fn nodes(topology: &Topology) -> Check {
+    if topology.nodes.len() < 2 {
+        return ok("nodes", "one NUMA node");
+    }
+    let texts: Vec<String> = topology
+        .nodes
+        .iter()
+        .map(|(number, node)| {
+            format!(
+                "node {number}: cores {}, {} of {} MiB available, {} of {} huge pages free",
+                cpu_list(&node.cores),
+                node.mem_available_bytes >> 20,
+                node.mem_total_bytes >> 20,
+                node.huge_free,
+                node.huge_total
+            )
+        })
+        .collect();
+    ok("nodes", texts.join("; "))
 }
 
 fn map_count(root: &Path) -> Check {
@@ -453,6 +475,39 @@ mod tests {
                 assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
             }
         }
+    }
+
+    #[test]
+    fn each_node_is_told_with_its_cores_and_pages() {
+        let memory = |kib: u64| {
+            [
+                ("MemTotal", 4 * kib),
+                ("MemFree", kib),
+                ("Active(file)", kib),
+                ("Inactive(file)", kib),
+            ]
+            .map(|(name, kib)| format!("Node 0 {name}: {kib} kB\n"))
+            .concat()
+        };
+        let at = "sys/devices/system/node";
+        let (memory0, memory1) = (memory(4096), memory(0));
+        let host = Host::new(
+            "nodes",
+            &[
+                ("sys/devices/system/cpu/online", "0-3"),
+                ("sys/devices/system/cpu/present", "0-3"),
+                ("proc/meminfo", MEMINFO),
+                (&format!("{at}/online"), "0-1"),
+                (&format!("{at}/node0/cpulist"), "0-1"),
+                (&format!("{at}/node0/meminfo"), &memory0),
+                (&format!("{at}/node1/cpulist"), "2-3"),
+                (&format!("{at}/node1/meminfo"), &memory1),
+            ],
+        );
+        let checks = host_checks(&host.0);
+        let text = &checks.iter().find(|c| c.name == "nodes").unwrap().text;
+        assert!(text.contains("node 0: cores 0-1, 8 of 16 MiB"), "{text}");
+        assert!(text.contains("node 1: cores 2-3, 0 of 0 MiB"), "{text}");
     }
 
     #[test]

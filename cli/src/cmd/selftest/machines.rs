@@ -186,6 +186,7 @@ fn small(ring: Ring, selftest: u32) -> EnclaveConfig {
         cores: CoreRequest::Count(1),
         share_cores: true,
         mem_bytes: MEM_BYTES,
+        node: None,
         exports: Vec::new(),
         ring,
         without: Features::default(),
@@ -296,7 +297,8 @@ fn without_time(line: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use enclave_vmm::control::protocol::Effective;
-    use enclave_vmm::machine::MachineReport;
+    use enclave_vmm::machine::{MachineReport, MemoryNode};
+    use enclave_vmm::placement::Placement;
 
     use super::*;
 
@@ -318,6 +320,7 @@ mod tests {
             effective: Effective {
                 config: small(Ring::Auto, 1),
                 cores: vec![0],
+                memory_node: MemoryNode::Any,
                 warnings: Vec::new(),
                 pid: 1,
                 created_unix_ms: 0,
@@ -328,6 +331,7 @@ mod tests {
                 selftest,
                 ..MachineReport::default()
             },
+            placement: Placement::default(),
         };
         Heard {
             end: End::Up(Box::new(started)),
