@@ -4,16 +4,18 @@
 //! set, and by `enclavectl doctor` on a machine made for nothing else. Runs 64 `nop`s in ring 0 and compares KVM's exact count of emulated
 //! instructions: a fact, not a timing.
 
+use enclave_abi::boot::Mode;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::capability;
 use crate::config::MIN_MEM_BYTES;
+use crate::features::{self, Features};
 use crate::machine::{Backing, MachineError, add_ram};
 use crate::memory::{PrivateRam, Ram};
 use crate::stats::KvmStats;
 use crate::tables::{TableBuilder, TableError};
-use crate::vcpu::{CpuFacts, VcpuError, give_features, set_up_probe};
+use crate::vcpu::{CpuFacts, VcpuError, features_of_cr4, give_features, set_up_probe};
 
 const CODE: u64 = 0x8000;
 const TABLES: u64 = 0x9000;
@@ -51,12 +53,21 @@ pub fn ring0_is_interpreted(
     outcome
 }
 
-/// Whether this host interprets ring 0, found out on a machine that is thrown
-/// away. It takes some milliseconds and little memory, and leaves nothing.
+/// What enclaves of this host will be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Ring 0 is interpreted.
+    pub interpreted: bool,
+    /// Processor features that the mode chosen by default gets.
+    pub features: Features,
+}
+
+/// Finds out on a machine that is thrown away. It takes some milliseconds and
+/// little memory, and leaves nothing.
 ///
 /// # Errors
 /// [`MachineError`]: no enclave can be made on this host either.
-pub fn ring0_of_host() -> Result<bool, MachineError> {
+pub fn host() -> Result<Host, MachineError> {
     let kvm_fd = Kvm::new().map_err(|error| MachineError::Kvm("cannot open /dev/kvm", error))?;
     capability::check(&kvm_fd)?;
     let memory = PrivateRam::new(MIN_MEM_BYTES, Backing::Small, false)?;
@@ -71,8 +82,25 @@ pub fn ring0_of_host() -> Result<bool, MachineError> {
         .map_err(|error| MachineError::Kvm("KVM_CREATE_VCPU", error))?;
     let stats =
         KvmStats::open(&vcpu).map_err(|error| MachineError::System("KVM_GET_STATS_FD", error))?;
-    let cr4 = give_features(&vcpu, &CpuFacts::read(&kvm_fd)?)?;
-    Ok(ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?)
+    let cpu = CpuFacts::read(&kvm_fd)?;
+    let cr4 = give_features(&vcpu, &cpu)?;
+    let interpreted = ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?;
+    let mode = if interpreted {
+        Mode::Ring3
+    } else {
+        Mode::Ring0
+    };
+    let features = features::choose(&features::Facts {
+        named: cpu.named,
+        accepted: features_of_cr4(cr4),
+        mode,
+        interpreted,
+        without: Features::default(),
+    });
+    Ok(Host {
+        interpreted,
+        features,
+    })
 }
 
 fn run(vcpu: &mut VcpuFd, stats: &KvmStats, cr4: u64, ram: &Ram) -> Result<bool, ProbeError> {

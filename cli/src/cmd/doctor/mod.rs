@@ -106,7 +106,7 @@ pub(crate) fn checks() -> Vec<Check> {
     let root = Path::new("/");
     let mut checks = host_checks(root);
     checks.push(capabilities(capability::lacks_of_host()));
-    let probed = probe::ring0_of_host().map_err(|error| chain(&error));
+    let probed = probe::host().map_err(|error| chain(&error));
     checks.extend(platform::checks(Platform::read(root).as_ref(), &probed));
     checks.extend([
         memlock(),

@@ -4,18 +4,22 @@
 //! Pure: from the files that [`Platform`] read and the answer of the ring-0
 //! probe to lines of the report.
 
+use enclave_abi::boot::cpu;
+use enclave_vmm::features::Features;
 use enclave_vmm::platform::{Kind, Platform};
+use enclave_vmm::probe::Host;
 
 use super::{Check, fail, ok, warn};
 
-/// How the probe for ring 0 went: interpreted or not, or why it did not run.
-pub(super) type Probed = Result<bool, String>;
+/// What the throw-away machine told, or why it did not run.
+pub(super) type Probed = Result<Host, String>;
 
 /// All lines about the platform.
 pub(super) fn checks(platform: Option<&Platform>, probed: &Probed) -> Vec<Check> {
     let mut checks = vec![name(platform, probed)];
-    if let Ok(interpreted) = probed {
-        checks.push(protection(*interpreted));
+    if let Ok(host) = probed {
+        checks.push(protection(host.interpreted));
+        checks.push(features(host));
     }
     if let Some(platform) = platform {
         checks.push(paging(platform));
@@ -39,7 +43,8 @@ fn name(platform: Option<&Platform>, probed: &Probed) -> Check {
         Some(Kind::Vmx) => "VMX (kvm_intel)",
         None => "unknown (neither kvm_intel nor kvm_amd nor kvm_pvm)",
     };
-    match (platform, probed) {
+    let interpreted = probed.as_ref().map(|host| host.interpreted);
+    match (platform, interpreted) {
         (_, Ok(true)) => ok(
             "platform",
             format!("{name}: ring 0 is interpreted, so kernels run in ring 3"),
@@ -73,6 +78,24 @@ fn protection(interpreted: bool) -> Check {
     ok(
         "protection",
         "a program can reach neither its kernel nor another enclave nor the host",
+    )
+}
+
+/// What the processor and KVM give an enclave of the features XASM knows.
+fn features(host: &Host) -> Check {
+    let all = cpu::NAMES.iter().fold(0, |all, (bit, _)| all | bit);
+    let lacking = Features(all & !host.features.0).names();
+    let mut text = format!("on in enclaves: {}", host.features.names().join(", "));
+    if !lacking.is_empty() {
+        text = format!("{text}; not there or not usable: {}", lacking.join(", "));
+    }
+    if host.features.has(cpu::FSGSBASE) {
+        return ok("features", text);
+    }
+    fail(
+        "features",
+        format!("{text}: kernels need fsgsbase"),
+        "a processor with FSGSBASE",
     )
 }
 
@@ -142,6 +165,15 @@ mod tests {
     use super::super::Verdict;
     use super::*;
 
+    const NATIVE: Host = Host {
+        interpreted: false,
+        features: Features(cpu::SMEP | cpu::SMAP | cpu::NX | cpu::FSGSBASE),
+    };
+    const INTERPRETED: Host = Host {
+        interpreted: true,
+        features: Features(cpu::SMEP | cpu::NX | cpu::FSGSBASE),
+    };
+
     fn platform(kind: Kind) -> Platform {
         Platform {
             kind,
@@ -159,8 +191,8 @@ mod tests {
     #[test]
     fn hardware_with_everything_on_has_nothing_to_mend() {
         for (kind, word) in [(Kind::Svm, "SVM"), (Kind::Vmx, "VMX")] {
-            let checks = checks(Some(&platform(kind)), &Ok(false));
-            assert_eq!(checks.len(), 4, "{checks:?}");
+            let checks = checks(Some(&platform(kind)), &Ok(NATIVE));
+            assert_eq!(checks.len(), 5, "{checks:?}");
             assert!(checks.iter().all(|check| check.verdict == Verdict::Ok));
             let text = &line(&checks, "platform").text;
             assert!(
@@ -174,7 +206,7 @@ mod tests {
     fn a_nested_host_names_the_mode_and_what_it_costs() {
         let mut host = platform(Kind::Pvm);
         host.is_virtual = true;
-        let checks = checks(Some(&host), &Ok(true));
+        let checks = checks(Some(&host), &Ok(INTERPRETED));
         let text = &line(&checks, "platform").text;
         assert!(
             text.contains("nested") && text.contains("in ring 3"),
@@ -187,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_probe_decides_over_the_name_of_the_module() {
-        let checks = checks(Some(&platform(Kind::Svm)), &Ok(true));
+        let checks = checks(Some(&platform(Kind::Svm)), &Ok(INTERPRETED));
         assert!(line(&checks, "platform").text.contains("in ring 3"));
         assert_eq!(line(&checks, "protection").verdict, Verdict::Warn);
     }
@@ -197,7 +229,7 @@ mod tests {
         let off = |kind, change: fn(&mut Platform)| {
             let mut host = platform(kind);
             change(&mut host);
-            checks(Some(&host), &Ok(false))
+            checks(Some(&host), &Ok(NATIVE))
         };
         let cases = [
             (
@@ -247,7 +279,27 @@ mod tests {
             assert_eq!(check.verdict, Verdict::Fail);
             assert!(check.text.contains("busy") && !check.fix.is_empty());
         }
-        let checks = checks(None, &Ok(false));
+        let checks = checks(None, &Ok(NATIVE));
         assert!(line(&checks, "platform").text.contains("unknown"));
+    }
+
+    #[test]
+    fn features_are_told_with_those_that_are_not_there() {
+        let told = features(&INTERPRETED);
+        assert_eq!(told.verdict, Verdict::Ok);
+        assert!(
+            told.text.contains("on in enclaves: smep, nx, fsgsbase;"),
+            "{told:?}"
+        );
+        assert!(
+            told.text.contains("smap, umip, pcid, page1g, x2apic"),
+            "{told:?}"
+        );
+        let old = Host {
+            features: Features(cpu::NX),
+            ..NATIVE
+        };
+        assert_eq!(features(&old).verdict, Verdict::Fail);
+        assert!(!features(&old).fix.is_empty());
     }
 }

@@ -85,6 +85,19 @@ create t --cores 2-2 --mem 64M
 equal "memory follows the cores" "$((64 * mib)) 0" "$(bytes_on t 1) $(bytes_on t 0)"
 step "destroy t" 0 ./enclavectl destroy t
 
+# The broker counts the huge pages of the whole host; those of node 0 are free.
+most=$((2 * pages - 6))
+create t --node 1 --mem ${most}M --export /data=/data
+./enclavectl run t -- ./snap-mini --input /data/long.inp > /tmp/run 2>&1 < /dev/null &
+run=$!
+begin "an arena does not go to another node for huge pages"
+await has_arena
+equal "an arena does not go to another node for huge pages" "0 bytes, $pages pages" \
+    "$(bytes_on t 0) bytes, $(node_file 0 free) pages"
+kill -TERM $run
+wait $run
+step "destroy t" 0 ./enclavectl destroy t
+
 create a1 --node 1 --mem 64M
 create a2 --node 1 --mem 64M
 equal "the second gets the node's other core" 2 "$(cores_of a2)"
