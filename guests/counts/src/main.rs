@@ -7,7 +7,10 @@
 //! itself costs is measured first and taken off. Times play no part.
 //!
 //! Prints one JSON object. Exits 1 with a message outside an enclave. `--small`
-//! leaves the arena of 1 GiB out, which takes 2 GiB of the host's memory.
+//! leaves the arena of 1 GiB out, which takes 2 GiB of the host's memory;
+//! `--marks` walks the paths for an emulator that counts instead ([`marks`]).
+
+mod marks;
 
 use std::process::ExitCode;
 
@@ -42,23 +45,13 @@ struct Figure {
 }
 
 fn main() -> ExitCode {
-    let small = std::env::args().any(|argument| argument == "--small");
-    match measure(if small { Sizes::Small } else { Sizes::All }) {
-        Ok(figures) => {
-            let mode = kernel_stats().map_or(0, |stats| stats.mode);
-            print!("{{\"kernel_mode\":\"ring{mode}\",\"batch\":{BATCH}");
-            // The two figures that reports quote, under names that say it all.
-            for (key, name) in [("publish", "publish_16m"), ("cow_fault", "cow_fault_2m")] {
-                if let Some(f) = figures.iter().find(|f| f.name == name) {
-                    print!(",\"emulated_instructions_per_{key}\":{}", per_operation(f));
-                }
-            }
-            for f in &figures {
-                print!(",\"{}\":{}", f.name, per_operation(f));
-            }
-            println!("}}");
-            ExitCode::SUCCESS
-        }
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("--marks") => marks::walk().map_err(Trouble::Call),
+        Some("--small") => measure(Sizes::Small).map(|figures| print(&figures)),
+        _ => measure(Sizes::All).map(|figures| print(&figures)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(Trouble::Call(errno)) => {
             eprintln!("xasm-counts: {errno}: it has to run inside an enclave");
             ExitCode::FAILURE
@@ -68,6 +61,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn print(figures: &[Figure]) {
+    let mode = kernel_stats().map_or(0, |stats| stats.mode);
+    print!("{{\"kernel_mode\":\"ring{mode}\",\"batch\":{BATCH}");
+    // The two figures that reports quote, under names that say it all.
+    for (key, name) in [("publish", "publish_16m"), ("cow_fault", "cow_fault_2m")] {
+        if let Some(f) = figures.iter().find(|f| f.name == name) {
+            print!(",\"emulated_instructions_per_{key}\":{}", per_operation(f));
+        }
+    }
+    for f in figures {
+        print!(",\"{}\":{}", f.name, per_operation(f));
+    }
+    println!("}}");
 }
 
 /// Whole number where it is one, so that tables compare exactly.
