@@ -38,7 +38,8 @@ Examples:
   cargo xtask demo --json     the same, with one JSON object as the last line
   cargo xtask test            every check that continuous integration runs
   cargo xtask test --quick    the checks that need neither image nor KVM
-  cargo xtask hw-lane         enclaves where ring 0 is native: QEMU emulates AMD SVM";
+  cargo xtask hw-lane         enclaves where ring 0 is native: QEMU emulates AMD SVM
+  cargo xtask hw-lane --vmx   the same with Intel VMX, emulated by Bochs, and exact counts";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -50,7 +51,7 @@ enum Command {
     Demo(demo::Options),
     /// Run every check in order, stop at the first failure.
     Test(test::Options),
-    /// Run enclaves under emulated AMD virtualisation, where ring 0 is native.
+    /// Run enclaves under emulated AMD or Intel virtualisation, where ring 0 is native.
     HwLane(hw_lane::Options),
     /// Check the rules that no compiler checks.
     Lint(lint::Options),

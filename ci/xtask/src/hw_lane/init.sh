@@ -4,7 +4,9 @@
 # the verdict by the emulator's exit code. Each file runs in a shell of its own
 # (part.sh), so that one that hangs can be ended.
 #
-# Variables from the kernel's command line: LANE_NPT, LANE_HUGE (pages a node).
+# Variables from the kernel's command line: LANE_NPT, LANE_HUGE (pages a node),
+# LANE_CREATE (options of every create), LANE_PCID (the processor has it),
+# LANE_KMSG (the console by way of the kernel's log).
 export PATH=/bin ENCLAVE_RUNDIR=/run/enclaves
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -17,9 +19,24 @@ mkdir -p /tmp/lane
 . /lib.sh
 mode=boot
 
+# The kernel polls the serial line; writes by interrupt stick there now and then.
+# Also ends the machine, after the last line.
+log_console() {
+    while IFS= read -r line; do
+        printf '<1>%.900s\n' "$line" > /dev/kmsg
+        case "$line" in "STEP end"*) poweroff -f ;; esac
+    done < /tmp/lane/console &
+}
+if [ -n "$LANE_KMSG" ]; then
+    mkfifo /tmp/lane/console
+    log_console
+    exec > /tmp/lane/console 2>&1
+fi
+
 end() {
     [ -s /tmp/lane/failed ] && dmesg | tail -30
     echo "STEP end -"
+    [ -n "$LANE_KMSG" ] && wait
     if [ -s /tmp/lane/failed ]; then verdict 1; else verdict 21; fi
     poweroff -f
 }

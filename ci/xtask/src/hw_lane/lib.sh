@@ -52,7 +52,7 @@ step() {
 create() {
     enclave=$1
     shift
-    step "create $enclave" 0 ./enclavectl create "$enclave" --ring $ring "$@"
+    step "create $enclave" 0 ./enclavectl create "$enclave" --ring $ring $LANE_CREATE "$@"
 }
 
 fact() {
@@ -146,7 +146,10 @@ nothing_left() {
     done
     used=$(awk '/HugePages_Total/ { t = $2 } /HugePages_Free/ { f = $2 } END { print t - f }' /proc/meminfo)
     # Only for the first process of the machine: everything but itself.
-    [ -n "$left" ] && [ $$ = 1 ] && kill -KILL -1
+    if [ -n "$left" ] && [ $$ = 1 ]; then
+        kill -KILL -1
+        [ -n "$LANE_KMSG" ] && log_console
+    fi
     equal "$1 leaves nothing" "no process, 0 huge pages" "${left:-no process}, $used huge pages"
 }
 

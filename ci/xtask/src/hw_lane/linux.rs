@@ -1,9 +1,8 @@
 //! The Linux kernels that the lanes boot, out of Debian's packages.
 //!
-//! A package is downloaded once, compared with the SHA-256 of the signed index,
-//! and only its image and the KVM modules are kept, uncompressed, with their
-//! checksums; every later use checks those. Nothing is installed. What is kept
-//! lies in `target/hw-lane/linux-RELEASE`; remove it to get the newest kernel.
+//! A package is downloaded once, and only its image and the KVM modules are
+//! kept, uncompressed; see [`super::archive`]. What is kept lies in
+//! `target/hw-lane/linux-RELEASE`; remove it to get the newest kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,9 @@ use std::process::Command;
 use anyhow::Context as _;
 use clap::ValueEnum;
 
-use super::remove;
+use super::{archive, remove};
 use crate::failure::Failure;
-use crate::{setup, tool};
+use crate::tool;
 
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,8 +52,6 @@ const MODULES: [&str; 4] = [
     "arch/x86/kvm/kvm-amd",
     "arch/x86/kvm/kvm-intel",
 ];
-/// Checksums of what is kept.
-const SUMS: &str = "SHA256SUMS";
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -80,94 +77,25 @@ impl Linux {
 /// When it cannot be downloaded or is not what the archive's index says.
 pub(super) fn get(folder: &Path, release: Release) -> anyhow::Result<Linux> {
     let place = folder.join(format!("linux-{}", release.name()));
-    if place.join(SUMS).is_file() {
-        if is_whole(&place) {
-            return Ok(Linux { folder: place });
-        }
-        eprintln!(
-            "==> hw-lane: {} differs from its checksums and is fetched again",
-            place.display()
-        );
+    if archive::is_kept(&place) {
+        return Ok(Linux { folder: place });
     }
+    archive::require("Linux kernel to boot")?;
     remove(&place)?;
     let download = folder.join("download");
     remove(&download)?;
     fs::create_dir_all(&download)?;
-    let package = fetch(&download, release)?;
-    let unpacked = download.join("unpacked");
-    let mut unpack = Command::new("dpkg");
-    unpack.arg("-x").arg(&package).arg(&unpacked);
-    tool::run("hw-lane: unpack the kernel", &mut unpack)?;
+    let package = archive::look_up(|| newest(release))?;
+    archive::unpack(&[package], "Linux kernel to boot", &download)?;
     let fresh = download.join("kept");
-    keep(&unpacked, &fresh)?;
+    keep(&download.join("unpacked"), &fresh)?;
     fs::rename(&fresh, &place).context("keep the kernel")?;
     remove(&download)?;
     Ok(Linux { folder: place })
 }
 
-/// Is everything that is kept what it was when it came?
-fn is_whole(place: &Path) -> bool {
-    let mut command = Command::new("sha256sum");
-    command.args(["--check", "--status", "--strict", SUMS]);
-    tool::succeeds(command.current_dir(place))
-}
-
-/// What the archive's index says about a package.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    package: String,
-    sha256: String,
-}
-
-/// Downloads the package into `download` and compares it with the index.
-fn fetch(download: &Path, release: Release) -> anyhow::Result<PathBuf> {
-    for program in ["apt-get", "apt-cache", "dpkg", "sha256sum", "xz"] {
-        if !tool::on_path(program) {
-            return Err(Failure::error(
-                "hw-lane: no Linux kernel to boot",
-                format!("it comes out of a Debian package, and {program} was not found"),
-                "docker run --rm -it -v \"$PWD\":/xasm -w /xasm debian:12",
-            ));
-        }
-    }
-    let entry = match look_up(release) {
-        // A fresh machine has no index yet.
-        Err(_) if setup::is_root() => {
-            tool::run(
-                "hw-lane: apt-get update",
-                Command::new("apt-get").args(["-q", "update"]),
-            )?;
-            look_up(release)
-        }
-        found => found,
-    }?;
-    let mut command = Command::new("apt-get");
-    command.args(["-q", "download", &entry.package]);
-    tool::capture(
-        &format!("hw-lane: download {}", entry.package),
-        command.current_dir(download),
-    )
-    .map_err(|error| {
-        Failure::error(
-            "hw-lane: no Linux kernel to boot",
-            format!("{error:#}").replace('\n', "; "),
-            "sudo apt-get update && cargo xtask hw-lane",
-        )
-    })?;
-    let file = only_entry(download)?;
-    let mut sum = Command::new("sha256sum");
-    let found = tool::capture("hw-lane: checksum", sum.arg(&file))?;
-    if found.split_whitespace().next() == Some(entry.sha256.as_str()) {
-        return Ok(file);
-    }
-    Err(Failure::error(
-        format!("hw-lane: {} is not what it should be", entry.package),
-        format!("SHA-256 {} expected, {} found", entry.sha256, found.trim()),
-        "sudo apt-get update && cargo xtask hw-lane",
-    ))
-}
-
-fn look_up(release: Release) -> anyhow::Result<Entry> {
+/// The package of the newest kernel of `release`.
+fn newest(release: Release) -> anyhow::Result<String> {
     let missing = |why: String| {
         Failure::error(
             format!("hw-lane: no Linux {} to boot", release.name()),
@@ -179,30 +107,15 @@ fn look_up(release: Release) -> anyhow::Result<Entry> {
     query.args(["depends", release.meta_package()]);
     let text = tool::capture("hw-lane: look for a kernel", &mut query)
         .map_err(|_| missing(format!("apt does not know {}", release.meta_package())))?;
-    let package = dependency(&text)
-        .ok_or_else(|| missing(format!("{} depends on nothing", release.meta_package())))?;
-    let mut query = Command::new("apt-cache");
-    query.args(["show", "--no-all-versions", package]);
-    let text = tool::capture("hw-lane: look for a kernel", &mut query)?;
-    let sha256 = field(&text, "SHA256")
-        .ok_or_else(|| missing(format!("the index has no SHA-256 of {package}")))?;
-    Ok(Entry {
-        package: package.to_owned(),
-        sha256: sha256.to_owned(),
-    })
+    dependency(&text)
+        .map(str::to_owned)
+        .ok_or_else(|| missing(format!("{} depends on nothing", release.meta_package())))
 }
 
 /// The first package that `apt-cache depends` names as needed.
 fn dependency(text: &str) -> Option<&str> {
     text.lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
-}
-
-/// The value of a field of `apt-cache show`.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        .map(str::trim)
 }
 
 /// Copies image and modules of an unpacked package and notes their checksums.
@@ -224,11 +137,7 @@ fn keep(unpacked: &Path, fresh: &Path) -> anyhow::Result<()> {
         }
         fs::copy(&from, fresh.join(name)).with_context(|| format!("copy {module}"))?;
     }
-    let mut sums = Command::new("sh");
-    sums.args(["-c", "sha256sum vmlinuz *.ko"])
-        .current_dir(fresh);
-    let text = tool::capture("hw-lane: checksums", &mut sums)?;
-    fs::write(fresh.join(SUMS), text).context("note the checksums")
+    archive::note_sums(fresh)
 }
 
 /// The one entry of a folder.
@@ -251,27 +160,5 @@ mod tests {
                     Suggests: x\n";
         assert_eq!(dependency(text), Some("linux-image-6.1.0-1-cloud-amd64"));
         assert_eq!(dependency("linux-image-cloud-amd64\n"), None);
-    }
-
-    #[test]
-    fn the_checksum_is_a_field_of_its_own() {
-        let text = "Package: a\nDescription: SHA256: no\nSHA256: 0123\nSHA256: 4567\n";
-        assert_eq!(field(text, "SHA256"), Some("0123"));
-        assert_eq!(field(text, "SHA512"), None);
-    }
-
-    #[test]
-    fn a_kept_kernel_that_changed_is_not_used() {
-        let folder = std::env::temp_dir().join(format!("xtask-sums-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("vmlinuz"), "image").unwrap();
-        let sum = "6105d6cc76af400325e94d588ce511be5bfdbb73b437dc51eca43917d7a43e3d";
-        fs::write(folder.join(SUMS), format!("{sum}  vmlinuz\n")).unwrap();
-        let whole = is_whole(&folder);
-        fs::write(folder.join("vmlinuz"), "imagf").unwrap();
-        let changed = is_whole(&folder);
-        fs::remove_dir_all(&folder).unwrap();
-        assert!(whole);
-        assert!(!changed);
     }
 }

@@ -13,8 +13,6 @@ use anyhow::Context as _;
 use super::console::{self, End};
 use super::linux::Linux;
 use super::steps::Steps;
-use crate::failure::Failure;
-use crate::tool;
 
 /// QEMU's exit code for the 21 that `init` gives when no step failed. A panic,
 /// a power-off and a kill all give another.
@@ -91,31 +89,6 @@ impl Machine<'_> {
             fs::remove_file(self.console.with_extension("err"))?;
             return Ok(steps);
         }
-        Err(self.failure(&steps, end))
-    }
-
-    /// Says what went wrong, the last lines of the console first.
-    fn failure(&self, steps: &Steps, end: End) -> anyhow::Error {
-        for file in [self.console.with_extension("err"), self.console.clone()] {
-            let text = fs::read(&file).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            eprintln!("{}", tool::last_lines(&text, 20));
-        }
-        let failed = steps.failed();
-        let (what, why) = match (failed.first(), end) {
-            (_, End::Hung) => (
-                "hw-lane: the machine hangs".to_owned(),
-                format!("no end within {:?}; it was {}", self.limit, steps.place()),
-            ),
-            (Some(first), _) => (
-                format!("hw-lane: {} of its steps failed", failed.len()),
-                first.clone(),
-            ),
-            (None, End::Exited(status)) => (
-                "hw-lane: the machine stopped".to_owned(),
-                format!("{}; QEMU: {status}", steps.place()),
-            ),
-        };
-        Failure::error(what, why, format!("less -R {}", self.console.display()))
+        Err(steps.failure(end, self.limit, &self.console))
     }
 }

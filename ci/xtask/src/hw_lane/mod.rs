@@ -4,6 +4,7 @@
 //! on it from memory, and the files of `steps/` run there in both privilege
 //! modes. Ring 0 is native in that machine, so this sees what a host that
 //! interprets ring 0 hides. It needs no /dev/kvm. Its times mean nothing.
+//! [`vmx`] does the like for Intel's virtualisation, with Bochs.
 //!
 //! ```text
 //!  linux    Debian package → image, modules      ┐
@@ -13,11 +14,13 @@
 //! Everything it makes lies in `target/hw-lane`; the Debian kernel stays there
 //! for the next run, the console only when the run failed.
 
+mod archive;
 mod console;
 mod linux;
 mod machine;
 mod root;
 mod steps;
+mod vmx;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -44,6 +47,10 @@ pub(crate) struct Options {
     /// KVM with shadow paging instead of nested paging.
     #[arg(long)]
     shadow: bool,
+    /// Bochs with VMX and one processor instead of QEMU with SVM; compares the
+    /// instruction counts of the hot paths with `ci/counts.json`.
+    #[arg(long, conflicts_with_all = ["long", "linux", "shadow"])]
+    vmx: bool,
     /// Only the files of `steps/` whose names contain this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -98,8 +105,11 @@ impl Options {
 /// # Errors
 /// When something cannot be had or built, or a step fails in the machine.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
-    require_memory()?;
-    require_programs()?;
+    if options.vmx {
+        return vmx::run(workspace, &options.only);
+    }
+    require_memory(2 * NODE_MIB + QEMU_MIB)?;
+    require_programs(&NEEDS)?;
     setup::add_target(HOST_TARGET)?;
     let place = Place::take(workspace)?;
     for boot in options.boots() {
@@ -107,7 +117,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
         let root = Root::new(workspace, place.folder.join("root"))?;
         root.add_modules(&linux, &MODULES)?;
         root.add_programs(workspace)?;
-        root.add_steps(&options.only)?;
+        root.add_steps(|name| !name.ends_with(".vmx.sh") && name.contains(&options.only))?;
         let initrd = place.folder.join("initrd");
         root.pack(&initrd)?;
         eprintln!("==> hw-lane: boot {}", boot.title());
@@ -152,8 +162,8 @@ impl Place {
 }
 
 /// Installs what is missing as root, else says what to install.
-fn require_programs() -> anyhow::Result<()> {
-    let missing: Vec<_> = NEEDS
+fn require_programs(needs: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing: Vec<_> = needs
         .iter()
         .filter(|(program, _)| !tool::on_path(program))
         .collect();
@@ -179,17 +189,16 @@ fn require_programs() -> anyhow::Result<()> {
     ))
 }
 
-/// Is there enough free memory for the machine?
-fn require_memory() -> anyhow::Result<()> {
+/// Is there enough free memory for a machine that needs so many MiB?
+fn require_memory(needed: u64) -> anyhow::Result<()> {
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     match available_mib(&text) {
-        Some(mib) => check_memory(mib),
+        Some(mib) => check_memory(mib, needed),
         None => Ok(()),
     }
 }
 
-fn check_memory(available_mib: u64) -> anyhow::Result<()> {
-    let needed = 2 * NODE_MIB + QEMU_MIB;
+fn check_memory(available_mib: u64, needed: u64) -> anyhow::Result<()> {
     if available_mib >= needed {
         return Ok(());
     }
@@ -227,10 +236,9 @@ mod tests {
     fn too_little_memory_is_refused_with_both_figures() {
         let meminfo = "MemTotal: 4096000 kB\nMemAvailable:     409600 kB\n";
         assert_eq!(available_mib(meminfo), Some(400));
-        let needed = 2 * NODE_MIB + QEMU_MIB;
-        let error = check_memory(400).unwrap_err().to_string();
-        assert!(error.contains(&format!("{needed} MiB are needed, 400 MiB are available")));
-        check_memory(needed).unwrap();
+        let error = check_memory(400, 4352).unwrap_err().to_string();
+        assert!(error.contains("4352 MiB are needed, 400 MiB are available"));
+        check_memory(4352, 4352).unwrap();
         assert_eq!(available_mib("MemTotal: 4096000 kB\n"), None);
     }
 
@@ -240,6 +248,7 @@ mod tests {
             long: false,
             linux: Release::V6_1,
             shadow: false,
+            vmx: false,
             only: String::new(),
         };
         assert_eq!(options.boots().len(), 1);

@@ -113,21 +113,21 @@ impl Root {
     }
 
     /// Adds `init`, the steps' shell library, the inputs, and those files of
-    /// `steps/` whose names contain `only`.
+    /// `steps/` whose names are wanted.
     ///
     /// # Errors
     /// When none does, or one cannot be copied.
-    pub(super) fn add_steps(&self, only: &str) -> anyhow::Result<()> {
+    pub(super) fn add_steps(&self, is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
         let mut count = 0;
         for entry in fs::read_dir(self.sources.join("steps"))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".sh") && name.contains(only) {
+            if name.ends_with(".sh") && is_wanted(&name) {
                 self.add(&path, &format!("steps/{name}"))?;
                 count += 1;
             }
         }
-        anyhow::ensure!(count > 0, "no file in {SOURCES}/steps is named *{only}*");
+        anyhow::ensure!(count > 0, "no file in {SOURCES}/steps has such a name");
         for name in ["lib.sh", "part.sh"] {
             self.add(&self.sources.join(name), name)?;
         }

@@ -4,7 +4,13 @@
 //! `STEP ok NAME` or `STEP FAIL NAME: why`; and `STEP end` when all were run.
 //! Everything else on the console is for whoever looks why.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use super::console::End;
+use crate::failure::Failure;
+use crate::tool;
 
 /// Steps seen so far.
 #[derive(Debug)]
@@ -58,13 +64,33 @@ impl Steps {
         self.ended && self.failed.is_empty() && self.passed > 0
     }
 
-    /// The steps that failed, with the reason.
-    pub(super) fn failed(&self) -> &[String] {
-        &self.failed
+    /// Says what went wrong with a machine that came to `end`: the last lines of
+    /// its `console` first, then the step.
+    pub(super) fn failure(&self, end: End, limit: Duration, console: &Path) -> anyhow::Error {
+        for file in [console.with_extension("err"), console.to_owned()] {
+            let text = fs::read(&file).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            eprintln!("{}", tool::last_lines(&text, 20));
+        }
+        let (what, why) = match (self.failed.first(), end) {
+            (_, End::Hung) => (
+                "hw-lane: the machine hangs".to_owned(),
+                format!("no end within {limit:?}; it was {}", self.place()),
+            ),
+            (Some(first), _) => (
+                format!("hw-lane: {} of its steps failed", self.failed.len()),
+                first.clone(),
+            ),
+            (None, End::Exited(status)) => (
+                "hw-lane: the machine stopped".to_owned(),
+                format!("{}; the emulator: {status}", self.place()),
+            ),
+        };
+        Failure::error(what, why, format!("less -R {}", console.display()))
     }
 
     /// Where the machine was when it stopped talking.
-    pub(super) fn place(&self) -> String {
+    fn place(&self) -> String {
         match (&self.running, self.ended) {
             (Some(name), _) => format!("in step \"{name}\""),
             (None, true) => "after the last step".to_owned(),
@@ -102,7 +128,7 @@ mod tests {
              a program says STEP ok yes\nSTEP maybe x\nSTEP end -\n",
         );
         assert_eq!(steps.passed, 1);
-        assert_eq!(steps.failed(), ["ring3 create: x"]);
+        assert_eq!(steps.failed, ["ring3 create: x"]);
         assert!(!steps.all_passed());
         assert_eq!(steps.summary(), "1 steps passed, 1 failed");
     }

@@ -14,12 +14,14 @@ with() { # options; features expected
     step "destroy f" 0 ./enclavectl destroy f
 }
 
+pcid=${LANE_PCID:+pcid,}
 if [ $mode = ring0 ]; then
-    with smep,smap,umip,nx,page1g,x2apic,fsgsbase
-    with smep,smap,umip,nx,page1g,fsgsbase --without x2apic
-    with nx,x2apic,fsgsbase --without smep,smap,umip,page1g
+    with smep,smap,umip,nx,${pcid}page1g,x2apic,fsgsbase
+    with smep,smap,umip,nx,${pcid}page1g,fsgsbase --without x2apic
+    with nx,${pcid}x2apic,fsgsbase --without smep,smap,umip,page1g
+    [ -z "$pcid" ] || with smep,smap,umip,nx,page1g,x2apic,fsgsbase --without pcid
 else
-    with smep,umip,nx,page1g,fsgsbase
-    with nx,fsgsbase --without smep,umip,page1g
+    with smep,umip,nx,${pcid}page1g,fsgsbase
+    with nx,${pcid}fsgsbase --without smep,umip,page1g
 fi
 step "nobody does without nx" 2 ./enclavectl create f --cores 1 --mem 64M --without nx
