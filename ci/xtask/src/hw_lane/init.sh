@@ -59,10 +59,6 @@ for node in 0 1; do
     equal "huge pages of node $node" "${LANE_HUGE:-128}" "$(cat $pool)"
 done
 
-sed 's/nsteps=5/nsteps=40/' /data/tiny.inp > /data/long.inp
-sed 's/nsteps=5/nsteps=150/' /data/tiny.inp > /data/longer.inp
-dd if=/dev/urandom of=/data/noise bs=1024 count=100 2> /dev/null
-
 for mode in ring0 ring3; do
     for part in /steps/*.sh; do
         timeout -s KILL 240 sh /part.sh $mode "$part" < /dev/null

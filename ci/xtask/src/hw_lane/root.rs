@@ -43,7 +43,7 @@ impl Root {
     pub(super) fn new(workspace: &Workspace, folder: PathBuf) -> anyhow::Result<Self> {
         remove(&folder)?;
         for name in [
-            "bin", "data", "dev", "modules", "proc", "programs", "run", "steps", "sys", "tmp",
+            "bin", "dev", "modules", "proc", "programs", "run", "steps", "sys", "tmp",
         ] {
             fs::create_dir_all(folder.join(name))?;
         }
@@ -131,7 +131,7 @@ impl Root {
         for name in ["lib.sh", "part.sh"] {
             self.add(&self.sources.join(name), name)?;
         }
-        self.add(&self.sources.join("tiny.inp"), "data/tiny.inp")?;
+        self.add(&self.sources.join("tiny.inp"), "tiny.inp")?;
         self.add(&self.sources.join("init.sh"), "init")?;
         let executable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(self.folder.join("init"), executable).context("make init executable")
