@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
-use xasm_bench::protocol::{self, Request};
+use xasm_bench::protocol::{self, Full, Request};
 
 /// How long a guest may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -100,6 +100,7 @@ impl Guest {
             bytes,
             chunk_bytes,
             banks,
+            full: Full::Newest,
         };
         self.counts(&request).map(|[backing]| backing)
     }

@@ -110,6 +110,7 @@ fn list(format: Format) -> Result<(), Failure> {
                 arena.readers.to_string(),
                 arena.leases.to_string(),
                 arena.dropped.to_string(),
+                arena.discarded.to_string(),
                 output::duration(arena.age_ms),
             ]
         })
@@ -123,6 +124,7 @@ fn list(format: Format) -> Result<(), Failure> {
         "READERS",
         "LEASES",
         "DROPPED",
+        "DISCARDED",
         "AGE",
     ];
     output::table(&heading, &rows)
@@ -148,6 +150,8 @@ fn arena_json(arena: &SegmentInfo) -> Value {
         "page_bytes": arena.page_bytes,
         "latest_generation": arena.latest_generation,
         "dropped": arena.dropped,
+        "discarded": arena.discarded,
+        "waited": arena.waited,
         "readers": arena.readers,
         "leases": arena.leases,
         "owner_uid": arena.owner_uid,

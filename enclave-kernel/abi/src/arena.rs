@@ -83,6 +83,16 @@ pub struct ArenaHeader {
     pub log_head: u64,
     /// Virtual address the producer maps the payload at.
     pub producer_base: u64,
+    /// Generations taken away from their readers
+    /// ([`crate::syscall::POLICY_DISCARD_OLDEST`]).
+    pub discarded: u64,
+    /// Publishes that waited for a reader ([`crate::syscall::POLICY_BLOCK`]).
+    pub waited: u64,
+    /// What happens when the pool is exhausted, `POLICY_*` of
+    /// [`crate::syscall`].
+    pub policy: u32,
+    /// Padding, zero.
+    pub pad: u32,
     /// Name, UTF-8, zero padded.
     pub name: [u8; NAME_BYTES],
 }

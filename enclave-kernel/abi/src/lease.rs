@@ -31,11 +31,30 @@ pub fn slot_word(arena: usize, slot: usize) -> Option<usize> {
     (arena < MAX_ARENAS && slot < SLOTS).then(|| arena * WORDS_PER_ARENA + slot)
 }
 
-/// Word index of the `retain` count of arena `arena` (written by the broker;
-/// 0 counts as 1).
+/// Word index of the `retain` count of arena `arena` (written by the broker):
+/// the lower half is the count, where 0 counts as 1, the upper half the number
+/// of readers attached.
 #[must_use]
 pub fn retain_word(arena: usize) -> Option<usize> {
     (arena < MAX_ARENAS).then(|| arena * WORDS_PER_ARENA + SLOTS)
+}
+
+/// The word of a `retain` count and a number of readers.
+#[must_use]
+pub const fn retain_of(count: u32, readers: u32) -> u64 {
+    (readers as u64) << 32 | count as u64
+}
+
+/// The `retain` count in its word.
+#[must_use]
+pub const fn retain_count(word: u64) -> u32 {
+    (word & 0xffff_ffff) as u32
+}
+
+/// The number of readers in the `retain` word.
+#[must_use]
+pub const fn retain_readers(word: u64) -> u32 {
+    (word >> 32) as u32
 }
 
 /// State of one slot.

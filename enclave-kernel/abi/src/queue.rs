@@ -141,6 +141,10 @@ numbers! {
         /// Send a command interrupt if `args[0]` is 1, as for any command; it
         /// arrives after the answer. Answer: 0.
         Interrupt = 12,
+        /// Nothing to do for `args[0]` milliseconds (at most 1,000), or until
+        /// the program is to be killed: the kernel waits for something in
+        /// shared memory. Answer: 0.
+        Pause = 13,
     }
 }
 

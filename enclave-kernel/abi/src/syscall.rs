@@ -48,8 +48,19 @@ pub const HOST_COUNTERS: u64 = BASE + 9;
 /// enclave. [`KernelStats::interrupts`] counts its arrival.
 pub const HOST_INTERRUPT: u64 = BASE + 10;
 
+/// `(slot, readers, timeout in ms) → readers attached`: waits until so many
+/// readers are attached to an arena (a rendezvous); ETIMEDOUT. A timeout of 0 is
+/// for ever.
+pub const ARENA_WAIT_READERS: u64 = BASE + 11;
+
 /// Policy when the pool is exhausted: refuse the publish, count it.
 pub const POLICY_DISCARD_NEWEST: u32 = 0;
+/// Take the oldest generation away from whoever reads it, count it; its
+/// readers see that it is not valid any more.
+pub const POLICY_DISCARD_OLDEST: u32 = 1;
+/// Wait until a reader gives one back, at most [`ArenaArgs::timeout_ms`], then
+/// refuse with ETIMEDOUT and count it.
+pub const POLICY_BLOCK: u32 = 2;
 
 /// Arguments of [`ARENA_CREATE`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -69,8 +80,9 @@ pub struct ArenaArgs {
     pub start: u64,
     /// Group id that may read besides the owner; `u32::MAX` = none.
     pub reader_gid: u32,
-    /// Padding, zero.
-    pub pad: u32,
+    /// Longest wait of a publish with [`POLICY_BLOCK`] in milliseconds; 0 = no
+    /// limit.
+    pub timeout_ms: u32,
 }
 
 /// Result of [`ARENA_STATS`].
@@ -83,6 +95,10 @@ pub struct ArenaStats {
     pub generation: u64,
     /// Publishes refused.
     pub dropped: u64,
+    /// Generations taken away from their readers ([`POLICY_DISCARD_OLDEST`]).
+    pub discarded: u64,
+    /// Publishes that waited for a reader ([`POLICY_BLOCK`]).
+    pub waited: u64,
     /// Copy-on-write faults.
     pub cow_faults: u64,
     /// Generations held (published or leased).

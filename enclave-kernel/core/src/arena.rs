@@ -100,6 +100,20 @@ fn newer_published(words: &[u64], than: u64) -> u64 {
     words.iter().filter(newer).count() as u64
 }
 
+/// The word that goes first when room has to be made for a new generation:
+/// that of the oldest held one. `None` when none is held.
+#[must_use]
+pub fn oldest_held(words: &[u64]) -> Option<usize> {
+    let held = |(index, word): (usize, &u64)| Some((Slot::decode(*word).held()?, index));
+    let oldest = words
+        .iter()
+        .enumerate()
+        .take(SLOTS)
+        .filter_map(held)
+        .min()?;
+    Some(oldest.1)
+}
+
 /// Whether a chunk whose banks have been used in turn may take the next one:
 /// `replaced_by` is the birth in the bank after it (which replaced the frame
 /// there), `oldest` the oldest held generation.
@@ -212,6 +226,16 @@ mod tests {
         let words = [published(3), leased(1), published(4), 0];
         assert_eq!(reclaimable(&words, 0), 0b101);
         assert_eq!(reclaimable(&words, 1), 0b101);
+    }
+
+    #[test]
+    fn the_oldest_generation_makes_room_whoever_holds_it() {
+        assert_eq!(
+            oldest_held(&[published(5), leased(3), 0, published(4)]),
+            Some(1)
+        );
+        assert_eq!(oldest_held(&[0, published(7), leased(9)]), Some(1));
+        assert_eq!(oldest_held(&[0, 0, 3]), None);
     }
 
     #[test]

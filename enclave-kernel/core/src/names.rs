@@ -91,6 +91,7 @@ pub fn syscall_name(nr: u64) -> Option<&'static str> {
         syscall::ARENA_FIND => "arena_find",
         syscall::HOST_COUNTERS => "host_counters",
         syscall::HOST_INTERRUPT => "host_interrupt",
+        syscall::ARENA_WAIT_READERS => "arena_wait_readers",
         _ => return linux_name(nr),
     };
     Some(own)
@@ -143,7 +144,14 @@ mod tests {
 
     #[test]
     fn numbers_nobody_defines_have_no_name() {
-        for nr in [335, 423, 463, 1023, syscall::HOST_INTERRUPT + 1, u64::MAX] {
+        for nr in [
+            335,
+            423,
+            463,
+            1023,
+            syscall::ARENA_WAIT_READERS + 1,
+            u64::MAX,
+        ] {
             assert_eq!(syscall_name(nr), None, "{nr}");
         }
     }

@@ -11,14 +11,14 @@ use enclave_abi::ABI_VERSION;
 use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, Geometry, MAX_VARS, VARS_OFFSET, VarDesc, state,
 };
-use enclave_abi::lease::{SLOTS, Slot, WORDS_PER_ARENA};
+use enclave_abi::lease::{SLOTS, Slot, WORDS_PER_ARENA, retain_count, retain_readers};
 use enclave_abi::queue::doorbell;
-use enclave_core::arena::{CatchUp, Held, choose_bank, reclaimable};
+use enclave_core::arena::{CatchUp, Held, choose_bank, oldest_held, reclaimable};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::object::{Chunk, Object};
 use super::tables::{OUT_OF_TURN, Twins, bank_bits, bank_of, leaf_bits};
-use super::{ArenaError, address};
+use super::{ArenaError, Policy, address};
 use crate::arch::{self, paging};
 use crate::clock;
 use crate::phys::{self, Doorbell, Words};
@@ -59,8 +59,14 @@ pub(crate) struct Arena {
     log_head: u64,
     /// `log_head` at the last publish.
     log_published: u64,
+    /// What happens when the pool is exhausted.
+    pub(crate) policy: Policy,
     /// Publishes refused.
     pub(crate) dropped: u64,
+    /// Generations taken away from their readers.
+    pub(crate) discarded: u64,
+    /// Publishes that waited for a reader.
+    pub(crate) waited: u64,
     /// First writes before the first publish, which copied nothing.
     uncopied: u64,
     nr_vars: u32,
@@ -75,6 +81,7 @@ impl Arena {
         segid: u64,
         backing_page_bytes: u64,
         name: [u8; 64],
+        policy: Policy,
     ) -> Option<Self> {
         let twins = Twins::new(&geometry, base)?;
         let arena = Self {
@@ -97,7 +104,10 @@ impl Arena {
             owed: 0,
             log_head: 0,
             log_published: 0,
+            policy,
             dropped: 0,
+            discarded: 0,
+            waited: 0,
             uncopied: 0,
             nr_vars: 0,
         };
@@ -195,9 +205,10 @@ impl Arena {
         let (Some(from), Some(to)) = (self.object.leaf_bank(leaf), target) else {
             return false;
         };
-        let address = self.object.copy_frame(chunk, from, to);
+        // In this order: see `Object::take_turn`.
         self.object
             .set_birth(births, to, self.generation.wrapping_add(1));
+        let address = self.object.copy_frame(chunk, from, to);
         let frozen = address | self.frozen | bank_bits(to.number()) | OUT_OF_TURN;
         self.install(chunk, frozen, u64::from(to.number()));
         true
@@ -242,8 +253,14 @@ impl Arena {
     pub(crate) fn publish(&mut self, step: u64, time_bits: u64) -> Result<u64, ArenaError> {
         let start = arch::rdtsc();
         let Some(place) = self.admit() else {
-            return Err(self.refuse());
+            return self.publish_without_room(start, step, time_bits);
         };
+        Ok(self.publish_to(place, start, step, time_bits))
+    }
+
+    /// The publish itself, with a lease word for it.
+    #[inline(always)]
+    fn publish_to(&mut self, place: &AtomicU64, start: u64, step: u64, time_bits: u64) -> u64 {
         if self.owed != 0 {
             self.replay(u64::MAX);
         }
@@ -267,16 +284,82 @@ impl Arena {
             .header::<{ offset_of!(ArenaHeader, latest_generation) }>();
         latest.store(generation, Ordering::Release);
         self.bell.ring();
-        Ok(generation)
+        generation
     }
 
-    /// Counts a publish for which the pool has no room.
+    /// The pool is exhausted: what the policy says.
     #[cold]
-    fn refuse(&mut self) -> ArenaError {
+    fn publish_without_room(
+        &mut self,
+        start: u64,
+        step: u64,
+        time_bits: u64,
+    ) -> Result<u64, ArenaError> {
+        let place = match self.policy {
+            Policy::DiscardNewest => None,
+            Policy::DiscardOldest => {
+                self.discard_oldest();
+                self.admit()
+            }
+            Policy::Block { .. } => return Err(ArenaError::Full),
+        };
+        match place {
+            Some(place) => Ok(self.publish_to(place, start, step, time_bits)),
+            None => Err(self.refuse()),
+        }
+    }
+
+    /// Counts a publish that was given up for want of room.
+    #[cold]
+    pub(crate) fn refuse(&mut self) -> ArenaError {
         self.dropped += 1;
         let dropped = self.object.header::<{ offset_of!(ArenaHeader, dropped) }>();
         dropped.store(self.dropped, Ordering::Release);
         ArenaError::Exhausted
+    }
+
+    /// Counts a publish that waits for a reader.
+    pub(crate) fn note_wait(&mut self) {
+        self.waited += 1;
+        let waited = self.object.header::<{ offset_of!(ArenaHeader, waited) }>();
+        waited.store(self.waited, Ordering::Release);
+    }
+
+    /// Takes the oldest held generation away from whoever holds it.
+    fn discard_oldest(&mut self) {
+        /// A broker moves each word a few times per publish at most.
+        const ATTEMPTS: usize = 64;
+        for _ in 0..ATTEMPTS {
+            let mut words = [0; SLOTS];
+            for (word, from) in words.iter_mut().zip(self.lease).take(self.spare_banks) {
+                *word = from.load(Ordering::Acquire);
+            }
+            let oldest = oldest_held(&words);
+            let Some((word, value)) = oldest.and_then(|n| self.lease.get(n).zip(words.get(n)))
+            else {
+                return;
+            };
+            let taken = word.compare_exchange(*value, 0, Ordering::AcqRel, Ordering::Acquire);
+            if taken.is_ok() {
+                if matches!(Slot::decode(*value), Slot::Leased(_)) {
+                    self.note_discarded();
+                }
+                return;
+            }
+        }
+    }
+
+    fn note_discarded(&mut self) {
+        self.discarded += 1;
+        let discarded = self
+            .object
+            .header::<{ offset_of!(ArenaHeader, discarded) }>();
+        discarded.store(self.discarded, Ordering::Release);
+    }
+
+    /// Readers attached, as the broker says.
+    pub(crate) fn readers(&self) -> u32 {
+        retain_readers(self.lease[SLOTS].load(Ordering::Relaxed))
     }
 
     /// Takes back what may be taken back and finds a lease word for one more
@@ -284,10 +367,10 @@ impl Arena {
     /// number of banks, so only so many words are in use.
     #[inline]
     fn admit(&mut self) -> Option<&'static AtomicU64> {
-        let retain = self.lease[SLOTS].load(Ordering::Relaxed);
+        let retain = retain_count(self.lease[SLOTS].load(Ordering::Relaxed));
         let usable = self.lease.get(..self.spare_banks)?;
         let mask = if retain > 1 {
-            reclaimable_now(usable, retain)
+            reclaimable_now(usable, u64::from(retain))
         } else {
             u32::MAX
         };
@@ -334,6 +417,7 @@ impl Arena {
         header.chunk_bytes = self.geometry.chunk_bytes;
         header.nr_banks = self.geometry.nr_banks;
         header.producer_base = address(self.slot);
+        header.policy = self.policy.number();
         header.name = name;
         phys::write_bytes(self.base, header.as_bytes());
     }

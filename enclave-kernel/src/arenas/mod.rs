@@ -21,6 +21,7 @@ use enclave_abi::arena::Geometry;
 use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END};
 use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::queue::Call;
+use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST};
 use spin::Mutex;
 
 pub(crate) use arena::Arena;
@@ -44,10 +45,47 @@ pub(crate) enum ArenaError {
     NoMemory,
     /// Pool exhausted: publish again later.
     Exhausted,
+    /// Pool exhausted, and the policy says to wait.
+    Full,
     /// The host gave an object we cannot use.
     BadObject,
     /// Variable table full.
     VarsFull,
+}
+
+/// What happens when a publish finds the pool exhausted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// It is refused.
+    DiscardNewest,
+    /// The oldest generation goes.
+    DiscardOldest,
+    /// It waits for a reader, so many milliseconds at most; 0 = no limit.
+    Block {
+        /// The limit.
+        timeout_ms: u32,
+    },
+}
+
+impl Policy {
+    /// The policy a program asks for; `None` if there is no such.
+    pub(crate) fn new(number: u32, timeout_ms: u32) -> Option<Self> {
+        match number {
+            POLICY_DISCARD_NEWEST => Some(Self::DiscardNewest),
+            POLICY_DISCARD_OLDEST => Some(Self::DiscardOldest),
+            POLICY_BLOCK => Some(Self::Block { timeout_ms }),
+            _ => None,
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::DiscardNewest => POLICY_DISCARD_NEWEST,
+            Self::DiscardOldest => POLICY_DISCARD_OLDEST,
+            Self::Block { .. } => POLICY_BLOCK,
+        }
+    }
 }
 
 /// The virtual address of arena `slot`.
@@ -94,6 +132,7 @@ pub(crate) fn install(
     segid: u64,
     backing_page_bytes: u64,
     name: [u8; 64],
+    policy: Policy,
 ) -> Result<(), ArenaError> {
     let end = base
         .checked_add(geometry.object_bytes)
@@ -105,7 +144,15 @@ pub(crate) fn install(
     for word in phys::lease_words(slot).into_iter().flatten() {
         word.store(0, Ordering::Release);
     }
-    let Some(arena) = Arena::new(slot, geometry, base, segid, backing_page_bytes, name) else {
+    let Some(arena) = Arena::new(
+        slot,
+        geometry,
+        base,
+        segid,
+        backing_page_bytes,
+        name,
+        policy,
+    ) else {
         paging::unmap_direct(base, geometry.object_bytes);
         return Err(ArenaError::NoMemory);
     };

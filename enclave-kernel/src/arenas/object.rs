@@ -270,9 +270,11 @@ impl Object {
         // SAFETY: leaves are written by this type only, so `from` is the frame
         // of `chunk` in the leaf's bank and `to` the one in the next: both
         // inside the object, disjoint because there are two banks at least.
+        // The birth first: a reader whose generation was taken away has seen it
+        // if it has seen a byte of the copy.
         unsafe {
-            arch::copy_words(word(to), word(from), self.chunk_words);
             word(births.wrapping_add(step.next.wrapping_mul(8))).write_volatile(birth);
+            arch::copy_words(word(to), word(from), self.chunk_words);
         }
         Some((leaf.wrapping_add(step.leaf), step.next))
     }

@@ -7,14 +7,14 @@ use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
 use enclave_abi::layout::BOUNCE;
 use enclave_abi::queue::Call;
 use enclave_abi::syscall as ours;
-use enclave_abi::syscall::{ArenaArgs, ArenaStats, KernelStats, POLICY_DISCARD_NEWEST};
+use enclave_abi::syscall::{ArenaArgs, ArenaStats, KernelStats};
 use enclave_core::aspace::{Backing, Kind, Prot, Region};
 use enclave_core::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::{Outcome, misc};
-use crate::arenas::{self, ArenaError};
-use crate::{arch, host, memory, phys, process, user};
+use crate::arenas::{self, ArenaError, Policy};
+use crate::{arch, clock, host, memory, phys, process, user};
 
 impl From<ArenaError> for Errno {
     fn from(error: ArenaError) -> Self {
@@ -22,6 +22,7 @@ impl From<ArenaError> for Errno {
             ArenaError::NoArena => Self::ENOENT,
             ArenaError::NoMemory => Self::ENOMEM,
             ArenaError::Exhausted => Self::EAGAIN,
+            ArenaError::Full => MUST_WAIT,
             ArenaError::BadObject => Self::EIO,
             ArenaError::VarsFull => Self::ENOSPC,
         }
@@ -44,12 +45,70 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::KERNEL_STATS => kernel_stats(a[0]),
         ours::HOST_COUNTERS => host_counters(a[0]),
         ours::HOST_INTERRUPT => host_interrupt(a[0]),
+        ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
         _ => Err(Errno::ENOSYS),
     }
 }
 
 pub(super) fn publish(slot: u64, step: u64, time_bits: u64) -> Outcome {
     Ok(arenas::with(slot, |arena| arena.publish(step, time_bits))?)
+}
+
+/// How [`publish`] says that its arena's policy is to wait; no program sees it.
+pub(super) const MUST_WAIT: Errno = Errno::ENOBUFS;
+
+/// Publishes as soon as a reader gives a generation back.
+pub(super) fn publish_when_free(slot: u64, step: u64, time_bits: u64) -> Outcome {
+    let timeout_ms = arenas::with(slot, |arena| {
+        arena.note_wait();
+        match arena.policy {
+            Policy::Block { timeout_ms } => Ok(timeout_ms),
+            _ => Err(ArenaError::Exhausted),
+        }
+    })?;
+    let published = wait_for(timeout_ms, || {
+        match arenas::with(slot, |arena| arena.publish(step, time_bits)) {
+            Err(ArenaError::Full) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    });
+    if published == Err(Errno::ETIMEDOUT) {
+        let _ = arenas::with::<()>(slot, |arena| Err(arena.refuse()));
+    }
+    published
+}
+
+/// Waits until enough readers are attached to an arena.
+fn wait_readers(slot: u64, readers: u64, timeout_ms: u64) -> Outcome {
+    let timeout_ms = u32::try_from(timeout_ms).map_err(|_| Errno::EINVAL)?;
+    wait_for(timeout_ms, || {
+        let attached = arenas::with(slot, |arena| Ok(u64::from(arena.readers())))?;
+        Ok((attached >= readers).then_some(attached))
+    })
+}
+
+/// Looks again and again, at most `timeout_ms` (0 = for ever); EINTR when the
+/// program is to be killed. The host sleeps in between: what is waited for are
+/// words that a process there changes without telling us.
+fn wait_for(timeout_ms: u32, mut look: impl FnMut() -> Result<Option<u64>, Errno>) -> Outcome {
+    /// A look soon finds a reader that is about to finish.
+    const PAUSES_MS: [u64; 4] = [1, 1, 2, 5];
+    let end = clock::monotonic_ns().saturating_add(u64::from(timeout_ms) * 1_000_000);
+    let mut pauses = PAUSES_MS.iter();
+    let mut pause = 1;
+    loop {
+        if let Some(value) = look()? {
+            return Ok(value);
+        }
+        if host::poll_kill() {
+            return Err(Errno::EINTR);
+        }
+        if timeout_ms != 0 && clock::monotonic_ns() >= end {
+            return Err(Errno::ETIMEDOUT);
+        }
+        pause = pauses.next().copied().unwrap_or(pause);
+        let _ = host::call(Call::Pause, [pause, 0, 0, 0, 0, 0, 0]);
+    }
 }
 
 /// The host's answer as a value or an errno.
@@ -61,9 +120,7 @@ fn create(args_at: u64) -> Outcome {
     let mut args: ArenaArgs = user::read(args_at)?;
     let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
         .map_err(|_| Errno::EINVAL)?;
-    if args.policy != POLICY_DISCARD_NEWEST {
-        return Err(Errno::EINVAL);
-    }
+    let policy = Policy::new(args.policy, args.timeout_ms).ok_or(Errno::EINVAL)?;
     if args.name != [0; NAME_BYTES] && text(&args.name).and_then(name_field).is_none() {
         return Err(Errno::EINVAL);
     }
@@ -84,7 +141,7 @@ fn create(args_at: u64) -> Outcome {
         backing: Backing::Arena(slot as u32),
         kind: Kind::Arena,
     };
-    let installed = arenas::install(slot, geometry, base, segid, page_bytes, args.name)
+    let installed = arenas::install(slot, geometry, base, segid, page_bytes, args.name, policy)
         .map_err(Errno::from)
         .and_then(|()| process::with(|p| p.aspace.insert(region)).map_err(|error| error.errno()));
     if let Err(errno) = installed {
@@ -124,6 +181,8 @@ fn stats(slot: u64, to: u64) -> Outcome {
         Ok(ArenaStats {
             generation: arena.generation,
             dropped: arena.dropped,
+            discarded: arena.discarded,
+            waited: arena.waited,
             cow_faults: arena.cow_faults(),
             held: arena.held_now(),
             segid: arena.segid,

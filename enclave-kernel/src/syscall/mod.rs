@@ -44,9 +44,22 @@ pub(crate) fn dispatch(frame: &mut TrapFrame) {
     };
     frame.rax = match outcome {
         Ok(value) => value,
-        Err(errno) => errno.to_result(),
+        Err(errno) => refused(frame, errno),
     };
     process::check_commands();
+}
+
+/// What a call that failed answers. A publish that has to wait for a reader
+/// begins anew here, from the frame, so that the usual way need not keep its
+/// arguments.
+#[cold]
+fn refused(frame: &TrapFrame, errno: Errno) -> u64 {
+    let outcome = if frame.rax == ours::ARENA_PUBLISH && errno == arena::MUST_WAIT {
+        arena::publish_when_free(frame.rdi, frame.rsi, frame.rdx)
+    } else {
+        Err(errno)
+    };
+    outcome.unwrap_or_else(Errno::to_result)
 }
 
 fn serve(frame: &mut TrapFrame) -> Outcome {

@@ -25,6 +25,29 @@ pub enum Request {
         chunk_bytes: u64,
         /// Banks.
         banks: u32,
+        /// What a publish does when readers hold all banks.
+        full: Full,
+    },
+    /// Writes the next step's number to the first word and publishes it. →
+    /// generation
+    Step {
+        /// Its name.
+        name: String,
+    },
+    /// Waits for readers. → readers attached
+    WaitReaders {
+        /// Its name.
+        name: String,
+        /// How many.
+        readers: u32,
+        /// Longest wait in milliseconds; 0 = no limit.
+        timeout_ms: u32,
+    },
+    /// Asks for counters. → newest generation, publishes refused, generations
+    /// taken from readers, publishes that waited
+    Stats {
+        /// Its name.
+        name: String,
     },
     /// Ends an arena. → nothing
     End {
@@ -76,6 +99,27 @@ pub enum Request {
     },
 }
 
+/// What a publish does when readers hold all banks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// It is refused.
+    Newest,
+    /// The oldest generation goes.
+    Oldest,
+    /// It waits, at most so many milliseconds; 0 = no limit.
+    Block(u32),
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Newest => f.write_str("discard-newest 0"),
+            Self::Oldest => f.write_str("discard-oldest 0"),
+            Self::Block(timeout_ms) => write!(f, "block {timeout_ms}"),
+        }
+    }
+}
+
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -84,7 +128,15 @@ impl fmt::Display for Request {
                 bytes,
                 chunk_bytes,
                 banks,
-            } => write!(f, "make {name} {bytes} {chunk_bytes} {banks}"),
+                full,
+            } => write!(f, "make {name} {bytes} {chunk_bytes} {banks} {full}"),
+            Self::Step { name } => write!(f, "step {name}"),
+            Self::WaitReaders {
+                name,
+                readers,
+                timeout_ms,
+            } => write!(f, "wait-readers {name} {readers} {timeout_ms}"),
+            Self::Stats { name } => write!(f, "stats {name}"),
             Self::End { name } => write!(f, "end {name}"),
             Self::Warm { name } => write!(f, "warm {name}"),
             Self::Publish { name, count, dirty } => write!(f, "publish {name} {count} {dirty}"),
@@ -110,7 +162,19 @@ impl FromStr for Request {
                 name: words.text("a name")?,
                 bytes: words.number("bytes")?,
                 chunk_bytes: words.number("chunk bytes")?,
-                banks: u32::try_from(words.number("banks")?).map_err(|e| e.to_string())?,
+                banks: words.small("banks")?,
+                full: words.full()?,
+            },
+            "step" => Self::Step {
+                name: words.text("a name")?,
+            },
+            "wait-readers" => Self::WaitReaders {
+                name: words.text("a name")?,
+                readers: words.small("readers")?,
+                timeout_ms: words.small("milliseconds")?,
+            },
+            "stats" => Self::Stats {
+                name: words.text("a name")?,
             },
             "end" => Self::End {
                 name: words.text("a name")?,
@@ -153,6 +217,21 @@ impl Words<'_> {
     fn text(&mut self, what: &str) -> Result<String, String> {
         let word = self.0.next().map(str::to_owned);
         word.ok_or_else(|| format!("{what} is missing"))
+    }
+
+    fn small(&mut self, what: &str) -> Result<u32, String> {
+        u32::try_from(self.number(what)?).map_err(|error| format!("{what}: {error}"))
+    }
+
+    fn full(&mut self) -> Result<Full, String> {
+        let policy = self.text("a policy")?;
+        let timeout_ms = self.small("milliseconds")?;
+        match policy.as_str() {
+            "discard-newest" => Ok(Full::Newest),
+            "discard-oldest" => Ok(Full::Oldest),
+            "block" => Ok(Full::Block(timeout_ms)),
+            other => Err(format!("unknown policy {other:?}")),
+        }
     }
 
     fn number(&mut self, what: &str) -> Result<u64, String> {
@@ -204,7 +283,22 @@ mod tests {
                 bytes: 1 << 28,
                 chunk_bytes: 4096,
                 banks: 2,
+                full: Full::Block(30),
             },
+            Request::Make {
+                name: name(),
+                bytes: 4096,
+                chunk_bytes: 4096,
+                banks: 2,
+                full: Full::Oldest,
+            },
+            Request::Step { name: name() },
+            Request::WaitReaders {
+                name: name(),
+                readers: 2,
+                timeout_ms: 0,
+            },
+            Request::Stats { name: name() },
             Request::End { name: name() },
             Request::Warm { name: name() },
             Request::Publish {
@@ -234,6 +328,9 @@ mod tests {
             "publish big ten 4",
             "end big big",
             "make a 1 1 99999999999",
+            "make a 1 1 2",
+            "make a 1 1 2 sometimes 0",
+            "wait-readers a -1 0",
         ] {
             assert!(line.parse::<Request>().is_err(), "{line:?}");
         }

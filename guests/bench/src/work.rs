@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
-use xasm::{Arena, Chunk, Errno, Options};
+use xasm::{Arena, Chunk, Errno, Options, QueueFull};
 use xasm_bench::pattern::Layout;
-use xasm_bench::protocol::Request;
+use xasm_bench::protocol::{Full, Request};
 
 /// Attempts per wanted generation before a storm gives up.
 const ATTEMPTS_PER_GENERATION: u64 = 100;
@@ -41,7 +41,39 @@ impl Work {
                 bytes,
                 chunk_bytes,
                 banks,
-            } => self.make(name, *bytes, *chunk_bytes, *banks),
+                full,
+            } => {
+                let queue_full = match *full {
+                    Full::Newest => QueueFull::DiscardNewest,
+                    Full::Oldest => QueueFull::DiscardOldest,
+                    Full::Block(timeout_ms) => QueueFull::Block { timeout_ms },
+                };
+                let options = Options {
+                    banks: *banks,
+                    queue_full,
+                    ..Options::default()
+                };
+                self.make(name, *bytes, *chunk_bytes, options)
+            }
+            Request::Step { name } => self.named(name)?.publish_step(),
+            Request::WaitReaders {
+                name,
+                readers,
+                timeout_ms,
+            } => {
+                let attached = self.named(name)?.arena.wait_readers(*readers, *timeout_ms);
+                let attached = attached.map_err(|errno| format!("wait for readers: {errno}"))?;
+                Ok(vec![attached.into()])
+            }
+            Request::Stats { name } => {
+                let stats = self.named(name)?.arena.stats().map_err(text)?;
+                Ok(vec![
+                    stats.generation,
+                    stats.dropped,
+                    stats.discarded,
+                    stats.waited,
+                ])
+            }
             Request::End { name } => {
                 self.copy = Vec::new();
                 self.arenas
@@ -71,15 +103,11 @@ impl Work {
         name: &str,
         bytes: u64,
         chunk_bytes: u64,
-        banks: u32,
+        options: Options,
     ) -> Result<Vec<u64>, String> {
         let chunk = Chunk::from_bytes(chunk_bytes);
         let chunk = chunk.ok_or_else(|| format!("no chunks of {chunk_bytes} bytes"))?;
-        let options = Options {
-            chunk,
-            banks,
-            ..Options::default()
-        };
+        let (banks, options) = (options.banks, Options { chunk, ..options });
         let failed = |errno: Errno| format!("make arena {name} of {bytes} bytes: {errno}");
         let arena = Arena::create(name, bytes, options).map_err(failed)?;
         let backing = arena.stats().map_err(failed)?.backing_page_bytes;
@@ -118,6 +146,12 @@ impl Named {
             self.next_publish()?;
         }
         self.rewrite().map(|_| Vec::new())
+    }
+
+    fn publish_step(&mut self) -> Result<Vec<u64>, String> {
+        let word = self.arena.slice_mut::<u64>(0, 1);
+        word.map_err(text)?.fill(self.step + 1);
+        self.next_publish().map(|generation| vec![generation])
     }
 
     fn next_publish(&mut self) -> Result<u64, String> {

@@ -61,13 +61,22 @@ enum {
 /* xasm_options.flags: reader_gid counts. */
 #define XASM_READER_GID 1u
 
+/* xasm_options.policy: what a publish does when readers hold every bank but the
+ * live one. */
+#define XASM_DISCARD_NEWEST 0u /* -EAGAIN, counted as dropped */
+#define XASM_DISCARD_OLDEST 1u /* takes the oldest from its readers, counted */
+#define XASM_BLOCK 2u          /* waits for them, at most timeout_ms */
+
 /* How an arena is made. All zero, or NULL in its place, is a good choice. */
 struct xasm_options {
 	uint64_t chunk_bytes; /* XASM_CHUNK_4K, XASM_CHUNK_2M; 0 = 2 MiB */
 	uint64_t start;       /* wanted address, see arena_map_backed_region(); 0 = any */
-	uint32_t nr_banks;    /* versions of a chunk at once, 2..16; 0 = 4 */
+	uint32_t nr_banks;    /* versions of a chunk at once, 2..16; 0 = 4; the
+				 queue of published generations has one less */
 	uint32_t flags;       /* XASM_READER_GID or 0 */
 	uint32_t reader_gid;  /* group that may read besides the owner */
+	uint32_t policy;      /* XASM_DISCARD_NEWEST, ..._OLDEST, XASM_BLOCK */
+	uint32_t timeout_ms;  /* of XASM_BLOCK; 0 = no limit */
 	uint32_t reserved;    /* 0 */
 };
 
@@ -116,6 +125,7 @@ int xasm_var(xasm_arena arena, const char *name, uint32_t dtype, uint32_t ndim,
  *
  * -EAGAIN  every bank is held by readers; this state is not published and is
  *          counted as dropped. Go on and publish the next one.
+ * -ETIMEDOUT  XASM_BLOCK waited in vain; counted as dropped
  * -ENOENT  no such arena
  */
 int64_t xasm_publish(xasm_arena arena, uint64_t step, double time);
@@ -164,11 +174,20 @@ int xasm_var_describe(xasm_arena arena, const struct xasm_var_spec *spec);
 struct xasm_stats {
 	uint64_t generation;         /* newest generation */
 	uint64_t dropped;            /* publishes refused */
+	uint64_t discarded;          /* generations taken from their readers */
+	uint64_t waited;             /* publishes that waited for a reader */
 	uint64_t cow_faults;         /* chunks copied */
 	uint64_t held;               /* generations published or leased */
 	uint64_t segid;              /* XEMEM segment id */
 	uint64_t backing_page_bytes; /* host page: 4 KiB or 2 MiB */
 };
+
+/*
+ * Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 = no
+ * limit), so that none misses the first generation. Returns how many there are;
+ * -ETIMEDOUT, -ENOENT.
+ */
+int xasm_wait_readers(xasm_arena arena, uint32_t readers, uint32_t timeout_ms);
 
 /* Fills in `stats`; 0, -ENOENT, or -EINVAL for NULL. */
 int xasm_arena_stats(xasm_arena arena, struct xasm_stats *stats);

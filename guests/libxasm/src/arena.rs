@@ -16,7 +16,9 @@ use crate::mapping::Mapping;
 use crate::var::{Var, field};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
 use enclave_abi::arena::Geometry;
-use enclave_abi::syscall::{ArenaArgs, ArenaStats, POLICY_DISCARD_NEWEST};
+use enclave_abi::syscall::{
+    ArenaArgs, ArenaStats, POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST,
+};
 
 /// Banks when nothing is said: one live, one published, two for readers.
 pub const DEFAULT_BANKS: u32 = 4;
@@ -52,14 +54,34 @@ impl Chunk {
     }
 }
 
+/// What a publish does when readers hold every bank but the live one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueFull {
+    /// The state is not published (EAGAIN) and counted as dropped.
+    #[default]
+    DiscardNewest,
+    /// The oldest generation is taken away from its readers, whose `valid()`
+    /// says so, and counted as discarded.
+    DiscardOldest,
+    /// Waits until a reader gives one back; after so many milliseconds (0 = no
+    /// limit) ETIMEDOUT, counted as dropped.
+    Block {
+        /// The limit.
+        timeout_ms: u32,
+    },
+}
+
 /// How an arena is made; [`Options::default`] suits most programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Copy-on-write granularity.
     pub chunk: Chunk,
     /// Versions of a chunk that can exist at once, 2 to 16; memory is
-    /// `banks` times the arena.
+    /// `banks` times the arena. One is live, so the limit of the queue of
+    /// published generations is `banks - 1`.
     pub banks: u32,
+    /// What happens at that limit.
+    pub queue_full: QueueFull,
     /// Group that may read besides the owner.
     pub reader_gid: Option<u32>,
     /// Wanted address, a multiple of 512 GiB, or 0 for any.
@@ -71,6 +93,7 @@ impl Default for Options {
         Self {
             chunk: Chunk::default(),
             banks: DEFAULT_BANKS,
+            queue_full: QueueFull::default(),
             reader_gid: None,
             start: 0,
         }
@@ -171,9 +194,20 @@ impl Arena {
     ///
     /// # Errors
     /// EAGAIN when every bank is held by readers: this state is not published
-    /// and counted as dropped, the program goes on and may publish the next.
+    /// and counted as dropped, the program goes on and may publish the next;
+    /// ETIMEDOUT when it has waited for them ([`QueueFull::Block`]) in vain.
     pub fn publish(&mut self, step: u64, time: f64) -> Result<u64, Errno> {
         calls::arena_publish(self.mapping.slot(), step, time)
+    }
+
+    /// Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 =
+    /// no limit), so that none misses the first generation; returns how many
+    /// there are.
+    ///
+    /// # Errors
+    /// ETIMEDOUT when they did not come in time.
+    pub fn wait_readers(&self, readers: u32, timeout_ms: u32) -> Result<u32, Errno> {
+        calls::arena_wait_readers(self.mapping.slot(), readers, timeout_ms)
     }
 
     /// Gives the arena a further name; returns the segid.
@@ -221,15 +255,20 @@ pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<Are
     if name == Some("") || !options.start.is_multiple_of(START_ALIGN) {
         return Err(Errno::EINVAL);
     }
+    let (policy, timeout_ms) = match options.queue_full {
+        QueueFull::DiscardNewest => (POLICY_DISCARD_NEWEST, 0),
+        QueueFull::DiscardOldest => (POLICY_DISCARD_OLDEST, 0),
+        QueueFull::Block { timeout_ms } => (POLICY_BLOCK, timeout_ms),
+    };
     Ok(ArenaArgs {
         name: field(name.unwrap_or(""))?,
         size_bytes,
         chunk_bytes,
         nr_banks: options.banks,
-        policy: POLICY_DISCARD_NEWEST,
+        policy,
         start: options.start,
         reader_gid: options.reader_gid.unwrap_or(u32::MAX),
-        pad: 0,
+        timeout_ms,
     })
 }
 

@@ -222,6 +222,23 @@ fn slot(value: u64) -> Result<u32, Errno> {
 
 const _: () = assert!(size_of::<HostCounters>() == size_of::<[u64; 4]>());
 
+/// Waits until `readers` are attached to the arena in `slot`, at most
+/// `timeout_ms` milliseconds (0 = no limit); returns how many there are.
+///
+/// # Errors
+/// ENOENT without such an arena, ETIMEDOUT.
+pub fn arena_wait_readers(slot: u32, readers: u32, timeout_ms: u32) -> Result<u32, Errno> {
+    let args = [
+        u64::from(slot),
+        u64::from(readers),
+        u64::from(timeout_ms),
+        0,
+    ];
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe { syscall(numbers::ARENA_WAIT_READERS, args) };
+    Errno::from_result(result).map(|attached| u32::try_from(attached).unwrap_or(u32::MAX))
+}
+
 /// Has the host send one command interrupt into the enclave if `send` is set,
 /// and makes the same way without it if not, for tests and benchmarks.
 ///

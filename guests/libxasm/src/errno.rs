@@ -53,6 +53,8 @@ errnos! {
     ENOSYS = 38, "not inside an enclave";
     /// The kernel speaks another version of the interface.
     EPROTO = 71, "kernel speaks another version";
+    /// Waited in vain.
+    ETIMEDOUT = 110, "not in time";
     /// A size that does not fit its type.
     EOVERFLOW = 75, "size too large";
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
 use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record, RunArgs};
@@ -29,6 +30,8 @@ use crate::stats::KvmStats;
 
 /// Key of the counter for calls that are not served.
 const UNKNOWN_CALL: u64 = u64::MAX;
+/// Longest pause the kernel may ask for.
+const MAX_PAUSE_MS: u64 = 1000;
 /// Exit status word that says that a program was refused.
 const STATUS_REFUSED: u64 = 1 << 32;
 
@@ -200,6 +203,11 @@ impl Service {
                 [result(named), 0, 0, 0, 0, 0, 0]
             }
             Call::HostCounters => self.counters(),
+            Call::Pause => {
+                self.shared
+                    .pause(Duration::from_millis(a[0].min(MAX_PAUSE_MS)));
+                [0; 7]
+            }
             Call::Interrupt => {
                 self.is_interrupt_wanted |= a[0] == 1;
                 [0; 7]

@@ -159,6 +159,13 @@ impl Shared {
         }
     }
 
+    /// Blocks for `time`, or until there is a command or an end.
+    pub(super) fn pause(&self, time: Duration) {
+        let quiet = |inner: &mut Inner| inner.pending.is_empty() && !inner.stopping;
+        // Whichever it was, the caller looks.
+        let _ = self.changed.wait_timeout_while(self.lock(), time, quiet);
+    }
+
     /// The kernel is up.
     pub(super) fn booted(&self, failed: Option<String>) {
         let mut inner = self.lock();

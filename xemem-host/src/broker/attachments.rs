@@ -197,7 +197,18 @@ impl Broker {
             Want::After(generation) => generation,
         };
         let found = match attachment.policy {
-            Policy::Every => attachment.queue.pop_front(),
+            // What the kernel has taken away since is a gap for this reader.
+            Policy::Every => loop {
+                match attachment.queue.pop_front() {
+                    Some(next) if !segment.leases.is_held(words, next) => {
+                        segment.leases.release(words, next, u64::MAX);
+                        if let Some(known) = self.peers.get_mut(&peer) {
+                            known.leases = known.leases.saturating_sub(1);
+                        }
+                    }
+                    other => break other,
+                }
+            },
             Policy::Latest => {
                 let newest = segment.leases.newest(words, after);
                 if newest.is_some_and(|newest| attachment.delivered.contains(&newest)) {
@@ -314,6 +325,8 @@ impl Broker {
             return;
         }
         let words = segment.words(env);
+        let is_reader = |apid: &&ApId| self.grants.get(apid).is_some_and(Grant::is_attached);
+        let readers = super::count(segment.apids.iter().filter(is_reader).count());
         // Up to which generation every reader that keeps up has had each one.
         let mut had: Option<u64> = None;
         for apid in &segment.apids {
@@ -345,9 +358,11 @@ impl Broker {
             }
         }
         if segment.end_reason.is_none() {
-            let all = u64::from(segment.geometry.nr_banks.saturating_sub(1));
+            let all = segment.geometry.nr_banks.saturating_sub(1);
             let retain = if had.is_some() { all } else { 1 };
-            words.memory.set_retain(words.enclave, words.slot, retain);
+            words
+                .memory
+                .set_retain(words.enclave, words.slot, retain, readers);
             if let Some(had) = had {
                 segment.leases.drop_superseded(words, had);
             }

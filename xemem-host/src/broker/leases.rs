@@ -20,6 +20,10 @@ pub struct Counters {
     pub latest_generation: u64,
     /// Publishes refused.
     pub dropped: u64,
+    /// Generations taken away from their readers.
+    pub discarded: u64,
+    /// Publishes that waited for a reader.
+    pub waited: u64,
 }
 
 /// Memory shared with exporters, as the broker sees it: the server maps it,
@@ -31,8 +35,9 @@ pub trait LeaseMemory {
     fn exchange(&self, enclave: EnclaveId, slot: u32, index: usize, old: u64, new: u64) -> bool;
     /// Clears all words of `slot`.
     fn clear(&self, enclave: EnclaveId, slot: u32);
-    /// Sets how many published generations the kernel keeps.
-    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u64);
+    /// Sets how many published generations the kernel keeps, and tells it how
+    /// many readers there are.
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u32, readers: u32);
     /// Counters in the header.
     fn counters(&self, segid: SegId) -> Counters;
     /// The record of `generation` if it can be read whole.
@@ -79,6 +84,13 @@ impl Leases {
         self.frozen
             .unwrap_or_else(|| words.memory.words(words.enclave, words.slot))
             .map(Slot::decode)
+    }
+
+    /// Whether `generation` still is what its readers leased: a kernel may have
+    /// taken it away from them.
+    pub(super) fn is_held(&self, words: Words<'_>, generation: u64) -> bool {
+        let mut slots = self.slots(words).into_iter();
+        slots.any(|slot| slot.held() == Some(generation))
     }
 
     /// Newest generation after `after` that could be leased now.

@@ -216,7 +216,7 @@ impl Broker {
                 let (enclave, slot) = (segment.enclave, segment.slot);
                 let object_bytes = segment.geometry.object_bytes;
                 env.memory.clear(enclave, slot);
-                env.memory.set_retain(enclave, slot, 1);
+                env.memory.set_retain(enclave, slot, 1, 0);
                 let reply = Reply::Arena {
                     segid,
                     object_bytes,
@@ -435,6 +435,8 @@ impl Broker {
             page_bytes: segment.page_bytes,
             latest_generation: counters.latest_generation,
             dropped: counters.dropped,
+            discarded: counters.discarded,
+            waited: counters.waited,
             throttled: segment.throttled,
             readers: count(segment.apids.iter().filter(attached).count()),
             leases: count(segment.leases.count()),

@@ -18,7 +18,7 @@ use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, GenerationRecord,
 };
-use enclave_abi::lease::{SLOTS, retain_word, slot_word};
+use enclave_abi::lease::{SLOTS, retain_of, retain_word, slot_word};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, ftruncate,
@@ -220,10 +220,11 @@ impl LeaseMemory for Objects {
         }
     }
 
-    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u64) {
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u32, readers: u32) {
         let word = usize::try_from(slot).ok().and_then(retain_word);
         if let Some((page, word)) = self.pages.get(&enclave).zip(word) {
-            page.map.store(word * size_of::<u64>(), count);
+            page.map
+                .store(word * size_of::<u64>(), retain_of(count, readers));
         }
     }
 
@@ -235,6 +236,8 @@ impl LeaseMemory for Objects {
             .map_or_else(Counters::default, |header| Counters {
                 latest_generation: header.latest_generation,
                 dropped: header.dropped,
+                discarded: header.discarded,
+                waited: header.waited,
             })
     }
 

@@ -46,6 +46,10 @@ pub struct SegmentInfo {
     pub latest_generation: u64,
     /// Publishes refused, as the exporter's kernel says.
     pub dropped: u64,
+    /// Generations taken away from their readers.
+    pub discarded: u64,
+    /// Publishes that waited for a reader.
+    pub waited: u64,
     /// Times its doorbell ran over budget.
     pub throttled: u64,
     /// Attachments.
@@ -234,6 +238,8 @@ struct InfoBody {
     chunk_bytes: u64,
     latest_generation: u64,
     dropped: u64,
+    discarded: u64,
+    waited: u64,
     throttled: u64,
     age_ms: u64,
     state: u32,
@@ -435,6 +441,8 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         chunk_bytes: info.chunk_bytes,
         latest_generation: info.latest_generation,
         dropped: info.dropped,
+        discarded: info.discarded,
+        waited: info.waited,
         throttled: info.throttled,
         age_ms: info.age_ms,
         state: info.state as u32,
@@ -485,6 +493,8 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         page_bytes: body.page_bytes,
         latest_generation: body.latest_generation,
         dropped: body.dropped,
+        discarded: body.discarded,
+        waited: body.waited,
         throttled: body.throttled,
         readers: body.readers,
         leases: body.leases,

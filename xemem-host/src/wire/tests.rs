@@ -83,6 +83,8 @@ fn info(segid: u64) -> SegmentInfo {
         page_bytes: 2 << 20,
         latest_generation: 77,
         dropped: 5,
+        discarded: 6,
+        waited: 7,
         throttled: 6,
         readers: 2,
         leases: 3,
@@ -145,7 +147,7 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         (134, 32, Reply::Granted { apid: ApId(5) }),
         (135, 40, Reply::Attached(attached)),
         (136, 88, Reply::Lease(granted)),
-        (137, 3256, Reply::Segments(vec![info(1), info(2)])),
+        (137, 3496, Reply::Segments(vec![info(1), info(2)])),
         (138, 64, Reply::Status(status)),
     ]
 }
@@ -307,8 +309,8 @@ fn numbers_without_meaning_are_refused() {
         (1, 12, "text_bytes"),
         (8, 16, "outcome"),
         (9, 8, "count"),
-        (9, 16 + 184, "state"),
-        (9, 16 + 188, "end_reason"),
+        (9, 16 + 200, "state"),
+        (9, 16 + 204, "end_reason"),
     ];
     for (index, offset, field) in cases {
         let mut bytes = replies()[index].2.encode(0);

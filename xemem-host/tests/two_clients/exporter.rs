@@ -12,7 +12,7 @@ use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, Geometry, VARS_OFFSET,
     VarDesc, bank_in_generation, dtype, log_entry, name_field, state,
 };
-use enclave_abi::lease::{Slot, retain_word, slot_word};
+use enclave_abi::lease::{Slot, retain_count, retain_word, slot_word};
 use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -151,7 +151,8 @@ impl Exporter {
     }
 
     pub(crate) fn retain(&self) -> u64 {
-        self.page.load(retain_word(0).expect("a slot") as u64 * 8)
+        let word = self.page.load(retain_word(0).expect("a slot") as u64 * 8);
+        retain_count(word).into()
     }
 
     /// Generations that are leased.

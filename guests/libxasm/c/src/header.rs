@@ -30,13 +30,13 @@ macro_rules! layout {
 fn assertions() -> String {
     let mut out = String::from("#include \"xasm.h\"\n");
     layout!(out, XasmOptions => "xasm_options" {
-        chunk_bytes, start, nr_banks, flags, reader_gid, reserved
+        chunk_bytes, start, nr_banks, flags, reader_gid, policy, timeout_ms, reserved
     });
     layout!(out, XasmVarSpec => "xasm_var_spec" {
         name, unit, axes, shape, offset, dtype, ndim, order, role, reserved
     });
     layout!(out, ArenaStats => "xasm_stats" {
-        generation, dropped, cow_faults, held, segid, backing_page_bytes
+        generation, dropped, discarded, waited, cow_faults, held, segid, backing_page_bytes
     });
     layout!(out, KernelStats => "xasm_kernel_stats" {
         mode, syscalls, forwarded, interrupts, cow_faults, publishes, free_bytes, flush_method

@@ -11,10 +11,12 @@ use crate::table::{ARENAS, Place};
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use enclave_abi::arena::MAX_NDIM;
+use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST};
 use guest::arena::{DEFAULT_BANKS, pack_args};
 use guest::calls::HostCounters;
 use guest::{
-    ArenaStats, Chunk, Dtype, Errno, KernelStats, Options, Order, Role, Var, available, calls,
+    ArenaStats, Chunk, Dtype, Errno, KernelStats, Options, Order, QueueFull, Role, Var, available,
+    calls,
 };
 
 /// `struct xasm_options`.
@@ -26,6 +28,8 @@ pub struct XasmOptions {
     pub(crate) nr_banks: u32,
     pub(crate) flags: u32,
     pub(crate) reader_gid: u32,
+    pub(crate) policy: u32,
+    pub(crate) timeout_ms: u32,
     pub(crate) reserved: u32,
 }
 
@@ -102,6 +106,14 @@ impl XasmOptions {
             banks: match self.nr_banks {
                 0 => DEFAULT_BANKS,
                 banks => banks,
+            },
+            queue_full: match self.policy {
+                POLICY_DISCARD_NEWEST => QueueFull::DiscardNewest,
+                POLICY_DISCARD_OLDEST => QueueFull::DiscardOldest,
+                POLICY_BLOCK => QueueFull::Block {
+                    timeout_ms: self.timeout_ms,
+                },
+                _ => return Err(Errno::EINVAL),
             },
             reader_gid: (self.flags & READER_GID != 0).then_some(self.reader_gid),
             start: self.start,
@@ -238,6 +250,14 @@ impl XasmVarSpec {
 #[unsafe(no_mangle)]
 pub extern "C" fn xasm_publish(arena: c_int, step: u64, time: f64) -> i64 {
     answer(find(arena).and_then(|place| calls::arena_publish(place.slot, step, time)))
+}
+
+/// See `xasm.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn xasm_wait_readers(arena: c_int, readers: u32, timeout_ms: u32) -> c_int {
+    let attached =
+        find(arena).and_then(|place| calls::arena_wait_readers(place.slot, readers, timeout_ms));
+    answer_int(attached)
 }
 
 /// See `xasm.h`.

@@ -4,7 +4,7 @@
 use super::*;
 use crate::wire::{Access, ArenaMake, EndReason, Hugetlb, LeaseReply, Policy, SegmentState, Want};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES, name_field};
-use enclave_abi::lease::{SLOTS, Slot};
+use enclave_abi::lease::{SLOTS, Slot, retain_count, retain_of, retain_readers};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
@@ -42,16 +42,16 @@ impl LeaseMemory for Fake {
         words.entry((enclave, slot)).or_default()[..SLOTS].fill(0);
     }
 
-    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u64) {
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u32, readers: u32) {
         let mut words = self.words.borrow_mut();
-        words.entry((enclave, slot)).or_default()[SLOTS] = count;
+        words.entry((enclave, slot)).or_default()[SLOTS] = retain_of(count, readers);
     }
 
     fn counters(&self, segid: SegId) -> Counters {
         let latest = self.latest.borrow();
         Counters {
             latest_generation: latest.get(&segid).copied().unwrap_or(0),
-            dropped: 0,
+            ..Counters::default()
         }
     }
 
@@ -73,8 +73,10 @@ impl Fake {
         Slot::decode(self.words(enclave, slot)[index])
     }
 
-    fn retain(&self, enclave: EnclaveId, slot: u32) -> u64 {
-        self.words.borrow()[&(enclave, slot)][SLOTS]
+    /// What the kernel is told to keep, and how many readers there are.
+    fn retain(&self, enclave: EnclaveId, slot: u32) -> (u32, u32) {
+        let word = self.words.borrow()[&(enclave, slot)][SLOTS];
+        (retain_count(word), retain_readers(word))
     }
 }
 

@@ -215,7 +215,7 @@ fn a_latest_reader_skips_what_it_was_too_slow_for() {
         world.ring(segid);
     }
     assert_eq!(world.notified(apid), 3);
-    assert_eq!(world.memory.retain(enclave, 0), 1);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 1));
     assert_eq!(world.leased(READER, apid, 0), Some(3));
 }
 
@@ -227,7 +227,7 @@ fn an_every_reader_gets_each_generation_in_order() {
     world.publish(enclave, segid, 0, 4);
     world.publish(enclave, segid, 1, 5);
     let apid = world.attach(READER, segid, Policy::Every);
-    assert_eq!(world.memory.retain(enclave, 0), 3);
+    assert_eq!(world.memory.retain(enclave, 0), (3, 1));
     // It begins with the newest there is; nobody will ask for the older one.
     assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Empty);
     assert_eq!(world.memory.slot(enclave, 0, 1), Slot::Leased(5));
@@ -245,7 +245,7 @@ fn an_every_reader_gets_each_generation_in_order() {
     assert_eq!(world.memory.slot(enclave, 0, 2), Slot::Published(7));
     assert_eq!(world.memory.slot(enclave, 0, 3), Slot::Empty);
     assert_eq!(world.ask(READER, Request::Detach { apid }), Reply::Ok);
-    assert_eq!(world.memory.retain(enclave, 0), 1);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 0));
 }
 
 #[test]
@@ -303,17 +303,17 @@ fn an_every_reader_that_is_stuck_holds_nothing_more() {
     }
     world.ring(segid);
     assert_eq!(world.status(READER).leases, 15);
-    assert_eq!(world.memory.retain(enclave, 0), 1);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 1));
     assert_eq!(world.leased(READER, apid, 0), Some(1));
     let generation = 1;
     let release = Request::ReleaseLease { apid, generation };
     assert_eq!(world.ask(READER, release), Reply::Ok);
-    assert_eq!(world.memory.retain(enclave, 0), 3);
+    assert_eq!(world.memory.retain(enclave, 0), (3, 1));
     assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Empty);
     world.publish(enclave, segid, 0, 16);
     world.ring(segid);
     assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Leased(16));
-    assert_eq!(world.memory.retain(enclave, 0), 1);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 1));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_dead_reader_gives_everything_back() {
     world.disconnect(READER);
     assert_eq!(world.memory.slot(enclave, 0, 0), Slot::Empty);
     assert_eq!(world.memory.slot(enclave, 0, 1), Slot::Published(2));
-    assert_eq!(world.memory.retain(enclave, 0), 1);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 0));
     assert!(world.broker.grants.is_empty());
     assert_eq!(world.status(OTHER).leases, 0);
 }
@@ -427,7 +427,7 @@ fn one_pass_over_the_words_cannot_skip_a_generation() {
             true
         }
         fn clear(&self, _: EnclaveId, _: u32) {}
-        fn set_retain(&self, _: EnclaveId, _: u32, _: u64) {}
+        fn set_retain(&self, _: EnclaveId, _: u32, _: u32, _: u32) {}
         fn counters(&self, _: SegId) -> Counters {
             Counters::default()
         }

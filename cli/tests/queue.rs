@@ -1,0 +1,267 @@
+//! What a publish does when readers hold every generation: the three policies,
+//! and a rendezvous, with a real kernel, broker and reader.
+//!
+//! The producer is `xasm-bench` (from `cargo xtask image`; folder `$XASM_OUT`,
+//! else `out/`), told what to do line by line; the readers are threads of this
+//! process. Sizes are small, order is forced by what the other side answers.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[expect(dead_code, reason = "builds nothing and needs no busybox")]
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use xemem_host::Stream;
+use xemem_host::wire::Policy;
+
+use support::{enclavectl, finish, require_programs, unique_dir, wait};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const CHUNK: u64 = 4096;
+
+/// An enclave whose program does what it is told.
+struct Producer {
+    run_dir: PathBuf,
+    /// Waited for when it is taken.
+    program: Option<Child>,
+    requests: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Producer {
+    /// With an arena `q` of two chunks.
+    fn new(banks: u32, policy: &str) -> Self {
+        require_programs();
+        let run_dir = unique_dir("queue");
+        let create = "create q --cores 1 --share-cores --mem 64M --no-prefault --backing small";
+        let created = finish(enclavectl(&run_dir).args(create.split(' ')), b"");
+        assert_eq!(created.code, 0, "{}", created.stderr);
+        let mut program = enclavectl(&run_dir)
+            .args(["run", "q", "--"])
+            .arg(bench())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let requests = program.stdin.take();
+        let replies = BufReader::new(program.stdout.take().unwrap());
+        let mut this = Self {
+            run_dir,
+            program: Some(program),
+            requests,
+            replies,
+        };
+        let made = this.ask(&format!("make q {} {CHUNK} {banks} {policy}", 2 * CHUNK));
+        assert!(made.starts_with("ok "), "{made}");
+        this
+    }
+
+    fn tell(&mut self, request: &str) {
+        let requests = self.requests.as_mut().unwrap();
+        writeln!(requests, "{request}").unwrap();
+        requests.flush().unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.replies.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.tell(request);
+        self.answer()
+    }
+
+    /// Newest generation, dropped, discarded, waited.
+    fn stats(&mut self) -> [u64; 4] {
+        let line = self.ask("stats q");
+        let words = line.strip_prefix("ok ").unwrap().split(' ');
+        let numbers: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    }
+
+    fn reader(&self, policy: Policy) -> Stream {
+        let socket = self.run_dir.join("xemem.sock");
+        Stream::attach(&socket, "q", policy, PATIENCE).unwrap()
+    }
+
+    fn listed(&self) -> serde_json::Value {
+        let listed = finish(
+            enclavectl(&self.run_dir).args(["snap", "ls", "--json"]),
+            b"",
+        );
+        let value: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+        value["arenas"][0].clone()
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        // End of input ends the program.
+        self.requests = None;
+        if let Some(mut program) = self.program.take() {
+            wait(&mut program);
+        }
+        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
+            finish(enclavectl(&self.run_dir).args(arguments), b"");
+        }
+        let _ = std::fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+fn bench() -> PathBuf {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
+    let program = out.join("xasm-bench");
+    assert!(
+        program.is_file(),
+        "{} is missing; try: cargo xtask image",
+        program.display()
+    );
+    program
+}
+
+/// The first word of what a reader sees.
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_ne_bytes(bytes.get(..8).unwrap().try_into().unwrap())
+}
+
+#[test]
+fn discard_newest_refuses_and_leaves_the_readers_generation_alone() {
+    let mut producer = Producer::new(2, "discard-newest 0");
+    assert_eq!(producer.ask("step q"), "ok 1");
+    let mut stream = producer.reader(Policy::Latest);
+    let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    let refused = producer.ask("step q");
+    assert!(refused.contains("EAGAIN"), "{refused}");
+    assert_eq!((word(held.as_slice()), held.valid()), (1, true));
+    drop(held);
+    assert_eq!(producer.ask("step q"), "ok 2");
+    assert_eq!(producer.stats(), [2, 1, 0, 0]);
+    assert_eq!(producer.listed()["dropped"], 1);
+}
+
+#[test]
+fn discard_oldest_goes_on_and_tells_the_reader() {
+    let mut producer = Producer::new(3, "discard-oldest 0");
+    assert_eq!(producer.ask("step q"), "ok 1");
+    let mut slow = producer.reader(Policy::Latest);
+    let held = slow.next(Some(PATIENCE)).unwrap().unwrap();
+    // Generation 1 is held, 2 is the newest: 3 finds room, 4 as well.
+    for generation in 2..=9 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    // Only one of three banks was ever needed for it.
+    assert_eq!((word(held.as_slice()), held.valid()), (1, true));
+    let mut other = producer.reader(Policy::Latest);
+    let second = other.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((second.generation(), word(second.as_slice())), (9, 9));
+    // Now both are: the older one goes, and its chunk is written over.
+    assert_eq!(producer.ask("step q"), "ok 10");
+    assert_eq!(producer.ask("step q"), "ok 11");
+    assert!(!held.valid(), "reads {}", word(held.as_slice()));
+    assert!(second.valid());
+    assert_eq!(word(second.as_slice()), 9);
+    drop(held);
+    let next = slow.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((next.generation(), next.valid()), (11, true));
+    drop(next);
+    let [generation, dropped, discarded, waited] = producer.stats();
+    assert_eq!((generation, dropped, waited), (11, 0, 0));
+    assert_eq!(discarded, 1);
+    assert_eq!(producer.listed()["discarded"], 1);
+}
+
+#[test]
+fn a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest() {
+    let mut producer = Producer::new(3, "discard-oldest 0");
+    let mut stream = producer.reader(Policy::Every);
+    for generation in 1..=12 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    let mut seen = Vec::new();
+    while seen.last() != Some(&12) {
+        let snapshot = stream.next(Some(PATIENCE)).unwrap().unwrap();
+        if snapshot.valid() {
+            assert_eq!(word(snapshot.as_slice()), snapshot.generation());
+            seen.push(snapshot.generation());
+        }
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    let [_, dropped, _, _] = producer.stats();
+    assert_eq!(dropped, 0);
+}
+
+#[test]
+fn block_waits_for_the_reader_and_loses_nothing() {
+    let mut producer = Producer::new(2, "block 0");
+    assert_eq!(producer.ask("step q"), "ok 1");
+    let mut stream = producer.reader(Policy::Latest);
+    let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    producer.tell("step q");
+    // It waits: its counter says so before the reader lets go.
+    while producer.listed()["waited"] != 1 {
+        thread::yield_now();
+    }
+    assert_eq!((word(held.as_slice()), held.valid()), (1, true));
+    drop(held);
+    assert_eq!(producer.answer(), "ok 2");
+    let next = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((next.generation(), word(next.as_slice())), (2, 2));
+    drop(next);
+    assert_eq!(producer.stats(), [2, 0, 0, 1]);
+}
+
+#[test]
+fn block_gives_up_in_time_and_counts_it() {
+    let mut producer = Producer::new(2, "block 30");
+    assert_eq!(producer.ask("step q"), "ok 1");
+    let mut stream = producer.reader(Policy::Latest);
+    let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    let refused = producer.ask("step q");
+    assert!(refused.contains("ETIMEDOUT"), "{refused}");
+    drop(held);
+    assert_eq!(producer.ask("step q"), "ok 2");
+    assert_eq!(producer.stats(), [2, 1, 0, 1]);
+}
+
+#[test]
+fn a_program_that_blocks_can_be_killed() {
+    let mut producer = Producer::new(2, "block 0");
+    assert_eq!(producer.ask("step q"), "ok 1");
+    let mut stream = producer.reader(Policy::Latest);
+    let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    producer.tell("step q");
+    while producer.listed()["waited"] != 1 {
+        thread::yield_now();
+    }
+    let mut program = producer.program.take().unwrap();
+    let pid = rustix::process::Pid::from_child(&program);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(wait(&mut program), 143);
+    assert_eq!(word(held.as_slice()), 1);
+}
+
+#[test]
+fn a_rendezvous_waits_for_its_readers() {
+    let mut producer = Producer::new(2, "discard-newest 0");
+    let late = producer.ask("wait-readers q 1 20");
+    assert!(late.contains("ETIMEDOUT"), "{late}");
+    producer.tell("wait-readers q 2 0");
+    let first = producer.reader(Policy::Latest);
+    let second = producer.reader(Policy::Every);
+    assert_eq!(producer.answer(), "ok 2");
+    drop(first);
+    // The broker notices the end of a connection by itself.
+    while producer.listed()["readers"] != 1 {
+        thread::yield_now();
+    }
+    assert_eq!(producer.ask("wait-readers q 1 20"), "ok 1");
+    drop(second);
+}
