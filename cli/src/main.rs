@@ -74,6 +74,9 @@ enum Command {
     /// List and read snapshots.
     #[command(subcommand)]
     Snap(cmd::snap::Snap),
+    /// List what processes and enclaves share.
+    #[command(subcommand)]
+    Xemem(cmd::xemem::Xemem),
     /// Check whether this host is ready.
     Doctor(cmd::doctor::Doctor),
     /// Run the kernel's self-tests here, and print a report for a bug.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
         Command::Snap(verb) => verb.run(format),
+        Command::Xemem(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),
         Command::Selftest(verb) => return verb.run(format),
         Command::Destroy(verb) => verb.run(format),

@@ -28,11 +28,19 @@ mod memory;
 mod peer;
 mod rundir;
 pub mod server;
+mod shared;
 pub mod snapshot;
 pub mod wire;
 
-pub use client::{ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Stream};
+pub use client::{
+    ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Piece, PlainAttachment, Segment,
+    SegmentGrant, SegmentRequest, Signals, Stream, Waited,
+};
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
+pub use shared::{AccessError, SharedMemory};
 pub use snapshot::{Snapshot, VarView};
-pub use wire::{ApId, EndReason, Hugetlb, Policy, SegId, SegmentInfo, SegmentState, Status};
+pub use wire::{
+    Access, ApId, EndReason, Hugetlb, Policy, Role, SegId, SegmentInfo, SegmentKind, SegmentState,
+    Status, Target,
+};

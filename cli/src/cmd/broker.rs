@@ -113,15 +113,19 @@ pub(crate) fn failure(what: &str, error: &ClientError) -> Failure {
             class_of(*source)
         }
         ClientError::Refused { errno, .. } => class_of(*errno),
-        ClientError::Wire(_) | ClientError::Answer | ClientError::Geometry(_) => Class::Protocol,
-        ClientError::Timeout => Class::Timeout,
+        ClientError::Wire(_)
+        | ClientError::Answer
+        | ClientError::Geometry(_)
+        | ClientError::Memory => Class::Protocol,
+        ClientError::Timeout | ClientError::NoAnswer { .. } => Class::Timeout,
         ClientError::Name(_) => Class::Usage,
         ClientError::Snapshot(SnapshotError::NoVariable(_)) => Class::NotFound,
         ClientError::Snapshot(SnapshotError::AbiVersion(_)) => Class::Protocol,
         ClientError::Snapshot(SnapshotError::Runs { .. }) => Class::Resources,
-        ClientError::Start { .. } | ClientError::BrokerGone | ClientError::Snapshot(_) => {
-            Class::Failure
-        }
+        ClientError::Start { .. }
+        | ClientError::BrokerGone
+        | ClientError::Forked
+        | ClientError::Snapshot(_) => Class::Failure,
     };
     let hint = match error {
         ClientError::Connect { .. } => "enclavectl create NAME --mem 512M (it starts the broker)",

@@ -10,3 +10,4 @@ pub(crate) mod selftest;
 pub(crate) mod show;
 pub(crate) mod snap;
 pub(crate) mod version;
+pub(crate) mod xemem;

@@ -12,9 +12,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use enclave_abi::arena::{VarDesc, text};
 use enclave_vmm::failure::{Class, Failure};
 use serde_json::{Value, json};
-use xemem_host::{Policy, SegmentInfo, SegmentState, Snapshot, Stream};
+use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream};
 
 use super::broker;
+use super::xemem::{self, state};
 use crate::figures::{Figures, figure};
 use crate::npy;
 use crate::output::{self, Format};
@@ -88,12 +89,8 @@ impl Snap {
 
 fn list(format: Format) -> Result<(), Failure> {
     let what = "list snapshots";
-    let arenas = match broker::connect(what) {
-        Ok(mut broker) => broker.list().map_err(|e| broker::failure(what, &e))?,
-        // No broker, no snapshots.
-        Err(failure) if failure.class == Class::NotFound => Vec::new(),
-        Err(failure) => return Err(failure),
-    };
+    let mut arenas = xemem::segments(what)?;
+    arenas.retain(|segment| segment.kind == SegmentKind::Arena);
     if format == Format::Json {
         let arenas: Vec<Value> = arenas.iter().map(arena_json).collect();
         return output::json("arenas", &arenas);
@@ -128,14 +125,6 @@ fn list(format: Format) -> Result<(), Failure> {
         "AGE",
     ];
     output::table(&heading, &rows)
-}
-
-fn state(arena: &SegmentInfo) -> &'static str {
-    match arena.state {
-        SegmentState::Making => "making",
-        SegmentState::Live => "live",
-        SegmentState::Ended => "ended",
-    }
 }
 
 fn arena_json(arena: &SegmentInfo) -> Value {

@@ -1,4 +1,4 @@
-//! Access, attachments and leases: the reader's side.
+//! Access, attachments and leases: the importer's side.
 //!
 //! A *grant* is what an apid stands for: one segment, one connection. Once
 //! attached it has a policy. A reader of [`Policy::Every`] has a queue: the
@@ -7,10 +7,14 @@
 //! that does not empty its queue gets no more leases: generations it misses
 //! then show as gaps in their numbers.
 
+use super::segments::Body;
+use super::signals::Subscription;
 use super::{
     Broker, Effect, Env, Fds, MAX_APIDS, MAX_LEASES, Making, PeerId, Refusal, Table, Ticket,
 };
-use crate::wire::{Access, ApId, Attached, EndReason, LeaseReply, Policy, Reply, SegId, Want};
+use crate::wire::{
+    Access, ApId, Attached, EndReason, LeaseReply, Policy, Reply, SegId, Target, Want,
+};
 use enclave_abi::lease::SLOTS;
 use rustix::io::Errno;
 use std::collections::{BTreeSet, VecDeque};
@@ -19,8 +23,14 @@ use std::collections::{BTreeSet, VecDeque};
 #[derive(Debug)]
 pub(super) struct Grant {
     peer: PeerId,
-    segid: SegId,
+    pub(super) segid: SegId,
+    pub(super) access: Access,
+    /// To an arena.
     attachment: Option<Attachment>,
+    /// Pieces of a plain segment attached.
+    pub(super) pieces: u32,
+    /// To signals of a plain segment.
+    pub(super) subscription: Option<Subscription>,
 }
 
 #[derive(Debug)]
@@ -46,7 +56,7 @@ impl Attachment {
 
 impl Grant {
     pub(super) fn is_attached(&self) -> bool {
-        self.attachment.is_some()
+        self.attachment.is_some() || self.pieces > 0
     }
 
     #[cfg(test)]
@@ -70,11 +80,16 @@ impl Broker {
         let segment = self.segments.get(&segid);
         let segment = segment.ok_or(Refusal::NoSegment(segid))?;
         let known = self.peers.get(&peer).ok_or(Refusal::NoSegment(segid))?;
-        if !segment.may_read(&known.credentials) {
+        let is_arena = segment.arena().is_some();
+        if is_arena && access == Access::ReadWrite {
+            return Err(Refusal::ReadOnly);
+        }
+        if !segment.permit.allows(&known.credentials, access) {
             let uid = known.credentials.uid;
             return Err(Refusal::Permission { uid, segid });
         }
-        if access == Access::ReadWrite {
+        // Without any writer in the permit no writable descriptor is kept.
+        if access == Access::ReadWrite && !segment.permit.has_writers() {
             return Err(Refusal::ReadOnly);
         }
         if let Some(reason) = segment.end_reason {
@@ -88,13 +103,15 @@ impl Broker {
             return Err(Refusal::Limit { what, limit });
         }
         let apid = ApId(self.next_id());
-        let attachment = None;
         self.grants.insert(
             apid,
             Grant {
                 peer,
                 segid,
-                attachment,
+                access,
+                attachment: None,
+                pieces: 0,
+                subscription: None,
             },
         );
         if let Some(segment) = self.segments.get_mut(&segid) {
@@ -118,10 +135,11 @@ impl Broker {
             return Err(Refusal::Attached(apid));
         }
         let segid = grant.segid;
-        if let Some(segment) = self.segments.get(&segid)
-            && let Some(reason) = segment.end_reason
-        {
-            return Err(Refusal::SegmentEnded(segid, reason));
+        if let Some(segment) = self.segments.get(&segid) {
+            segment.arena().ok_or(Refusal::NotArena(segid))?;
+            if let Some(reason) = segment.end_reason {
+                return Err(Refusal::SegmentEnded(segid, reason));
+            }
         }
         if let Some(grant) = self.grants.get_mut(&apid) {
             grant.attachment = Some(Attachment {
@@ -133,7 +151,8 @@ impl Broker {
         }
         let making = Making::Notify(apid);
         let ticket = Ticket { peer, seq, making };
-        self.effects.push(Effect::MakeNotify { ticket, apid });
+        let target = Target::Access(apid);
+        self.effects.push(Effect::MakeNotify { ticket, target });
         Ok(())
     }
 
@@ -158,17 +177,20 @@ impl Broker {
         let Some(segment) = self.segments.get(&segid) else {
             return;
         };
+        let Some(arena) = segment.arena() else {
+            return;
+        };
         // A new reader begins with the newest generation there is, not with
         // whatever older ones happen to be held.
         if let Some(attachment) = &mut grant.attachment {
-            let newest = segment.leases.newest(segment.words(env), 0);
+            let newest = arena.leases.newest(arena.words(env), 0);
             attachment.queued = newest.map_or(0, |newest| newest.saturating_sub(1));
         }
         let attached = Attached {
             segid,
-            size_bytes: segment.geometry.size_bytes,
-            chunk_bytes: segment.geometry.chunk_bytes,
-            nr_banks: segment.geometry.nr_banks,
+            size_bytes: arena.geometry.size_bytes,
+            chunk_bytes: arena.geometry.chunk_bytes,
+            nr_banks: arena.geometry.nr_banks,
             page_bytes: segment.page_bytes,
         };
         let fds = Fds::Attachment(segid, apid);
@@ -191,7 +213,9 @@ impl Broker {
         let attachment = attachment.ok_or(Refusal::NotAttached(apid))?;
         let segment = self.segments.get_mut(&segid);
         let segment = segment.ok_or(Refusal::NoSegment(segid))?;
-        let words = segment.words(env);
+        let end_reason = segment.end_reason;
+        let arena = segment.arena_mut().ok_or(Refusal::NotArena(segid))?;
+        let words = arena.words(env);
         let after = match want {
             Want::Latest => 0,
             Want::After(generation) => generation,
@@ -200,8 +224,8 @@ impl Broker {
             // What the kernel has taken away since is a gap for this reader.
             Policy::Every => loop {
                 match attachment.queue.pop_front() {
-                    Some(next) if !segment.leases.is_held(words, next) => {
-                        segment.leases.release(words, next, u64::MAX);
+                    Some(next) if !arena.leases.is_held(words, next) => {
+                        arena.leases.release(words, next, u64::MAX);
                         if let Some(known) = self.peers.get_mut(&peer) {
                             known.leases = known.leases.saturating_sub(1);
                         }
@@ -210,7 +234,7 @@ impl Broker {
                 }
             },
             Policy::Latest => {
-                let newest = segment.leases.newest(words, after);
+                let newest = arena.leases.newest(words, after);
                 if newest.is_some_and(|newest| attachment.delivered.contains(&newest)) {
                     // Held by this reader already: one lease is enough.
                     newest
@@ -218,7 +242,7 @@ impl Broker {
                     let (what, limit) = (Table::Leases, MAX_LEASES);
                     return Err(Refusal::Limit { what, limit });
                 } else {
-                    let leased = segment.leases.lease_newest(words, after);
+                    let leased = arena.leases.lease_newest(words, after);
                     if let (Some(_), Some(known)) = (leased, self.peers.get_mut(&peer)) {
                         known.leases += 1;
                     }
@@ -227,7 +251,7 @@ impl Broker {
             }
         };
         let Some(generation) = found else {
-            return Ok(ended_or_none(segment.end_reason));
+            return Ok(ended_or_none(end_reason));
         };
         attachment.delivered.insert(generation);
         let record = env.memory.record(segid, generation).unwrap_or_default();
@@ -258,7 +282,10 @@ impl Broker {
         if !self.grant(peer, apid)?.is_attached() {
             return Err(Refusal::NotAttached(apid));
         }
-        self.end_attachment(apid, env);
+        match self.grants.get_mut(&apid) {
+            Some(grant) if grant.pieces > 0 => grant.pieces -= 1,
+            _ => self.end_attachment(apid, env),
+        }
         Ok(())
     }
 
@@ -279,6 +306,10 @@ impl Broker {
         let Some(grant) = self.grants.remove(&apid) else {
             return;
         };
+        if grant.subscription.is_some() {
+            let target = Target::Access(apid);
+            self.effects.push(Effect::DropNotify(target));
+        }
         if let Some(known) = self.peers.get_mut(&grant.peer) {
             known.apids.remove(&apid);
         }
@@ -299,15 +330,16 @@ impl Broker {
         for generation in attachment.queue.into_iter().chain(attachment.delivered) {
             self.give_back(peer, segid, generation, env);
         }
-        self.effects.push(Effect::DropNotify(apid));
+        self.effects.push(Effect::DropNotify(Target::Access(apid)));
         self.advance(segid, env);
     }
 
     fn give_back(&mut self, peer: PeerId, segid: SegId, generation: u64, env: Env<'_>) {
         let latest = env.memory.counters(segid).latest_generation;
-        if let Some(segment) = self.segments.get_mut(&segid) {
-            let words = segment.words(env);
-            segment.leases.release(words, generation, latest);
+        let segment = self.segments.get_mut(&segid);
+        if let Some(arena) = segment.and_then(|segment| segment.arena_mut()) {
+            let words = arena.words(env);
+            arena.leases.release(words, generation, latest);
         }
         if let Some(known) = self.peers.get_mut(&peer) {
             known.leases = known.leases.saturating_sub(1);
@@ -324,7 +356,10 @@ impl Broker {
         if segment.page_bytes == 0 {
             return;
         }
-        let words = segment.words(env);
+        let Body::Arena(arena) = &mut segment.body else {
+            return;
+        };
+        let words = arena.words(env);
         let is_reader = |apid: &&ApId| self.grants.get(apid).is_some_and(Grant::is_attached);
         let readers = super::count(segment.apids.iter().filter(is_reader).count());
         // Up to which generation every reader that keeps up has had each one.
@@ -342,12 +377,12 @@ impl Broker {
             if attachment.policy != Policy::Every {
                 continue;
             }
-            for generation in segment.leases.after(words, attachment.queued) {
+            for generation in arena.leases.after(words, attachment.queued) {
                 if attachment.is_stuck() || peer.leases >= MAX_LEASES {
                     break;
                 }
                 attachment.queued = generation;
-                if segment.leases.lease(words, generation) {
+                if arena.leases.lease(words, generation) {
                     attachment.queue.push_back(generation);
                     peer.leases += 1;
                 }
@@ -358,19 +393,19 @@ impl Broker {
             }
         }
         if segment.end_reason.is_none() {
-            let all = segment.geometry.nr_banks.saturating_sub(1);
+            let all = arena.geometry.nr_banks.saturating_sub(1);
             let retain = if had.is_some() { all } else { 1 };
             words
                 .memory
                 .set_retain(words.enclave, words.slot, retain, readers);
             if let Some(had) = had {
-                segment.leases.drop_superseded(words, had);
+                arena.leases.drop_superseded(words, had);
             }
         }
     }
 
     /// The grant if it belongs to this very connection.
-    fn grant(&self, peer: PeerId, apid: ApId) -> Result<&Grant, Refusal> {
+    pub(super) fn grant(&self, peer: PeerId, apid: ApId) -> Result<&Grant, Refusal> {
         let grant = self.grants.get(&apid);
         grant
             .filter(|grant| grant.peer == peer)

@@ -1,17 +1,66 @@
-//! How often an arena's doorbell may cost the broker work.
+//! How often a doorbell, or the signals of a segment, may cost the broker work.
 //!
-//! One [`TokenBucket`] per doorbell: an enclave that rings in a loop is read
-//! ten times a second, its rings coalesced by the eventfd, and counted. The
-//! doorbell is never lost, only late. Time is an argument.
+//! One [`Meter`] per segment: an enclave that rings in a loop is read ten
+//! times a second, its rings coalesced by the eventfd, and counted; a process
+//! that signals in a loop has its signals handed on ten times a second. Neither
+//! is ever lost, only late. Time is an argument.
 
 /// Rings a doorbell may give per second, and at once.
 pub const RINGS_PER_SECOND: u64 = 20_000;
 /// How long a doorbell over budget is not looked at.
 pub const PAUSE_MS: u64 = 100;
 
-/// Budget of one doorbell, in thousandths of a ring.
+/// A budget, and what happens when it is spent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TokenBucket {
+pub(super) struct Meter {
+    bucket: TokenBucket,
+    paused_until_ms: Option<u64>,
+    throttled: u64,
+}
+
+impl Meter {
+    pub(super) fn new(rings_per_second: u64, now_ms: u64) -> Self {
+        Self {
+            bucket: TokenBucket::new(rings_per_second, now_ms),
+            paused_until_ms: None,
+            throttled: 0,
+        }
+    }
+
+    /// Takes `rings`; `false` if that is over budget: a pause begins.
+    #[must_use]
+    pub(super) fn take(&mut self, rings: u64, now_ms: u64) -> bool {
+        let within = self.bucket.take(rings, now_ms);
+        if !within {
+            self.paused_until_ms = Some(now_ms.saturating_add(PAUSE_MS));
+            self.throttled = self.throttled.saturating_add(1);
+        }
+        within
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused_until_ms.is_some()
+    }
+
+    pub(super) fn paused_until(&self) -> Option<u64> {
+        self.paused_until_ms
+    }
+
+    /// Ends a pause whose time is over, or any without `now_ms`; tells whether.
+    pub(super) fn resume(&mut self, now_ms: Option<u64>) -> bool {
+        let over = |until: u64| now_ms.is_none_or(|now| until <= now);
+        self.paused_until_ms.take_if(|until| over(*until)).is_some()
+    }
+
+    /// Pauses so far.
+    pub(super) fn throttled(&self) -> u64 {
+        self.throttled
+    }
+}
+
+/// Budget in thousandths of a ring.
+#[derive(Clone, Copy, Debug)]
+struct TokenBucket {
     rings_per_second: u64,
     millirings: u64,
     filled_ms: u64,
@@ -19,7 +68,7 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// A full bucket that refills at `rings_per_second` and holds one second.
-    pub(super) fn new(rings_per_second: u64, now_ms: u64) -> Self {
+    fn new(rings_per_second: u64, now_ms: u64) -> Self {
         Self {
             rings_per_second,
             millirings: rings_per_second.saturating_mul(1000),
@@ -29,7 +78,7 @@ impl TokenBucket {
 
     /// Takes `rings`; `false` if that is over budget (the bucket is empty then).
     #[must_use]
-    pub(super) fn take(&mut self, rings: u64, now_ms: u64) -> bool {
+    fn take(&mut self, rings: u64, now_ms: u64) -> bool {
         // rings/s × ms = thousandths of a ring.
         let elapsed_ms = now_ms.saturating_sub(self.filled_ms);
         let full = self.rings_per_second.saturating_mul(1000);

@@ -4,7 +4,7 @@
 //! effect that can fail has a [`Ticket`], handed back with the outcome.
 
 use super::{EnclaveId, PeerId};
-use crate::wire::{ApId, Hugetlb, Reply, SegId};
+use crate::wire::{Access, ApId, Hugetlb, Reply, SegId, Target};
 
 /// Descriptors to go along with a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,14 @@ pub enum Fds {
     LeasePage(EnclaveId),
     /// The arena's read-write memfd and its doorbell.
     Arena(SegId),
-    /// The read-only memfd of the segment and the notify eventfd of the apid.
+    /// The arena's read-only memfd and the notify eventfd of the apid.
     Attachment(SegId, ApId),
+    /// The exporter's read-write memfd of a plain segment.
+    Segment(SegId),
+    /// An importer's memfd of a plain segment.
+    Memory(SegId, Access),
+    /// A wait eventfd.
+    Wait(Target),
 }
 
 /// Whom to answer once an effect is carried out, and what it was.
@@ -33,6 +39,8 @@ pub(super) enum Making {
     Arena(SegId),
     Sealed(SegId),
     Notify(ApId),
+    Segment(SegId),
+    Subscription(Target),
 }
 
 /// What the server has to do.
@@ -74,23 +82,50 @@ pub enum Effect {
         /// Its id.
         segid: SegId,
     },
-    /// Make the eventfd of an attachment, then `finish`.
-    MakeNotify {
+    /// Make the object of a plain segment, then `finish` with the page bytes.
+    MakeSegment {
         /// For `finish`.
         ticket: Ticket,
         /// Its id.
-        apid: ApId,
+        segid: SegId,
+        /// Bytes.
+        size_bytes: u64,
+        /// Pages to use; `Auto` falls back.
+        hugetlb: Hugetlb,
     },
-    /// Signal an attachment.
-    Notify(ApId),
+    /// Seal the object and make the importers' descriptors, then `finish`.
+    SealSegment {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Its id.
+        segid: SegId,
+        /// Whether any importer may write.
+        writable: bool,
+    },
+    /// Make an eventfd to wait at, then `finish`.
+    MakeNotify {
+        /// For `finish`.
+        ticket: Ticket,
+        /// Whose.
+        target: Target,
+    },
+    /// Add to an eventfd.
+    Notify {
+        /// Whose.
+        target: Target,
+        /// How much.
+        count: u64,
+    },
     /// Stop watching a doorbell.
     PauseDoorbell(SegId),
     /// Watch it again.
     ResumeDoorbell(SegId),
-    /// Close the eventfd of an attachment.
-    DropNotify(ApId),
+    /// Close an eventfd.
+    DropNotify(Target),
     /// Forget the arena object.
     DropArena(SegId),
+    /// Forget the object of a plain segment.
+    DropSegment(SegId),
     /// Forget the lease page.
     DropLeasePage(EnclaveId),
     /// Close a connection; [`super::Broker::disconnected`] has been dealt with.

@@ -11,22 +11,26 @@
 //! [`Broker::take_effects`] in order. A segment lives like this:
 //!
 //! ```text
-//!  ArenaMake ──► Making ──ArenaMapped──► Live ──ArenaEnd, Remove──► Ended ──► gone
-//!                  └──────────── exporter's connection closes ───────▲   when the last
-//!                                                                       apid is released
+//!  ArenaMake, SegmentMake ──► Making ──Mapped──► Live ──ArenaEnd, Remove──► Ended ──► gone
+//!                                └──────── exporter's connection closes ──────▲   when the last
+//!                                                                                apid is released
 //! ```
 //!
 //! Promises: no input panics; tables are bounded; a refused request changes
 //! nothing; when a peer is gone, so are its leases, subscriptions and apids.
 //! Does not know what a descriptor is, nor who may connect.
 
+mod arenas;
 mod attachments;
 mod doorbells;
 mod effect;
 mod leases;
 mod names;
+mod permits;
+mod plain;
 mod refusal;
 mod segments;
+mod signals;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +39,9 @@ pub use effect::{Effect, Fds, Ticket};
 pub use leases::{Counters, LeaseMemory};
 pub use refusal::{Operation, Refusal, Table};
 
-use crate::wire::{ApId, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError};
+use crate::wire::{
+    ApId, EndReason, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError,
+};
 use attachments::Grant;
 use effect::Making;
 use names::{Name, Names};
@@ -51,6 +57,8 @@ pub const MAX_CLIENTS_PER_USER: usize = 128;
 pub const MAX_SEGMENTS: usize = 1024;
 /// Most segments of one user other than root and the broker's own.
 pub const MAX_SEGMENTS_PER_USER: usize = 512;
+/// Most bytes of one plain segment: more than any machine has.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 46;
 /// Most apids of one client.
 pub const MAX_APIDS: usize = 256;
 /// Most leases of one client, queued ones included.
@@ -108,6 +116,8 @@ struct Peer {
     credentials: Credentials,
     role: Option<Role>,
     enclave: Option<EnclaveId>,
+    /// Plain segments it exports, none of them ended.
+    segments: BTreeSet<SegId>,
     apids: BTreeSet<ApId>,
     /// Leases over all apids, bounded by [`MAX_LEASES`].
     leases: usize,
@@ -188,6 +198,7 @@ impl Broker {
                 credentials,
                 role: None,
                 enclave: None,
+                segments: BTreeSet::new(),
                 apids: BTreeSet::new(),
                 leases: 0,
             },
@@ -200,9 +211,13 @@ impl Broker {
             return;
         };
         let (apids, enclave) = (gone.apids.clone(), gone.enclave);
+        let segments = gone.segments.clone();
         self.names.stop_waiting(peer);
         for apid in apids {
             self.release_grant(apid, env);
+        }
+        for segid in segments {
+            self.end_segment(segid, EndReason::ExporterGone, env);
         }
         if let Some(enclave) = enclave {
             self.exporter_gone(enclave, env);
@@ -253,8 +268,10 @@ impl Broker {
         match making {
             Making::LeasePage(enclave) => self.lease_page_made(peer, seq, enclave, result),
             Making::Arena(segid) => self.arena_made(peer, seq, segid, result, env),
-            Making::Sealed(segid) => self.arena_sealed(peer, seq, segid, result, env),
+            Making::Segment(segid) => self.segment_made(peer, seq, segid, result, env),
+            Making::Sealed(segid) => self.sealed(peer, seq, segid, result, env),
             Making::Notify(apid) => self.notify_made(peer, seq, apid, result, env),
+            Making::Subscription(target) => self.subscription_made(peer, seq, target, result),
         }
     }
 
@@ -275,7 +292,7 @@ impl Broker {
         for (peer, waiter) in self.names.expired(env.now_ms) {
             self.refuse(peer, waiter.seq, &Refusal::NameTimeout);
         }
-        self.resume_doorbells(env.now_ms);
+        self.resume(env.now_ms);
         let linger_ms = self.settings.linger_ms;
         let idle = |since: u64| since.saturating_add(linger_ms) <= env.now_ms;
         if self.idle_since_ms.is_some_and(idle) {
@@ -298,8 +315,8 @@ impl Broker {
                 self.register_enclave(peer, seq, &name).map(|()| None)
             }
             Request::ArenaMake(ref make) => self.arena_make(peer, seq, make, env).map(|()| None),
-            Request::ArenaMapped { segid } => self.arena_mapped(peer, seq, segid).map(|()| None),
-            Request::ArenaName { segid, name } => self.arena_name(peer, segid, &name).map(ok),
+            Request::Mapped { segid } => self.mapped(peer, seq, segid).map(|()| None),
+            Request::Name { segid, name } => self.name(peer, segid, &name).map(ok),
             Request::ArenaEnd { segid, reason } => self.arena_end(peer, segid, reason, env).map(ok),
             Request::Lookup { name, timeout_ms } => self.lookup(peer, seq, &name, timeout_ms, env),
             Request::Get { segid, access } => self.get(peer, segid, access).map(Some),
@@ -317,6 +334,16 @@ impl Broker {
             Request::List { after } => Ok(Some(self.list(after, env))),
             Request::Status => Ok(Some(Reply::Status(self.status(env)))),
             Request::Shutdown { force } => self.shutdown(peer, force).map(ok),
+            Request::SegmentMake(ref make) => {
+                self.segment_make(peer, seq, make, env).map(|()| None)
+            }
+            Request::SegmentAttach { apid, offset, len } => {
+                let attached = self.segment_attach(peer, seq, apid, offset, len);
+                attached.map(|()| None)
+            }
+            Request::Subscribe { target } => self.subscribe(peer, seq, target).map(|()| None),
+            Request::Signal { target } => self.signal(peer, target, env).map(ok),
+            Request::Info { segid } => self.look_at(segid, env).map(Some),
         }
     }
 
@@ -379,9 +406,11 @@ impl Broker {
         let enclaves = self.enclaves.len();
         let attachments = self.grants.values().filter(|grant| grant.is_attached());
         let attachments = attachments.count();
-        if !force && enclaves + attachments > 0 {
+        let segments = self.peers.values().map(|peer| peer.segments.len()).sum();
+        if !force && enclaves + segments + attachments > 0 {
             return Err(Refusal::Busy {
                 enclaves,
+                segments,
                 attachments,
             });
         }

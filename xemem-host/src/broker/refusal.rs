@@ -18,6 +18,9 @@ pub enum Refusal {
     /// A consumer asked for what only exporters do.
     #[error("only an exporter with a registered enclave may do this")]
     NotExporter,
+    /// A consumer wanted to make a segment.
+    #[error("only an exporter may make segments")]
+    Role,
     /// The exporter has an enclave already.
     #[error("this connection has registered its enclave already")]
     Registered,
@@ -60,6 +63,36 @@ pub enum Refusal {
     /// 2 MiB pages behind 4 KiB chunks.
     #[error("2 MiB pages need chunks of 2 MiB, not {0} bytes")]
     HugetlbChunk(u64),
+    /// No such size of a segment.
+    #[error("a segment cannot have {0} bytes: whole pages, or 0 if it is only for signals")]
+    Size(u64),
+    /// No such mode.
+    #[error("mode {0:#o} has bits beyond 0777")]
+    Mode(u32),
+    /// A piece outside the segment, empty, or not beginning at a page.
+    #[error("no piece of {len} bytes at {offset} in {size_bytes} bytes on pages of {page_bytes}")]
+    Piece {
+        /// Where it should begin.
+        offset: u64,
+        /// Its bytes.
+        len: u64,
+        /// Bytes of the segment.
+        size_bytes: u64,
+        /// Bytes of its pages.
+        page_bytes: u32,
+    },
+    /// An arena where a plain segment belongs.
+    #[error("{0} is an arena, not a plain segment")]
+    NotPlain(SegId),
+    /// A plain segment where an arena belongs.
+    #[error("{0} is a plain segment, not an arena")]
+    NotArena(SegId),
+    /// The segment was not made for signals.
+    #[error("{0} was not made to be signalled")]
+    NotSignallable(SegId),
+    /// Subscribed before.
+    #[error("there is a subscription already")]
+    Subscribed,
     /// The peer is neither owner nor reader.
     #[error("uid {uid} may not do this with {segid}")]
     Permission {
@@ -100,10 +133,14 @@ pub enum Refusal {
     #[error("only the broker's own user or root may end it")]
     ShutdownPermission,
     /// Shutdown while in use.
-    #[error("still in use by {enclaves} enclaves and {attachments} attachments")]
+    #[error(
+        "still in use: enclaves {enclaves}, plain segments {segments}, attachments {attachments}"
+    )]
     Busy {
         /// Registered enclaves.
         enclaves: usize,
+        /// Plain segments that have not ended.
+        segments: usize,
         /// Attachments.
         attachments: usize,
     },
@@ -145,6 +182,10 @@ pub enum Operation {
     MakeArena,
     /// See [`super::Effect::SealArena`].
     SealArena,
+    /// See [`super::Effect::MakeSegment`].
+    MakeSegment,
+    /// See [`super::Effect::SealSegment`].
+    SealSegment,
     /// See [`super::Effect::MakeNotify`].
     MakeNotify,
 }
@@ -155,6 +196,8 @@ impl core::fmt::Display for Operation {
             Self::MakeLeasePage => "make a lease page",
             Self::MakeArena => "make an arena object",
             Self::SealArena => "seal an arena object",
+            Self::MakeSegment => "make a segment object",
+            Self::SealSegment => "seal a segment object",
             Self::MakeNotify => "make a notify eventfd",
         })
     }
@@ -167,16 +210,20 @@ impl Refusal {
         match self {
             Self::Hello => Errno::PROTO,
             Self::AbiVersion(_) => Errno::PROTONOSUPPORT,
-            Self::NotExporter | Self::ShutdownPermission => Errno::PERM,
-            Self::Registered | Self::NameTaken | Self::Attached(_) => Errno::EXIST,
+            Self::NotExporter | Self::Role | Self::ShutdownPermission => Errno::PERM,
+            Self::Registered | Self::NameTaken | Self::Attached(_) | Self::Subscribed => {
+                Errno::EXIST
+            }
             Self::Name | Self::Slot(_) | Self::Geometry(_) | Self::HugetlbChunk(_) => Errno::INVAL,
+            Self::Size(_) | Self::Mode(_) | Self::Piece { .. } => Errno::INVAL,
+            Self::NotPlain(_) | Self::NotArena(_) => Errno::INVAL,
             Self::TooManyNames(_) => Errno::MLINK,
             Self::NoName | Self::NoSegment(_) => Errno::NOENT,
             Self::NameTimeout => Errno::TIMEDOUT,
             Self::LookupPending | Self::SlotTaken(_) | Self::Busy { .. } => Errno::BUSY,
             Self::SegmentState(_) => Errno::BADFD,
             Self::SegmentEnded(..) => Errno::IDRM,
-            Self::Permission { .. } | Self::ReadOnly => Errno::ACCESS,
+            Self::Permission { .. } | Self::ReadOnly | Self::NotSignallable(_) => Errno::ACCESS,
             Self::NoAccess(_) => Errno::BADF,
             Self::NotAttached(_) => Errno::NOTCONN,
             Self::NotLeased { .. } => Errno::NODATA,

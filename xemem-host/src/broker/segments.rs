@@ -1,50 +1,51 @@
-//! Enclaves and their arenas: the exporter's side, and lists of segments.
+//! Segments of both kinds: names, ends, lists.
 //!
-//! The state of a segment is drawn in [`super`]. A segment keeps the slot
-//! words of its enclave's lease page until it ends; from then on the slot may
-//! belong to another arena.
+//! The state of a segment is drawn in [`super`]. What only arenas do is in
+//! [`super::arenas`], what only plain segments do in [`super::plain`] and
+//! [`super::signals`].
 
-use super::doorbells::{PAUSE_MS, TokenBucket};
-use super::leases::{Leases, Words};
+use super::arenas::Arena;
+use super::doorbells::Meter;
 use super::names::{NAMES_PER_SEGMENT, Name};
+use super::permits::Permit;
+use super::plain::Plain;
 use super::{
-    Broker, Credentials, Effect, Enclave, EnclaveId, Env, Fds, MAX_SEGMENTS, MAX_SEGMENTS_PER_USER,
-    Making, PeerId, Refusal, Table, Ticket, count,
+    Broker, Effect, Env, MAX_SEGMENTS, MAX_SEGMENTS_PER_USER, Making, PeerId, Refusal, Table,
+    Ticket, count,
 };
 use crate::wire::{
-    ApId, ArenaMake, EndReason, Hugetlb, LIST_PAGE, Reply, Role, SegId, SegmentInfo, SegmentState,
+    ApId, EndReason, LIST_PAGE, Reply, SegId, SegmentInfo, SegmentKind, SegmentState, Target,
+    WAIT_END,
 };
-use enclave_abi::addr::LARGE_PAGE_SIZE;
-use enclave_abi::arena::{Geometry, NAME_BYTES};
-use enclave_abi::lease::MAX_ARENAS;
+use enclave_abi::arena::NAME_BYTES;
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-/// Group id that means nobody.
-const NO_GROUP: u32 = u32::MAX;
+/// What a segment is.
+#[derive(Debug)]
+pub(super) enum Body {
+    Arena(Box<Arena>),
+    Plain(Plain),
+}
 
-/// An exported arena.
+/// An exported segment.
 #[derive(Debug)]
 pub(super) struct Segment {
-    pub(super) enclave: EnclaveId,
-    pub(super) slot: u32,
-    exporter: PeerId,
-    enclave_name: Name,
-    first_name: Option<Name>,
-    nr_names: usize,
-    owner_uid: u32,
-    reader_gid: u32,
-    pub(super) geometry: Geometry,
+    pub(super) body: Body,
+    pub(super) exporter: PeerId,
+    pub(super) enclave_name: Option<Name>,
+    pub(super) first_name: Option<Name>,
+    pub(super) nr_names: usize,
+    pub(super) permit: Permit,
+    /// 0 until there is an object.
     pub(super) page_bytes: u32,
-    state: SegmentState,
+    pub(super) state: SegmentState,
     pub(super) end_reason: Option<EndReason>,
-    made_ms: u64,
-    pub(super) leases: Leases,
+    pub(super) made_ms: u64,
     /// Apids granted for it, attached or not.
     pub(super) apids: BTreeSet<ApId>,
-    bucket: TokenBucket,
-    paused_until_ms: Option<u64>,
-    throttled: u64,
+    /// Of its doorbell, or of its signals.
+    pub(super) meter: Meter,
 }
 
 impl Segment {
@@ -53,140 +54,41 @@ impl Segment {
     }
 
     pub(super) fn paused_until(&self) -> Option<u64> {
-        self.paused_until_ms
+        self.meter.paused_until()
     }
 
-    pub(super) fn words<'a>(&self, env: Env<'a>) -> Words<'a> {
-        Words {
-            memory: env.memory,
-            enclave: self.enclave,
-            slot: self.slot,
+    pub(super) fn arena(&self) -> Option<&Arena> {
+        match &self.body {
+            Body::Arena(arena) => Some(arena),
+            Body::Plain(_) => None,
         }
     }
 
-    fn is_owner(&self, peer: &Credentials) -> bool {
-        peer.uid == 0 || peer.uid == self.owner_uid
+    pub(super) fn arena_mut(&mut self) -> Option<&mut Arena> {
+        match &mut self.body {
+            Body::Arena(arena) => Some(arena),
+            Body::Plain(_) => None,
+        }
     }
 
-    pub(super) fn may_read(&self, peer: &Credentials) -> bool {
-        let in_group = peer.gid == self.reader_gid || peer.groups.contains(&self.reader_gid);
-        self.is_owner(peer) || (self.reader_gid != NO_GROUP && in_group)
+    pub(super) fn plain(&self) -> Option<&Plain> {
+        match &self.body {
+            Body::Arena(_) => None,
+            Body::Plain(plain) => Some(plain),
+        }
+    }
+
+    pub(super) fn plain_mut(&mut self) -> Option<&mut Plain> {
+        match &mut self.body {
+            Body::Arena(_) => None,
+            Body::Plain(plain) => Some(plain),
+        }
     }
 }
 
 impl Broker {
-    pub(super) fn register_enclave(
-        &mut self,
-        peer: PeerId,
-        seq: u32,
-        name: &[u8; NAME_BYTES],
-    ) -> Result<(), Refusal> {
-        let name = Name::required(name)?;
-        let exporter = self.peers.get(&peer).ok_or(Refusal::NotExporter)?;
-        if exporter.role != Some(Role::Exporter) {
-            return Err(Refusal::NotExporter);
-        }
-        if exporter.enclave.is_some() {
-            return Err(Refusal::Registered);
-        }
-        if self.enclaves.values().any(|enclave| enclave.name == name) {
-            return Err(Refusal::NameTaken);
-        }
-        let enclave = EnclaveId(self.next_id());
-        let slots = BTreeMap::new();
-        self.enclaves.insert(enclave, Enclave { name, slots });
-        if let Some(exporter) = self.peers.get_mut(&peer) {
-            exporter.enclave = Some(enclave);
-        }
-        let making = Making::LeasePage(enclave);
-        let ticket = Ticket { peer, seq, making };
-        self.effects.push(Effect::MakeLeasePage { ticket, enclave });
-        Ok(())
-    }
-
-    pub(super) fn lease_page_made(
-        &mut self,
-        peer: PeerId,
-        seq: u32,
-        enclave: EnclaveId,
-        result: Result<u64, Errno>,
-    ) {
-        match result {
-            Ok(_) => self.reply_with(peer, seq, Reply::LeasePage, Fds::LeasePage(enclave)),
-            Err(errno) => {
-                self.enclaves.remove(&enclave);
-                if let Some(exporter) = self.peers.get_mut(&peer) {
-                    exporter.enclave = None;
-                }
-                let operation = super::Operation::MakeLeasePage;
-                self.refuse(peer, seq, &Refusal::System(operation, errno));
-            }
-        }
-    }
-
-    pub(super) fn arena_make(
-        &mut self,
-        peer: PeerId,
-        seq: u32,
-        make: &ArenaMake,
-        env: Env<'_>,
-    ) -> Result<(), Refusal> {
-        let exporter = self.peers.get(&peer).ok_or(Refusal::NotExporter)?;
-        let owner_uid = exporter.credentials.uid;
-        let id = exporter.enclave.ok_or(Refusal::NotExporter)?;
-        let enclave = self.enclaves.get(&id).ok_or(Refusal::NotExporter)?;
-        let enclave_name = enclave.name.clone();
-        if usize::try_from(make.slot).map_or(true, |slot| slot >= MAX_ARENAS) {
-            return Err(Refusal::Slot(make.slot));
-        }
-        if enclave.slots.contains_key(&make.slot) {
-            return Err(Refusal::SlotTaken(make.slot));
-        }
-        let geometry = Geometry::new(make.size_bytes, make.chunk_bytes, make.nr_banks)
-            .map_err(Refusal::Geometry)?;
-        let hugetlb = hugetlb_for(make.hugetlb, make.chunk_bytes)?;
-        self.room_for_segment(owner_uid)?;
-        let first_name = Name::optional(&make.name)?;
-        let segid = SegId(self.next_id());
-        if let Some(name) = first_name.clone() {
-            self.names.take(name, segid)?;
-        }
-        let segment = Segment {
-            enclave: id,
-            slot: make.slot,
-            exporter: peer,
-            enclave_name,
-            nr_names: usize::from(first_name.is_some()),
-            first_name,
-            owner_uid,
-            reader_gid: make.reader_gid,
-            geometry,
-            page_bytes: 0,
-            state: SegmentState::Making,
-            end_reason: None,
-            made_ms: env.now_ms,
-            leases: Leases::default(),
-            apids: BTreeSet::new(),
-            bucket: TokenBucket::new(self.settings.rings_per_second, env.now_ms),
-            paused_until_ms: None,
-            throttled: 0,
-        };
-        self.segments.insert(segid, segment);
-        if let Some(enclave) = self.enclaves.get_mut(&id) {
-            enclave.slots.insert(make.slot, segid);
-        }
-        let making = Making::Arena(segid);
-        self.effects.push(Effect::MakeArena {
-            ticket: Ticket { peer, seq, making },
-            segid,
-            object_bytes: geometry.object_bytes,
-            hugetlb,
-        });
-        Ok(())
-    }
-
-    fn room_for_segment(&self, owner_uid: u32) -> Result<(), Refusal> {
-        let of_user = |segment: &&Segment| segment.owner_uid == owner_uid;
+    pub(super) fn room_for_segment(&self, owner_uid: u32) -> Result<(), Refusal> {
+        let of_user = |segment: &&Segment| segment.permit.owner_uid == owner_uid;
         let nr_of_user = self.segments.values().filter(of_user).count();
         let limit = if self.segments.len() >= MAX_SEGMENTS {
             MAX_SEGMENTS
@@ -199,56 +101,28 @@ impl Broker {
         Err(Refusal::Limit { what, limit })
     }
 
-    pub(super) fn arena_made(
-        &mut self,
-        peer: PeerId,
-        seq: u32,
-        segid: SegId,
-        result: Result<u64, Errno>,
-        env: Env<'_>,
-    ) {
-        let Some(segment) = self.segments.get_mut(&segid) else {
-            return;
-        };
-        match result {
-            Ok(page_bytes) => {
-                segment.page_bytes = u32::try_from(page_bytes).unwrap_or(0);
-                let (enclave, slot) = (segment.enclave, segment.slot);
-                let object_bytes = segment.geometry.object_bytes;
-                env.memory.clear(enclave, slot);
-                env.memory.set_retain(enclave, slot, 1, 0);
-                let reply = Reply::Arena {
-                    segid,
-                    object_bytes,
-                    page_bytes,
-                };
-                self.reply_with(peer, seq, reply, Fds::Arena(segid));
-            }
-            Err(errno) => {
-                self.end_segment(segid, EndReason::Removed, env);
-                let operation = super::Operation::MakeArena;
-                self.refuse(peer, seq, &Refusal::System(operation, errno));
-            }
-        }
-    }
-
-    pub(super) fn arena_mapped(
-        &mut self,
-        peer: PeerId,
-        seq: u32,
-        segid: SegId,
-    ) -> Result<(), Refusal> {
+    pub(super) fn mapped(&mut self, peer: PeerId, seq: u32, segid: SegId) -> Result<(), Refusal> {
         let segment = self.exported_by(peer, segid)?;
         if segment.state != SegmentState::Making {
             return Err(Refusal::SegmentState(segid));
         }
         let making = Making::Sealed(segid);
         let ticket = Ticket { peer, seq, making };
-        self.effects.push(Effect::SealArena { ticket, segid });
+        let writable = segment.permit.has_writers();
+        match &segment.body {
+            Body::Arena(_) => self.effects.push(Effect::SealArena { ticket, segid }),
+            // There is nothing to seal.
+            Body::Plain(plain) if plain.size_bytes == 0 => self.go_live(peer, seq, segid),
+            Body::Plain(_) => self.effects.push(Effect::SealSegment {
+                ticket,
+                segid,
+                writable,
+            }),
+        }
         Ok(())
     }
 
-    pub(super) fn arena_sealed(
+    pub(super) fn sealed(
         &mut self,
         peer: PeerId,
         seq: u32,
@@ -256,13 +130,21 @@ impl Broker {
         result: Result<u64, Errno>,
         env: Env<'_>,
     ) {
-        if let Err(errno) = result {
-            // Half sealed is no state to go on from.
-            self.end_segment(segid, EndReason::Removed, env);
-            let operation = super::Operation::SealArena;
-            self.refuse(peer, seq, &Refusal::System(operation, errno));
+        let Err(errno) = result else {
+            self.go_live(peer, seq, segid);
             return;
-        }
+        };
+        let plain = self.segments.get(&segid).and_then(Segment::plain);
+        let operation = match plain {
+            Some(_) => super::Operation::SealSegment,
+            None => super::Operation::SealArena,
+        };
+        // Half sealed is no state to go on from.
+        self.end_segment(segid, EndReason::Removed, env);
+        self.refuse(peer, seq, &Refusal::System(operation, errno));
+    }
+
+    fn go_live(&mut self, peer: PeerId, seq: u32, segid: SegId) {
         if let Some(segment) = self.segments.get_mut(&segid) {
             segment.state = SegmentState::Live;
         }
@@ -270,7 +152,7 @@ impl Broker {
         self.wake_lookups(segid);
     }
 
-    pub(super) fn arena_name(
+    pub(super) fn name(
         &mut self,
         peer: PeerId,
         segid: SegId,
@@ -295,21 +177,6 @@ impl Broker {
         Ok(())
     }
 
-    pub(super) fn arena_end(
-        &mut self,
-        peer: PeerId,
-        segid: SegId,
-        reason: EndReason,
-        env: Env<'_>,
-    ) -> Result<(), Refusal> {
-        let segment = self.exported_by(peer, segid)?;
-        // A segment that was removed meanwhile has ended already: fine.
-        if segment.end_reason.is_none() {
-            self.end_segment(segid, reason, env);
-        }
-        Ok(())
-    }
-
     pub(super) fn remove(
         &mut self,
         peer: PeerId,
@@ -320,7 +187,7 @@ impl Broker {
         let segment = segment.ok_or(Refusal::NoSegment(segid))?;
         let credentials = self.credentials(peer);
         let credentials = credentials.ok_or(Refusal::NoSegment(segid))?;
-        if !segment.is_owner(credentials) {
+        if !segment.permit.is_owner(credentials) {
             let uid = credentials.uid;
             return Err(Refusal::Permission { uid, segid });
         }
@@ -331,19 +198,10 @@ impl Broker {
         Ok(())
     }
 
-    /// The connection of `enclave` is gone, so its kernel is, too.
-    pub(super) fn exporter_gone(&mut self, enclave: EnclaveId, env: Env<'_>) {
-        let slots = self.enclaves.get(&enclave).map(|gone| gone.slots.clone());
-        for segid in slots.unwrap_or_default().into_values() {
-            self.end_segment(segid, EndReason::ExporterGone, env);
-        }
-        self.enclaves.remove(&enclave);
-        self.effects.push(Effect::DropLeasePage(enclave));
-    }
-
-    /// Ends a segment once: queues what readers of each generation still may
-    /// get, cuts it off the lease page, frees names and slot, wakes readers.
-    fn end_segment(&mut self, segid: SegId, reason: EndReason, env: Env<'_>) {
+    /// Ends a segment once: its names are free, and whoever waits is told. Of
+    /// an arena, queues what readers of each generation still may get and cuts
+    /// it off the lease page; of a plain segment, hands out pending signals.
+    pub(super) fn end_segment(&mut self, segid: SegId, reason: EndReason, env: Env<'_>) {
         self.advance(segid, env);
         let Some(segment) = self.segments.get_mut(&segid) else {
             return;
@@ -351,20 +209,32 @@ impl Broker {
         if segment.end_reason.is_some() {
             return;
         }
-        segment.leases.freeze(segment.words(env));
         segment.end_reason = Some(reason);
         segment.state = SegmentState::Ended;
-        segment.paused_until_ms = None;
-        let (enclave, slot) = (segment.enclave, segment.slot);
-        let apids = segment.apids.clone();
-        env.memory.clear(enclave, slot);
+        let _ = segment.meter.resume(None);
+        let (exporter, apids) = (segment.exporter, segment.apids.clone());
         self.names.free(segid);
-        if let Some(enclave) = self.enclaves.get_mut(&enclave) {
-            enclave.slots.remove(&slot);
-        }
-        self.effects.push(Effect::PauseDoorbell(segid));
-        for apid in apids {
-            self.effects.push(Effect::Notify(apid));
+        match &mut segment.body {
+            Body::Arena(arena) => {
+                arena.leases.freeze(arena.words(env));
+                let (enclave, slot) = (arena.enclave, arena.slot);
+                env.memory.clear(enclave, slot);
+                if let Some(enclave) = self.enclaves.get_mut(&enclave) {
+                    enclave.slots.remove(&slot);
+                }
+                self.effects.push(Effect::PauseDoorbell(segid));
+                for apid in apids {
+                    let target = Target::Access(apid);
+                    self.effects.push(Effect::Notify { target, count: 1 });
+                }
+            }
+            Body::Plain(_) => {
+                if let Some(peer) = self.peers.get_mut(&exporter) {
+                    peer.segments.remove(&segid);
+                }
+                self.deliver(segid, WAIT_END);
+                self.end_exporters_subscription(segid);
+            }
         }
         self.forget_if_unused(segid);
     }
@@ -373,38 +243,28 @@ impl Broker {
     pub(super) fn forget_if_unused(&mut self, segid: SegId) {
         let unused = |segment: &Segment| segment.end_reason.is_some() && segment.apids.is_empty();
         if self.segments.get(&segid).is_some_and(unused) {
-            self.segments.remove(&segid);
-            self.effects.push(Effect::DropArena(segid));
+            let gone = self.segments.remove(&segid);
+            let memory = gone.as_ref().and_then(Segment::plain);
+            match memory.map(|plain| plain.size_bytes) {
+                None => self.effects.push(Effect::DropArena(segid)),
+                Some(0) => {}
+                Some(_) => self.effects.push(Effect::DropSegment(segid)),
+            }
         }
     }
 
-    /// The doorbell of `segid` rang `rings` times since it was last read.
-    pub fn doorbell(&mut self, segid: SegId, rings: u64, env: Env<'_>) {
-        let Some(segment) = self.segments.get_mut(&segid) else {
-            return;
+    /// Ends the pauses of doorbells and signals that are over.
+    pub(super) fn resume(&mut self, now_ms: u64) {
+        let over = |(segid, segment): (&SegId, &mut Segment)| {
+            let over = segment.meter.resume(Some(now_ms));
+            over.then_some((*segid, segment.arena().is_some()))
         };
-        if !segment.is_live() {
-            return;
-        }
-        if !segment.bucket.take(rings, env.now_ms) {
-            segment.paused_until_ms = Some(env.now_ms.saturating_add(PAUSE_MS));
-            segment.throttled = segment.throttled.saturating_add(1);
-            self.throttled = self.throttled.saturating_add(1);
-            self.effects.push(Effect::PauseDoorbell(segid));
-        }
-        let apids = segment.apids.clone();
-        self.advance(segid, env);
-        let attached = |apid: &ApId| self.grants.get(apid).is_some_and(super::Grant::is_attached);
-        let attached: Vec<ApId> = apids.into_iter().filter(attached).collect();
-        self.effects
-            .extend(attached.into_iter().map(Effect::Notify));
-    }
-
-    pub(super) fn resume_doorbells(&mut self, now_ms: u64) {
-        for (&segid, segment) in &mut self.segments {
-            if segment.paused_until_ms.is_some_and(|until| until <= now_ms) {
-                segment.paused_until_ms = None;
+        let resumed: Vec<_> = self.segments.iter_mut().filter_map(over).collect();
+        for (segid, is_arena) in resumed {
+            if is_arena {
                 self.effects.push(Effect::ResumeDoorbell(segid));
+            } else {
+                self.deliver(segid, 0);
             }
         }
     }
@@ -415,6 +275,12 @@ impl Broker {
         Reply::Segments(infos.map(|(&id, seg)| self.info(id, seg, env)).collect())
     }
 
+    pub(super) fn look_at(&self, segid: SegId, env: Env<'_>) -> Result<Reply, Refusal> {
+        let segment = self.segments.get(&segid);
+        let segment = segment.ok_or(Refusal::NoSegment(segid))?;
+        Ok(Reply::Segments(vec![self.info(segid, segment, env)]))
+    }
+
     fn info(&self, segid: SegId, segment: &Segment, env: Env<'_>) -> SegmentInfo {
         let attached = |apid: &&ApId| {
             self.grants
@@ -423,31 +289,40 @@ impl Broker {
         };
         let counters = env.memory.counters(segid);
         let name = segment.first_name.as_ref().map_or("", Name::as_str);
+        let enclave = segment.enclave_name.as_ref().map_or("", Name::as_str);
+        let (arena, plain) = (segment.arena(), segment.plain());
+        let size_bytes = match &segment.body {
+            Body::Arena(arena) => arena.geometry.size_bytes,
+            Body::Plain(plain) => plain.size_bytes,
+        };
         SegmentInfo {
             segid,
+            kind: arena.map_or(SegmentKind::Plain, |_| SegmentKind::Arena),
             name: name.to_owned(),
-            enclave: segment.enclave_name.as_str().to_owned(),
+            enclave: enclave.to_owned(),
             state: segment.state,
             end_reason: segment.end_reason,
-            size_bytes: segment.geometry.size_bytes,
-            chunk_bytes: segment.geometry.chunk_bytes,
-            nr_banks: segment.geometry.nr_banks,
+            size_bytes,
+            chunk_bytes: arena.map_or(0, |arena| arena.geometry.chunk_bytes),
+            nr_banks: arena.map_or(0, |arena| arena.geometry.nr_banks),
             page_bytes: segment.page_bytes,
             latest_generation: counters.latest_generation,
             dropped: counters.dropped,
             discarded: counters.discarded,
             waited: counters.waited,
-            throttled: segment.throttled,
+            signals: plain.map_or(0, |plain| plain.signals),
+            throttled: segment.meter.throttled(),
             readers: count(segment.apids.iter().filter(attached).count()),
-            leases: count(segment.leases.count()),
-            owner_uid: segment.owner_uid,
-            reader_gid: segment.reader_gid,
+            leases: arena.map_or(0, |arena| count(arena.leases.count())),
+            owner_uid: segment.permit.owner_uid,
+            gid: segment.permit.gid,
+            mode: segment.permit.mode,
             age_ms: env.now_ms.saturating_sub(segment.made_ms),
         }
     }
 
     /// The segment if this very connection exports it.
-    fn exported_by(&self, peer: PeerId, segid: SegId) -> Result<&Segment, Refusal> {
+    pub(super) fn exported_by(&self, peer: PeerId, segid: SegId) -> Result<&Segment, Refusal> {
         let segment = self.segments.get(&segid);
         let segment = segment.ok_or(Refusal::NoSegment(segid))?;
         if segment.exporter == peer {
@@ -461,14 +336,5 @@ impl Broker {
         for (peer, waiter) in self.names.found(segid) {
             self.reply(peer, waiter.seq, Reply::Segment { segid });
         }
-    }
-}
-
-/// Pages for chunks of `chunk_bytes`: large pages only behind large chunks.
-fn hugetlb_for(wanted: Hugetlb, chunk_bytes: u64) -> Result<Hugetlb, Refusal> {
-    match wanted {
-        Hugetlb::Yes if chunk_bytes != LARGE_PAGE_SIZE => Err(Refusal::HugetlbChunk(chunk_bytes)),
-        Hugetlb::Auto if chunk_bytes != LARGE_PAGE_SIZE => Ok(Hugetlb::No),
-        other => Ok(other),
     }
 }

@@ -5,6 +5,7 @@ use crate::wire::WireError;
 use enclave_abi::arena::GeometryError;
 use rustix::io::Errno;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a request did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,18 @@ pub enum ClientError {
     /// Nothing came in time.
     #[error("nothing came within the time given")]
     Timeout,
+    /// The broker did not answer in time. What was asked may yet be done.
+    #[error("the broker did not answer within {limit:?}")]
+    NoAnswer {
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The connection was made before fork(2), by the parent.
+    #[error("this connection belongs to the process that forked; connect again")]
+    Forked,
+    /// The broker handed out memory that it could take away again.
+    #[error("the broker handed out memory that is too short, or could shrink")]
+    Memory,
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     System {
@@ -71,6 +84,24 @@ impl ClientError {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
             _ => None,
+        }
+    }
+
+    /// The error as a Linux number: the broker's own if it refused, ETIMEDOUT
+    /// whenever time ran out, ECONNRESET if the broker is gone, ESTALE after
+    /// fork(2), EPROTO if it answers nonsense.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Refused { errno, .. } => *errno,
+            Self::Connect { source, .. } | Self::System { source, .. } => *source,
+            Self::Timeout | Self::NoAnswer { .. } => Errno::TIMEDOUT,
+            Self::BrokerGone => Errno::CONNRESET,
+            Self::Forked => Errno::STALE,
+            Self::Name(_) => Errno::INVAL,
+            Self::Start { .. } => Errno::CONNREFUSED,
+            Self::Wire(_) | Self::Answer | Self::Geometry(_) | Self::Memory => Errno::PROTO,
+            Self::Snapshot(_) => Errno::IO,
         }
     }
 }

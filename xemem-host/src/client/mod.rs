@@ -1,26 +1,32 @@
 //! The blocking client: what VMM, command line and analytics ask the broker.
 //!
 //! [`Broker`] is one connection, one request at a time. [`Stream`] follows one
-//! arena on a connection of its own. A connection's apids and leases end with
-//! it, whatever happens to the process, because the kernel closes it.
+//! arena on a connection of its own; plain segments share a connection. Apids,
+//! leases and exported segments end with their connection, whatever happens to
+//! the process, because the kernel closes it.
 
+mod connection;
 mod error;
+mod segments;
+mod signals;
 mod start;
 mod stream;
 
+pub use connection::ANSWER_WITHIN;
 pub use error::ClientError;
+pub use segments::{Piece, PlainAttachment, Segment, SegmentGrant, SegmentRequest};
+pub use signals::{Signals, Waited};
 pub(crate) use stream::Held;
 pub use stream::Stream;
 
-use crate::wire::socket::{Packet, receive, send};
+use crate::broker::MAX_SEGMENTS;
 use crate::wire::{
     Access, ApId, ArenaMake, Attached, EndReason, Hugetlb, LeaseReply, Policy, Reply, Request,
-    Role, SegId, SegmentInfo, Status, Want, WireError,
+    Role, SegId, SegmentInfo, Status, Want,
 };
+use connection::Connection;
 use enclave_abi::arena::{Geometry, NAME_BYTES, name_field};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,8 +81,7 @@ pub struct Attachment {
 /// A connection to the broker.
 #[derive(Debug)]
 pub struct Broker {
-    socket: OwnedFd,
-    seq: u32,
+    connection: Connection,
 }
 
 impl Broker {
@@ -91,23 +96,9 @@ impl Broker {
     /// Connects in a role.
     ///
     /// # Errors
-    /// As [`Broker::connect`].
+    /// As [`Broker::connect`]; ETIMEDOUT if the broker does not answer.
     pub fn connect_as(socket: &Path, role: Role) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect {
-            path: socket.to_owned(),
-            source,
-        };
-        let flags = SocketFlags::CLOEXEC;
-        let fd =
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
-        let address = SocketAddrUnix::new(socket).map_err(failed)?;
-        connect(&fd, &address).map_err(failed)?;
-        let mut broker = Self { socket: fd, seq: 0 };
-        let abi_version = enclave_abi::ABI_VERSION;
-        match broker.call(&Request::Hello { role, abi_version })? {
-            (Reply::Welcome { .. }, _) => Ok(broker),
-            _ => Err(ClientError::Answer),
-        }
+        Self::open(socket, role, ANSWER_WITHIN)
     }
 
     /// Connects, starting `broker_exe` first if nobody listens.
@@ -178,16 +169,16 @@ impl Broker {
     /// # Errors
     /// The arena is not this connection's, or not waiting for this.
     pub fn arena_mapped(&mut self, segid: SegId) -> Result<(), ClientError> {
-        self.done(&Request::ArenaMapped { segid })
+        self.mapped(segid)
     }
 
-    /// Gives an arena a further name.
+    /// Gives an arena or segment a further name.
     ///
     /// # Errors
     /// The name is taken (EEXIST), or there are too many.
     pub fn arena_name(&mut self, segid: SegId, name: &str) -> Result<(), ClientError> {
         let name = field(name)?;
-        self.done(&Request::ArenaName { segid, name })
+        self.done(&Request::Name { segid, name })
     }
 
     /// Ends an arena: no further generation will come.
@@ -207,7 +198,9 @@ impl Broker {
         let name = field(name)?;
         let timeout = timeout.map_or(0, |timeout| timeout.as_millis());
         let timeout_ms = u32::try_from(timeout).unwrap_or(u32::MAX);
-        match self.call(&Request::Lookup { name, timeout_ms })?.0 {
+        let more = Duration::from_millis(timeout_ms.into());
+        let request = Request::Lookup { name, timeout_ms };
+        match self.call_patiently(&request, more)?.0 {
             Reply::Segment { segid } => Ok(segid),
             _ => Err(ClientError::Answer),
         }
@@ -224,7 +217,8 @@ impl Broker {
     /// Asks for access.
     ///
     /// # Errors
-    /// As [`Broker::get`]; arenas refuse to be written (EACCES).
+    /// EACCES if the permit does not say so; arenas, and segments whose mode
+    /// lets nobody write, refuse to be written by anybody. EIDRM if it ended.
     pub fn get_for(&mut self, segid: SegId, access: Access) -> Result<ApId, ClientError> {
         match self.call(&Request::Get { segid, access })?.0 {
             Reply::Granted { apid } => Ok(apid),
@@ -262,8 +256,8 @@ impl Broker {
             if page.is_empty() {
                 return Ok(all);
             }
-            // Ids ascend, so this ends whatever the broker sends.
-            if page.iter().any(|info| info.segid <= after) {
+            // Bounded, whatever the broker sends.
+            if page.iter().any(|info| info.segid <= after) || all.len() > MAX_SEGMENTS {
                 return Err(ClientError::Answer);
             }
             all.extend(page);
@@ -289,7 +283,7 @@ impl Broker {
         self.done(&Request::Shutdown { force })
     }
 
-    /// Asks for the memory behind `apid` and begins a subscription. Most
+    /// Asks for the arena behind `apid` and begins a subscription. Most
     /// readers want a [`Stream`], which does all of this.
     ///
     /// # Errors
@@ -337,64 +331,13 @@ impl Broker {
         self.done(&Request::ReleaseLease { apid, generation })
     }
 
-    /// Ends the attachment of `apid` with its leases; the access stays.
+    /// Ends the attachment of `apid` with its leases, or one of its pieces of a
+    /// plain segment; the access stays.
     ///
     /// # Errors
     /// ENOTCONN if `apid` is not attached.
     pub fn detach(&mut self, apid: ApId) -> Result<(), ClientError> {
         self.done(&Request::Detach { apid })
-    }
-
-    /// The connection: readable only when the broker is gone.
-    #[must_use]
-    pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    fn done(&mut self, request: &Request) -> Result<(), ClientError> {
-        match self.call(request)?.0 {
-            Reply::Ok => Ok(()),
-            _ => Err(ClientError::Answer),
-        }
-    }
-
-    /// One request, one reply.
-    fn call(&mut self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-        self.seq = self.seq.wrapping_add(1);
-        let sent = send(&self.socket, &request.encode(self.seq), &[]);
-        // A broker that has hung up may have said why before; the kernel
-        // reports the hanging up first, once.
-        let received = match receive(&self.socket) {
-            Err(Errno::CONNRESET) => receive(&self.socket),
-            other => other,
-        };
-        let packet = match (sent, received) {
-            (_, Ok(packet)) if !packet.bytes.is_empty() => packet,
-            (Ok(()) | Err(Errno::PIPE | Errno::CONNRESET), Ok(_))
-            | (_, Err(Errno::PIPE | Errno::CONNRESET)) => return Err(ClientError::BrokerGone),
-            (Err(source), _) | (_, Err(source)) => {
-                let what = "talk to the broker";
-                return Err(ClientError::System { what, source });
-            }
-        };
-        self.answer(packet)
-    }
-
-    fn answer(&self, packet: Packet) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-        let (seq, reply) = Reply::decode(&packet.bytes)?;
-        let (got, want) = (packet.fds.len(), reply.nr_fds());
-        if packet.fds_cut || got != want {
-            return Err(WireError::Fds { got, want }.into());
-        }
-        match reply {
-            Reply::Error { errno, text } => {
-                let errno = i32::try_from(errno).unwrap_or(0);
-                let errno = Errno::from_raw_os_error(errno);
-                Err(ClientError::Refused { errno, text })
-            }
-            _ if seq != self.seq => Err(ClientError::Answer),
-            reply => Ok((reply, packet.fds)),
-        }
     }
 }
 

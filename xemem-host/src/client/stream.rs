@@ -189,8 +189,8 @@ impl Stream {
         let socket = self.broker.socket();
         let mut fds = [
             PollFd::new(&self.notify, PollFlags::IN),
-            // The broker says nothing unasked: this wakes up when it is gone.
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
+            // Nothing asked for: this wakes up when the broker hangs up.
+            PollFd::from_borrowed_fd(socket, PollFlags::empty()),
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => Err(ClientError::Timeout),

@@ -7,12 +7,13 @@
 //! not read its replies is dropped. A client's mistake ends that client only.
 
 mod objects;
+mod plain;
 mod signals;
 mod startup;
 
 use crate::broker::{Broker, Effect, Env, Fds, PeerId, Settings, Ticket};
 use crate::wire::socket::{Packet, receive, send};
-use crate::wire::{Reply, Request, SegId, WireError, seq_of};
+use crate::wire::{Reply, Request, SegId, Target, WireError, seq_of};
 use objects::Objects;
 use rustix::event::Timespec;
 use rustix::event::epoll;
@@ -306,11 +307,28 @@ impl Server {
                 let watched = sealed.and_then(|()| self.watch(segid));
                 return Outcome::Finished(ticket, watched.map(|()| 0));
             }
-            Effect::MakeNotify { ticket, apid } => {
-                let made = self.objects.make_notify(apid);
+            Effect::MakeSegment {
+                ticket,
+                segid,
+                size_bytes,
+                hugetlb,
+            } => {
+                let made = self.objects.make_segment(segid, size_bytes, hugetlb);
+                return Outcome::Finished(ticket, made);
+            }
+            Effect::SealSegment {
+                ticket,
+                segid,
+                writable,
+            } => {
+                let sealed = self.objects.seal_segment(segid, writable);
+                return Outcome::Finished(ticket, sealed.map(|()| 0));
+            }
+            Effect::MakeNotify { ticket, target } => {
+                let made = self.objects.make_notify(target);
                 return Outcome::Finished(ticket, made.map(|()| 0));
             }
-            Effect::Notify(apid) => self.objects.notify(apid),
+            Effect::Notify { target, count } => self.objects.notify(target, count),
             Effect::PauseDoorbell(segid) => {
                 if let Some(fd) = self.objects.doorbell(segid) {
                     // Not watched if the arena never was sealed.
@@ -321,8 +339,9 @@ impl Server {
                 // Out of memory at worst; the reader's next request advances.
                 let _ = self.watch(segid);
             }
-            Effect::DropNotify(apid) => self.objects.drop_notify(apid),
+            Effect::DropNotify(target) => self.objects.drop_notify(target),
             Effect::DropArena(segid) => self.objects.drop_arena(segid),
+            Effect::DropSegment(segid) => self.objects.drop_segment(segid),
             Effect::DropLeasePage(enclave) => self.objects.drop_lease_page(enclave),
             Effect::Disconnect(peer) => self.close(peer),
             Effect::Exit => self.done = true,
@@ -347,8 +366,13 @@ impl Server {
                 .map(|(memory, doorbell)| vec![memory, doorbell]),
             Fds::Attachment(segid, apid) => objects
                 .sealed_arena(segid)
-                .zip(objects.notify_fd(apid))
+                .zip(objects.notify_fd(Target::Access(apid)))
                 .map(|(memory, notify)| vec![memory, notify]),
+            Fds::Segment(segid) => objects.open_segment(segid).map(|memory| vec![memory]),
+            Fds::Memory(segid, access) => objects
+                .segment_memory(segid, access)
+                .map(|memory| vec![memory]),
+            Fds::Wait(target) => objects.notify_fd(target).map(|wait| vec![wait]),
         };
         let sent = self.connections.get(&peer).zip(fds).map(|(socket, fds)| {
             debug_assert_eq!(fds.len(), reply.nr_fds(), "descriptors of {reply:?}");

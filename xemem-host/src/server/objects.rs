@@ -11,9 +11,10 @@
 //!
 //! Reads of shared memory are copies; what they mean the broker judges.
 
+use super::plain::PlainObject;
 use crate::broker::{Counters, EnclaveId, LeaseMemory};
 use crate::memory::Mapping;
-use crate::wire::{ApId, Hugetlb, SegId};
+use crate::wire::{Access, Hugetlb, SegId, Target};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, GenerationRecord,
@@ -35,7 +36,7 @@ const HEADER_BYTES: usize = 0x2000;
 /// Where the kernel says how many 2 MiB pages are free.
 const FREE_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 /// Seals of every object from its first moment.
-const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+pub(super) const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 /// Seals of an arena that others may attach.
 const ARENA_SEALS: SealFlags = SIZE_SEALS
     .union(SealFlags::FUTURE_WRITE)
@@ -67,7 +68,8 @@ enum ArenaMemory {
 pub(super) struct Objects {
     pages: BTreeMap<EnclaveId, LeasePage>,
     arenas: BTreeMap<SegId, Arena>,
-    notifies: BTreeMap<ApId, OwnedFd>,
+    segments: BTreeMap<SegId, PlainObject>,
+    notifies: BTreeMap<Target, OwnedFd>,
 }
 
 impl Objects {
@@ -86,11 +88,12 @@ impl Objects {
         object_bytes: u64,
         hugetlb: Hugetlb,
     ) -> Result<u64, Errno> {
+        let name = "xemem-arena";
         let (fd, page_bytes) = match hugetlb {
-            Hugetlb::No => arena_object(object_bytes, PAGE_SIZE)?,
-            Hugetlb::Yes => arena_object(object_bytes, LARGE_PAGE_SIZE)?,
-            Hugetlb::Auto => arena_object(object_bytes, LARGE_PAGE_SIZE)
-                .or_else(|_| arena_object(object_bytes, PAGE_SIZE))?,
+            Hugetlb::No => object(name, object_bytes, PAGE_SIZE)?,
+            Hugetlb::Yes => object(name, object_bytes, LARGE_PAGE_SIZE)?,
+            Hugetlb::Auto => object(name, object_bytes, LARGE_PAGE_SIZE)
+                .or_else(|_| object(name, object_bytes, PAGE_SIZE))?,
         };
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let memory = ArenaMemory::Open(fd);
@@ -108,8 +111,7 @@ impl Objects {
         let ArenaMemory::Open(fd) = &arena.memory else {
             return Err(Errno::BUSY);
         };
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let readers = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let readers = read_only_twin(fd)?;
         fchmod(fd, Mode::RUSR)?;
         fcntl_add_seals(fd, ARENA_SEALS)?;
         if !fcntl_get_seals(&readers)?.contains(ARENA_SEALS) {
@@ -123,16 +125,35 @@ impl Objects {
         Ok(())
     }
 
-    pub(super) fn make_notify(&mut self, apid: ApId) -> Result<(), Errno> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        self.notifies.insert(apid, fd);
+    /// Makes the object; returns the bytes of a page behind it.
+    pub(super) fn make_segment(
+        &mut self,
+        segid: SegId,
+        size_bytes: u64,
+        hugetlb: Hugetlb,
+    ) -> Result<u64, Errno> {
+        let (object, page_bytes) = PlainObject::make(size_bytes, hugetlb)?;
+        self.segments.insert(segid, object);
+        Ok(page_bytes)
+    }
+
+    pub(super) fn seal_segment(&mut self, segid: SegId, writable: bool) -> Result<(), Errno> {
+        let object = self.segments.remove(&segid).ok_or(Errno::NOENT)?;
+        self.segments.insert(segid, object.seal(writable)?);
         Ok(())
     }
 
-    pub(super) fn notify(&self, apid: ApId) {
-        if let Some(fd) = self.notifies.get(&apid) {
-            // Full (EAGAIN) means that the reader has plenty to wake up for.
-            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+    pub(super) fn make_notify(&mut self, target: Target) -> Result<(), Errno> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.notifies.insert(target, fd);
+        Ok(())
+    }
+
+    pub(super) fn notify(&self, target: Target, count: u64) {
+        if let Some(fd) = self.notifies.get(&target) {
+            // Full (EAGAIN) means that its holder, who alone could have filled
+            // it, has plenty to wake up for.
+            let _ = rustix::io::write(fd, &count.to_ne_bytes());
         }
     }
 
@@ -172,12 +193,26 @@ impl Objects {
         }
     }
 
-    pub(super) fn notify_fd(&self, apid: ApId) -> Option<BorrowedFd<'_>> {
-        self.notifies.get(&apid).map(OwnedFd::as_fd)
+    /// The exporter's descriptor of a plain segment that is not sealed yet.
+    pub(super) fn open_segment(&self, segid: SegId) -> Option<BorrowedFd<'_>> {
+        self.segments.get(&segid)?.exporters()
     }
 
-    pub(super) fn drop_notify(&mut self, apid: ApId) {
-        self.notifies.remove(&apid);
+    /// The descriptor of a plain segment for an importer.
+    pub(super) fn segment_memory(&self, segid: SegId, access: Access) -> Option<BorrowedFd<'_>> {
+        self.segments.get(&segid)?.importers(access)
+    }
+
+    pub(super) fn notify_fd(&self, target: Target) -> Option<BorrowedFd<'_>> {
+        self.notifies.get(&target).map(OwnedFd::as_fd)
+    }
+
+    pub(super) fn drop_notify(&mut self, target: Target) {
+        self.notifies.remove(&target);
+    }
+
+    pub(super) fn drop_segment(&mut self, segid: SegId) {
+        self.segments.remove(&segid);
     }
 
     pub(super) fn drop_arena(&mut self, segid: SegId) {
@@ -251,8 +286,12 @@ fn word_offset(slot: u32, index: usize) -> Option<usize> {
     slot_word(slot, index).map(|word| word * size_of::<u64>())
 }
 
-/// An arena's memfd on pages of `page_bytes`, and those bytes.
-fn arena_object(object_bytes: u64, page_bytes: u64) -> Result<(OwnedFd, u64), Errno> {
+/// A memfd of fixed size on pages of `page_bytes`, and those bytes.
+pub(super) fn object(
+    name: &str,
+    object_bytes: u64,
+    page_bytes: u64,
+) -> Result<(OwnedFd, u64), Errno> {
     let flags = if page_bytes == LARGE_PAGE_SIZE {
         if free_hugepages() < object_bytes.div_ceil(LARGE_PAGE_SIZE) {
             return Err(Errno::NOMEM);
@@ -261,9 +300,15 @@ fn arena_object(object_bytes: u64, page_bytes: u64) -> Result<(OwnedFd, u64), Er
     } else {
         MemfdFlags::empty()
     };
-    let fd = sealable("xemem-arena", flags)?;
+    let fd = sealable(name, flags)?;
     sized(&fd, object_bytes, SIZE_SEALS)?;
     Ok((fd, page_bytes))
+}
+
+/// A read-only descriptor of the same object.
+pub(super) fn read_only_twin(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Not-executable where the kernel knows that (6.3), else plain.

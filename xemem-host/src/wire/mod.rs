@@ -27,19 +27,27 @@ pub mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use reply::{Attached, LeaseReply, Reply, SegmentInfo, SegmentState, Status};
-pub use request::{Access, ArenaMake, Hugetlb, Policy, Request, Role, Want};
+pub use reply::{
+    Attached, LeaseReply, Memory, Reply, SegmentInfo, SegmentKind, SegmentState, Status,
+};
+pub use request::{Access, ArenaMake, Hugetlb, Policy, Request, Role, SegmentMake, Target, Want};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of this protocol; there is no compatibility between versions.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Longest message in bytes, either way.
 pub const MAX_MESSAGE: usize = 4096;
 /// Most descriptors that go with one message.
 pub const MAX_FDS: usize = 2;
 /// Segments in one [`Reply::Segments`].
 pub const LIST_PAGE: usize = 15;
+/// What the end of a segment adds to a wait eventfd. A signal adds 1, so one
+/// read tells how many came and whether there will be more; 2^62 of them take
+/// longer than any segment lives.
+pub const WAIT_END: u64 = 1 << 62;
+/// Group id that means none.
+pub const NO_GROUP: u32 = u32::MAX;
 
 /// Id of an exported segment; never reused by one broker.
 #[derive(

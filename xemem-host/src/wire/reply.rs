@@ -2,7 +2,7 @@
 //! [`crate::client`], which trusts the broker no further than the layout:
 //! lengths, enums and texts are checked on this side, too.
 
-use super::{ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, split};
+use super::{Access, ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, split};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -21,14 +21,26 @@ pub enum SegmentState {
     Ended = 2,
 }
 
+/// What a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SegmentKind {
+    /// An arena: generations, leases, read-only.
+    Arena = 0,
+    /// Memory as it is, and signals.
+    Plain = 1,
+}
+
 /// One line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
     /// The segment.
     pub segid: SegId,
+    /// What it is.
+    pub kind: SegmentKind,
     /// Its first name; empty = none.
     pub name: String,
-    /// Name of the enclave it belongs to.
+    /// Name of the enclave it belongs to; empty = of a Linux process.
     pub enclave: String,
     /// State.
     pub state: SegmentState,
@@ -36,9 +48,9 @@ pub struct SegmentInfo {
     pub end_reason: Option<EndReason>,
     /// Payload bytes.
     pub size_bytes: u64,
-    /// Bytes of a chunk.
+    /// Bytes of a chunk; 0 = plain.
     pub chunk_bytes: u64,
-    /// Number of banks.
+    /// Number of banks; 0 = plain.
     pub nr_banks: u32,
     /// Bytes of a host page behind it.
     pub page_bytes: u32,
@@ -50,7 +62,9 @@ pub struct SegmentInfo {
     pub discarded: u64,
     /// Publishes that waited for a reader.
     pub waited: u64,
-    /// Times its doorbell ran over budget.
+    /// Explicit signals accepted.
+    pub signals: u64,
+    /// Times its doorbell or its signals ran over budget.
     pub throttled: u64,
     /// Attachments.
     pub readers: u32,
@@ -58,8 +72,10 @@ pub struct SegmentInfo {
     pub leases: u32,
     /// User who owns it.
     pub owner_uid: u32,
-    /// Group that may read; `u32::MAX` = none.
-    pub reader_gid: u32,
+    /// Group of the permit; [`super::NO_GROUP`] = none.
+    pub gid: u32,
+    /// Permit: unix mode bits for owner, group and others.
+    pub mode: u32,
     /// Milliseconds since it was made.
     pub age_ms: u64,
 }
@@ -77,6 +93,19 @@ pub struct Attached {
     pub nr_banks: u32,
     /// Bytes of a host page behind it.
     pub page_bytes: u32,
+}
+
+/// Answer to an attach of a plain segment, besides the memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The segment.
+    pub segid: SegId,
+    /// Bytes of the whole segment.
+    pub size_bytes: u64,
+    /// Bytes of a host page behind it.
+    pub page_bytes: u32,
+    /// What the descriptor allows.
+    pub access: Access,
 }
 
 /// Answer to a lease.
@@ -174,6 +203,19 @@ pub enum Reply {
     Segments(Vec<SegmentInfo>),
     /// How the broker is.
     Status(Status),
+    /// A new plain segment: memfd (read-write), if it has any memory.
+    Made {
+        /// Its segid.
+        segid: SegId,
+        /// Its bytes.
+        size_bytes: u64,
+        /// Bytes of a page behind it.
+        page_bytes: u64,
+    },
+    /// A plain segment's memory: memfd.
+    Memory(Memory),
+    /// A wait eventfd.
+    Subscribed,
 }
 
 mod kind {
@@ -188,6 +230,9 @@ mod kind {
     pub(super) const LEASE: u16 = 136;
     pub(super) const SEGMENTS: u16 = 137;
     pub(super) const STATUS: u16 = 138;
+    pub(super) const MADE: u16 = 139;
+    pub(super) const MEMORY: u16 = 140;
+    pub(super) const SUBSCRIBED: u16 = 141;
 }
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
@@ -221,6 +266,15 @@ struct AttachedBody {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
+struct MemoryBody {
+    segid: u64,
+    size_bytes: u64,
+    page_bytes: u32,
+    access: u32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 struct LeaseBody {
     generation: u64,
     outcome: u32,
@@ -240,6 +294,7 @@ struct InfoBody {
     dropped: u64,
     discarded: u64,
     waited: u64,
+    signals: u64,
     throttled: u64,
     age_ms: u64,
     state: u32,
@@ -249,7 +304,9 @@ struct InfoBody {
     readers: u32,
     leases: u32,
     owner_uid: u32,
-    reader_gid: u32,
+    gid: u32,
+    mode: u32,
+    kind: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -265,7 +322,8 @@ impl Reply {
     #[must_use]
     pub fn nr_fds(&self) -> usize {
         match self {
-            Self::LeasePage => 1,
+            Self::Made { size_bytes: 0, .. } => 0,
+            Self::LeasePage | Self::Made { .. } | Self::Memory(_) | Self::Subscribed => 1,
             Self::Arena { .. } | Self::Attached(_) => 2,
             _ => 0,
         }
@@ -302,6 +360,21 @@ impl Reply {
             Self::Lease(lease) => frame(kind::LEASE, seq, &lease_body(lease)),
             Self::Segments(infos) => frame(kind::SEGMENTS, seq, &segments_body(infos)),
             Self::Status(status) => frame(kind::STATUS, seq, status),
+            Self::Made {
+                segid,
+                size_bytes,
+                page_bytes,
+            } => numbers(kind::MADE, segid.0, *size_bytes, *page_bytes),
+            Self::Memory(memory) => {
+                let body = MemoryBody {
+                    segid: memory.segid.0,
+                    size_bytes: memory.size_bytes,
+                    page_bytes: memory.page_bytes,
+                    access: memory.access as u32,
+                };
+                frame(kind::MEMORY, seq, &body)
+            }
+            Self::Subscribed => numbers(kind::SUBSCRIBED, 0, 0, 0),
         }
     }
 
@@ -326,7 +399,10 @@ impl Reply {
             kind::LEASE => Self::Lease(of_lease(&body(rest)?)?),
             kind::SEGMENTS => of_segments(&body(rest)?)?,
             kind::STATUS => Self::Status(body(rest)?),
-            kind::OK..=kind::GRANTED => of_numbers(header.kind, &body(rest)?)?,
+            kind::MEMORY => Self::Memory(of_memory(&body(rest)?)?),
+            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED => {
+                of_numbers(header.kind, &body(rest)?)?
+            }
             other => return Err(WireError::Kind(other)),
         };
         Ok((header.seq, reply))
@@ -347,8 +423,11 @@ fn error_body(errno: u32, text: &str) -> ErrorBody {
 }
 
 fn of_error(body: &ErrorBody) -> Result<Reply, WireError> {
-    let field = "text_bytes";
-    let value = body.text_bytes;
+    let (field, value) = ("errno", body.errno);
+    if !(1..4096).contains(&value) {
+        return Err(WireError::Value { field, value });
+    }
+    let (field, value) = ("text_bytes", body.text_bytes);
     let text = usize::try_from(value)
         .ok()
         .and_then(|end| body.text.get(..end))
@@ -380,7 +459,30 @@ fn of_numbers(kind: u16, body: &Numbers) -> Result<Reply, WireError> {
             segid: SegId(body.a),
         },
         kind::GRANTED => Reply::Granted { apid: ApId(body.a) },
+        kind::MADE => Reply::Made {
+            segid: SegId(body.a),
+            size_bytes: body.b,
+            page_bytes: body.c,
+        },
+        kind::SUBSCRIBED => Reply::Subscribed,
         other => return Err(WireError::Kind(other)),
+    })
+}
+
+fn of_memory(body: &MemoryBody) -> Result<Memory, WireError> {
+    let access = match body.access {
+        1 => Access::ReadOnly,
+        2 => Access::ReadWrite,
+        value => {
+            let field = "access";
+            return Err(WireError::Value { field, value });
+        }
+    };
+    Ok(Memory {
+        segid: SegId(body.segid),
+        size_bytes: body.size_bytes,
+        page_bytes: body.page_bytes,
+        access,
     })
 }
 
@@ -443,6 +545,7 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         dropped: info.dropped,
         discarded: info.discarded,
         waited: info.waited,
+        signals: info.signals,
         throttled: info.throttled,
         age_ms: info.age_ms,
         state: info.state as u32,
@@ -452,7 +555,9 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         readers: info.readers,
         leases: info.leases,
         owner_uid: info.owner_uid,
-        reader_gid: info.reader_gid,
+        gid: info.gid,
+        mode: info.mode,
+        kind: info.kind as u32,
     }
 }
 
@@ -477,12 +582,21 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
             return Err(WireError::Value { field, value });
         }
     };
+    let kind = match body.kind {
+        0 => SegmentKind::Arena,
+        1 => SegmentKind::Plain,
+        value => {
+            let field = "kind";
+            return Err(WireError::Value { field, value });
+        }
+    };
     let end_reason = match body.end_reason {
         NOT_ENDED => None,
         value => Some(of_reason(value)?),
     };
     Ok(SegmentInfo {
         segid: SegId(body.segid),
+        kind,
         name: text(&body.name),
         enclave: text(&body.enclave),
         state,
@@ -495,11 +609,13 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         dropped: body.dropped,
         discarded: body.discarded,
         waited: body.waited,
+        signals: body.signals,
         throttled: body.throttled,
         readers: body.readers,
         leases: body.leases,
         owner_uid: body.owner_uid,
-        reader_gid: body.reader_gid,
+        gid: body.gid,
+        mode: body.mode,
         age_ms: body.age_ms,
     })
 }

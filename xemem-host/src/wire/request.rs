@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Role {
-    /// A VMM: may register one enclave and make arenas.
+    /// May make segments, and register one enclave to make arenas for.
     Exporter = 1,
     /// A reader of segments, or a tool.
     Consumer = 2,
@@ -75,6 +75,32 @@ pub struct ArenaMake {
     pub reader_gid: u32,
 }
 
+/// Parameters of a new plain segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentMake {
+    /// Name, zero padded; all zero = none.
+    pub name: [u8; NAME_BYTES],
+    /// Bytes, whole pages; 0 = signals only.
+    pub size_bytes: u64,
+    /// Permit: unix mode bits for the exporter's user, `gid`, and others.
+    pub mode: u32,
+    /// Group of the permit; [`super::NO_GROUP`] = the exporter's primary one.
+    pub gid: u32,
+    /// Page size wanted.
+    pub hugetlb: Hugetlb,
+    /// Whether it can be signalled.
+    pub signallable: bool,
+}
+
+/// An end of a segment that signals and waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// The holder of this access.
+    Access(ApId),
+    /// The exporter of this segment.
+    Segment(SegId),
+}
+
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -93,13 +119,13 @@ pub enum Request {
     /// Makes an arena object. → `Arena` + 2 descriptors
     ArenaMake(ArenaMake),
     /// The exporter has mapped the object: seal it, let it be found. → `Ok`
-    ArenaMapped {
-        /// The arena.
+    Mapped {
+        /// The segment.
         segid: SegId,
     },
     /// A further name. → `Ok`
-    ArenaName {
-        /// The arena.
+    Name {
+        /// The segment.
         segid: SegId,
         /// Name, zero padded.
         name: [u8; NAME_BYTES],
@@ -125,7 +151,7 @@ pub enum Request {
         /// What for.
         access: Access,
     },
-    /// Asks for the memory and begins a subscription. → `Attached` + 2 descriptors
+    /// Asks for an arena's memory and begins a subscription. → `Attached` + 2 descriptors
     Attach {
         /// The access.
         apid: ApId,
@@ -173,14 +199,40 @@ pub enum Request {
         /// Even though clients use it.
         force: bool,
     },
+    /// Makes a plain segment. → `Made` + 1 descriptor
+    SegmentMake(SegmentMake),
+    /// Asks for a piece of a plain segment's memory. → `Memory` + 1 descriptor
+    SegmentAttach {
+        /// The access.
+        apid: ApId,
+        /// Where the piece begins, in bytes: a multiple of its pages.
+        offset: u64,
+        /// Bytes of the piece, at least 1.
+        len: u64,
+    },
+    /// Asks for a wait eventfd. → `Subscribed` + 1 descriptor
+    Subscribe {
+        /// Whose.
+        target: Target,
+    },
+    /// Signals every subscriber of a segment but the sender. → `Ok`
+    Signal {
+        /// The sender; a segid of another's segment means: from outside.
+        target: Target,
+    },
+    /// Asks how one segment is. → `Segments` with one line
+    Info {
+        /// The segment.
+        segid: SegId,
+    },
 }
 
 mod kind {
     pub(super) const HELLO: u16 = 1;
     pub(super) const REGISTER_ENCLAVE: u16 = 2;
     pub(super) const ARENA_MAKE: u16 = 3;
-    pub(super) const ARENA_MAPPED: u16 = 4;
-    pub(super) const ARENA_NAME: u16 = 5;
+    pub(super) const MAPPED: u16 = 4;
+    pub(super) const NAME: u16 = 5;
     pub(super) const ARENA_END: u16 = 6;
     pub(super) const LOOKUP: u16 = 7;
     pub(super) const GET: u16 = 8;
@@ -193,7 +245,15 @@ mod kind {
     pub(super) const LIST: u16 = 15;
     pub(super) const STATUS: u16 = 16;
     pub(super) const SHUTDOWN: u16 = 17;
+    pub(super) const SEGMENT_MAKE: u16 = 18;
+    pub(super) const SEGMENT_ATTACH: u16 = 19;
+    pub(super) const SUBSCRIBE: u16 = 20;
+    pub(super) const SIGNAL: u16 = 21;
+    pub(super) const INFO: u16 = 22;
 }
+
+/// [`SegmentMakeBody::flags`]: the segment can be signalled.
+const SIGNALLABLE: u32 = 1;
 
 /// Body of messages that need two small numbers at most.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -233,6 +293,26 @@ struct ArenaMakeBody {
     nr_banks: u32,
     hugetlb: u32,
     reader_gid: u32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct SegmentMakeBody {
+    name: [u8; NAME_BYTES],
+    size_bytes: u64,
+    mode: u32,
+    gid: u32,
+    hugetlb: u32,
+    flags: u32,
+}
+
+/// Body of an attach to a piece.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Piece {
+    id: u64,
+    offset: u64,
+    len: u64,
 }
 
 fn about(kind: u16, seq: u32, id: u64, number: u64, choice: u32) -> Vec<u8> {
@@ -278,8 +358,8 @@ impl Request {
                     reader_gid: make.reader_gid,
                 },
             ),
-            Self::ArenaMapped { segid } => about(kind::ARENA_MAPPED, seq, segid.0, 0, 0),
-            Self::ArenaName { segid, name } => named(kind::ARENA_NAME, seq, segid.0, name, 0),
+            Self::Mapped { segid } => about(kind::MAPPED, seq, segid.0, 0, 0),
+            Self::Name { segid, name } => named(kind::NAME, seq, segid.0, name, 0),
             Self::ArenaEnd { segid, reason } => {
                 about(kind::ARENA_END, seq, segid.0, 0, reason as u32)
             }
@@ -299,6 +379,25 @@ impl Request {
             Self::List { after } => about(kind::LIST, seq, after.0, 0, 0),
             Self::Status => numbers(kind::STATUS, 0, 0),
             Self::Shutdown { force } => numbers(kind::SHUTDOWN, u32::from(force), 0),
+            Self::SegmentMake(make) => frame(
+                kind::SEGMENT_MAKE,
+                seq,
+                &SegmentMakeBody {
+                    name: make.name,
+                    size_bytes: make.size_bytes,
+                    mode: make.mode,
+                    gid: make.gid,
+                    hugetlb: make.hugetlb as u32,
+                    flags: if make.signallable { SIGNALLABLE } else { 0 },
+                },
+            ),
+            Self::SegmentAttach { apid, offset, len } => {
+                let id = apid.0;
+                frame(kind::SEGMENT_ATTACH, seq, &Piece { id, offset, len })
+            }
+            Self::Subscribe { target } => targeted(kind::SUBSCRIBE, seq, target),
+            Self::Signal { target } => targeted(kind::SIGNAL, seq, target),
+            Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
         }
     }
 
@@ -310,11 +409,19 @@ impl Request {
         let (header, rest) = split(bytes)?;
         let request = match header.kind {
             kind::HELLO | kind::STATUS | kind::SHUTDOWN => of_numbers(header.kind, body(rest)?)?,
-            kind::REGISTER_ENCLAVE | kind::ARENA_NAME | kind::LOOKUP => {
-                of_name(header.kind, body(rest)?)
-            }
+            kind::REGISTER_ENCLAVE | kind::NAME | kind::LOOKUP => of_name(header.kind, body(rest)?),
             kind::ARENA_MAKE => of_arena(body(rest)?)?,
-            kind::ARENA_MAPPED..=kind::LIST => of_id(header.kind, body(rest)?)?,
+            kind::SEGMENT_MAKE => of_segment(body(rest)?)?,
+            kind::SEGMENT_ATTACH => {
+                let piece: Piece = body(rest)?;
+                Self::SegmentAttach {
+                    apid: ApId(piece.id),
+                    offset: piece.offset,
+                    len: piece.len,
+                }
+            }
+            kind::SUBSCRIBE | kind::SIGNAL => of_target(header.kind, body(rest)?)?,
+            kind::MAPPED..=kind::LIST | kind::INFO => of_id(header.kind, body(rest)?)?,
             other => return Err(WireError::Kind(other)),
         };
         Ok((header.seq, request))
@@ -344,7 +451,7 @@ fn of_name(kind: u16, body: Named) -> Request {
     let name = body.name;
     match kind {
         kind::REGISTER_ENCLAVE => Request::RegisterEnclave { name },
-        kind::ARENA_NAME => Request::ArenaName {
+        kind::NAME => Request::Name {
             segid: SegId(body.id),
             name,
         },
@@ -356,15 +463,7 @@ fn of_name(kind: u16, body: Named) -> Request {
 }
 
 fn of_arena(body: ArenaMakeBody) -> Result<Request, WireError> {
-    let hugetlb = match body.hugetlb {
-        0 => Hugetlb::Auto,
-        1 => Hugetlb::Yes,
-        2 => Hugetlb::No,
-        value => {
-            let field = "hugetlb";
-            return Err(WireError::Value { field, value });
-        }
-    };
+    let hugetlb = of_hugetlb(body.hugetlb)?;
     Ok(Request::ArenaMake(ArenaMake {
         slot: body.slot,
         name: body.name,
@@ -376,6 +475,56 @@ fn of_arena(body: ArenaMakeBody) -> Result<Request, WireError> {
     }))
 }
 
+fn of_hugetlb(value: u32) -> Result<Hugetlb, WireError> {
+    match value {
+        0 => Ok(Hugetlb::Auto),
+        1 => Ok(Hugetlb::Yes),
+        2 => Ok(Hugetlb::No),
+        value => {
+            let field = "hugetlb";
+            Err(WireError::Value { field, value })
+        }
+    }
+}
+
+fn of_segment(body: SegmentMakeBody) -> Result<Request, WireError> {
+    let value = body.flags;
+    if value & !SIGNALLABLE != 0 {
+        let field = "flags";
+        return Err(WireError::Value { field, value });
+    }
+    Ok(Request::SegmentMake(SegmentMake {
+        name: body.name,
+        size_bytes: body.size_bytes,
+        mode: body.mode,
+        gid: body.gid,
+        hugetlb: of_hugetlb(body.hugetlb)?,
+        signallable: value & SIGNALLABLE != 0,
+    }))
+}
+
+fn targeted(kind: u16, seq: u32, target: Target) -> Vec<u8> {
+    match target {
+        Target::Access(apid) => about(kind, seq, apid.0, 0, 0),
+        Target::Segment(segid) => about(kind, seq, segid.0, 0, 1),
+    }
+}
+
+fn of_target(kind: u16, body: About) -> Result<Request, WireError> {
+    let target = match body.choice {
+        0 => Target::Access(ApId(body.id)),
+        1 => Target::Segment(SegId(body.id)),
+        value => {
+            let field = "target";
+            return Err(WireError::Value { field, value });
+        }
+    };
+    Ok(match kind {
+        kind::SUBSCRIBE => Request::Subscribe { target },
+        _ => Request::Signal { target },
+    })
+}
+
 fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
     let (segid, apid, generation) = (SegId(body.id), ApId(body.id), body.number);
     let unknown = |field| {
@@ -383,7 +532,7 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
         WireError::Value { field, value }
     };
     Ok(match kind {
-        kind::ARENA_MAPPED => Request::ArenaMapped { segid },
+        kind::MAPPED => Request::Mapped { segid },
         kind::ARENA_END => Request::ArenaEnd {
             segid,
             reason: EndReason::try_from(body.choice).map_err(|_| unknown("reason"))?,
@@ -417,6 +566,7 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
         kind::RELEASE => Request::Release { apid },
         kind::REMOVE => Request::Remove { segid },
         kind::LIST => Request::List { after: segid },
+        kind::INFO => Request::Info { segid },
         other => return Err(WireError::Kind(other)),
     })
 }

@@ -35,15 +35,25 @@ fn requests() -> Vec<(u16, usize, Request)> {
     let policy = Policy::Every;
     let want = Want::After(9);
     let generation = 9;
+    let segment = SegmentMake {
+        name: name(),
+        size_bytes: 1 << 21,
+        mode: 0o640,
+        gid: 100,
+        hugetlb: Hugetlb::Yes,
+        signallable: true,
+    };
+    let (offset, len) = (4096, 100);
+    let target = Target::Segment(segid);
     vec![
         (1, 16, Request::Hello { role, abi_version }),
         (2, 88, Request::RegisterEnclave { name: name() }),
         (3, 104, Request::ArenaMake(make)),
-        (4, 32, Request::ArenaMapped { segid }),
+        (4, 32, Request::Mapped { segid }),
         (
             5,
             88,
-            Request::ArenaName {
+            Request::Name {
                 segid,
                 name: name(),
             },
@@ -67,12 +77,18 @@ fn requests() -> Vec<(u16, usize, Request)> {
         (15, 32, Request::List { after: segid }),
         (16, 16, Request::Status),
         (17, 16, Request::Shutdown { force: true }),
+        (18, 96, Request::SegmentMake(segment)),
+        (19, 32, Request::SegmentAttach { apid, offset, len }),
+        (20, 32, Request::Subscribe { target }),
+        (21, 32, Request::Signal { target }),
+        (22, 32, Request::Info { segid }),
     ]
 }
 
 fn info(segid: u64) -> SegmentInfo {
     SegmentInfo {
         segid: SegId(segid),
+        kind: SegmentKind::Plain,
         name: "flux".to_owned(),
         enclave: "a1".to_owned(),
         state: SegmentState::Ended,
@@ -85,11 +101,13 @@ fn info(segid: u64) -> SegmentInfo {
         dropped: 5,
         discarded: 6,
         waited: 7,
+        signals: 8,
         throttled: 6,
         readers: 2,
         leases: 3,
         owner_uid: 1000,
-        reader_gid: 100,
+        gid: 100,
+        mode: 0o640,
         age_ms: 123,
     }
 }
@@ -115,6 +133,12 @@ fn replies() -> Vec<(u16, usize, Reply)> {
             step: 90,
             ..GenerationRecord::default()
         },
+    };
+    let memory = Memory {
+        segid,
+        size_bytes: 1 << 21,
+        page_bytes: 4096,
+        access: Access::ReadWrite,
     };
     let status = Status {
         pid: 1,
@@ -147,8 +171,19 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         (134, 32, Reply::Granted { apid: ApId(5) }),
         (135, 40, Reply::Attached(attached)),
         (136, 88, Reply::Lease(granted)),
-        (137, 3496, Reply::Segments(vec![info(1), info(2)])),
+        (137, 3736, Reply::Segments(vec![info(1), info(2)])),
         (138, 64, Reply::Status(status)),
+        (
+            139,
+            32,
+            Reply::Made {
+                segid,
+                size_bytes: 1 << 21,
+                page_bytes: 2 << 20,
+            },
+        ),
+        (140, 32, Reply::Memory(memory)),
+        (141, 32, Reply::Subscribed),
     ]
 }
 
@@ -175,6 +210,9 @@ fn every_request_decodes_to_itself() {
         want,
     };
     assert_eq!(Request::decode(&latest.encode(8)), Ok((8, latest)));
+    let target = Target::Access(ApId(1));
+    let signal = Request::Signal { target };
+    assert_eq!(Request::decode(&signal.encode(8)), Ok((8, signal)));
 }
 
 #[test]
@@ -194,7 +232,13 @@ fn every_reply_decodes_to_itself() {
         Reply::Lease(LeaseReply::None),
         Reply::Lease(LeaseReply::Ended(EndReason::Removed)),
         Reply::Segments(Vec::new()),
+        Reply::Made {
+            segid: SegId(1),
+            size_bytes: 0,
+            page_bytes: 4096,
+        },
     ];
+    assert_eq!(more[3].nr_fds(), 0, "signals need no memory");
     for reply in replies().into_iter().map(|row| row.2).chain(more) {
         assert_eq!(Reply::decode(&reply.encode(7)), Ok((7, reply)));
     }
@@ -260,24 +304,24 @@ fn a_message_of_another_length_is_refused() {
 fn another_version_is_refused_whatever_follows() {
     for (_, _, request) in requests() {
         let mut bytes = request.encode(3);
-        bytes[0] = 2;
+        bytes[0] = 9;
         bytes.truncate(9);
-        assert_eq!(Request::decode(&bytes), Err(WireError::Version(2)));
+        assert_eq!(Request::decode(&bytes), Err(WireError::Version(9)));
         assert_eq!(seq_of(&bytes), 3);
     }
     let mut bytes = Reply::Ok.encode(3);
     bytes[1] = 1;
-    assert_eq!(Reply::decode(&bytes), Err(WireError::Version(257)));
+    assert_eq!(Reply::decode(&bytes), Err(WireError::Version(258)));
 }
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 18, 127, 128, 138, 139, u16::MAX] {
+    for kind in [0_u16, 23, 127, 128, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));
     }
-    for kind in [0_u16, 1, 127, 139, u16::MAX] {
+    for kind in [0_u16, 1, 127, 142, u16::MAX] {
         let mut bytes = Reply::Ok.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Reply::decode(&bytes), Err(WireError::Kind(kind)));
@@ -295,6 +339,10 @@ fn numbers_without_meaning_are_refused() {
         (8, 24, "policy"),
         (9, 24, "want"),
         (16, 8, "force"),
+        (17, 96 - 8, "hugetlb"),
+        (17, 96 - 4, "flags"),
+        (19, 24, "target"),
+        (20, 24, "target"),
     ];
     for (index, offset, field) in cases {
         let mut bytes = requests()[index].2.encode(0);
@@ -309,8 +357,10 @@ fn numbers_without_meaning_are_refused() {
         (1, 12, "text_bytes"),
         (8, 16, "outcome"),
         (9, 8, "count"),
-        (9, 16 + 200, "state"),
-        (9, 16 + 204, "end_reason"),
+        (9, 16 + 208, "state"),
+        (9, 16 + 212, "end_reason"),
+        (9, 16 + 244, "kind"),
+        (12, 8 + 20, "access"),
     ];
     for (index, offset, field) in cases {
         let mut bytes = replies()[index].2.encode(0);
@@ -320,6 +370,19 @@ fn numbers_without_meaning_are_refused() {
             Reply::decode(&bytes),
             Err(WireError::Value { field, value }),
             "{field}"
+        );
+    }
+}
+
+#[test]
+fn an_error_that_is_none_is_refused() {
+    for errno in [0_u32, 4096, u32::MAX] {
+        let mut bytes = replies()[1].2.encode(0);
+        bytes[8..12].copy_from_slice(&errno.to_le_bytes());
+        let (field, value) = ("errno", errno);
+        assert_eq!(
+            Reply::decode(&bytes),
+            Err(WireError::Value { field, value })
         );
     }
 }
@@ -395,7 +458,7 @@ proptest! {
 
     #[test]
     fn spoilt_messages_are_refused_or_mean_something_else(
-        index in 0..28_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
+        index in 0..36_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
     ) {
         let mut messages: Vec<Vec<u8>> = Vec::new();
         messages.extend(requests().iter().map(|row| row.2.encode(1)));

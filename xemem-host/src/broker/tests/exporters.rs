@@ -124,7 +124,7 @@ fn an_arena_that_cannot_be_sealed_ends() {
         panic!("no arena");
     };
     world.fails = Some(Errno::PERM);
-    let mapped = Request::ArenaMapped { segid };
+    let mapped = Request::Mapped { segid };
     assert_eq!(world.errno(EXPORTER, mapped), Errno::PERM);
     assert!(world.effects.contains(&Effect::DropArena(segid)));
     assert!(world.broker.names.is_empty());
@@ -145,7 +145,7 @@ fn a_name_is_found_only_once_the_arena_is_mapped() {
     let access = Access::ReadOnly;
     let get = Request::Get { segid, access };
     assert_eq!(world.errno(READER, get), Errno::BADFD);
-    let mapped = Request::ArenaMapped { segid };
+    let mapped = Request::Mapped { segid };
     assert_eq!(world.errno(READER, mapped), Errno::PERM);
     assert_eq!(world.ask(EXPORTER, mapped), Reply::Ok);
     assert_eq!(world.ask(READER, lookup), Reply::Segment { segid });
@@ -171,12 +171,12 @@ fn a_waiting_lookup_is_answered_by_name_alias_or_time() {
     let make = Request::ArenaMake(make(0, "flux"));
     world.act(|broker, env| broker.handle(EXPORTER, 1, &make, env));
     let segid = *world.broker.segments.keys().next().expect("an arena");
-    let mapped = Request::ArenaMapped { segid };
+    let mapped = Request::Mapped { segid };
     world.act(|broker, env| broker.handle(EXPORTER, 2, &mapped, env));
     let found = Reply::Segment { segid };
     assert!(world.replies.contains(&(READER, 5, found.clone())));
     let name = field("alias");
-    let alias = Request::ArenaName { segid, name };
+    let alias = Request::Name { segid, name };
     world.act(|broker, env| broker.handle(EXPORTER, 3, &alias, env));
     assert!(world.replies.contains(&(OTHER, 6, found)));
 
@@ -198,7 +198,7 @@ fn a_segment_has_a_bounded_number_of_names_nobody_else_has() {
     let mut world = World::peopled();
     world.enclave();
     let (one, two) = (world.arena(0, ""), world.arena(1, "two"));
-    let named = |segid, name: &str| Request::ArenaName {
+    let named = |segid, name: &str| Request::Name {
         segid,
         name: field(name),
     };

@@ -2,7 +2,10 @@
 //! sequences of everything.
 
 use super::*;
-use crate::wire::{Access, ArenaMake, EndReason, Hugetlb, LeaseReply, Policy, SegmentState, Want};
+use crate::wire::{
+    Access, ArenaMake, EndReason, Hugetlb, LeaseReply, NO_GROUP, Policy, SegmentInfo, SegmentKind,
+    SegmentMake, SegmentState, Target, WAIT_END, Want,
+};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES, name_field};
 use enclave_abi::lease::{SLOTS, Slot, retain_count, retain_of, retain_readers};
 use std::cell::RefCell;
@@ -87,6 +90,8 @@ struct World {
     now_ms: u64,
     /// What effects fail with, if they do.
     fails: Option<Errno>,
+    /// Whose eventfds there are.
+    eventfds: BTreeSet<Target>,
     replies: Vec<(PeerId, u32, Reply)>,
     effects: Vec<Effect>,
 }
@@ -109,6 +114,7 @@ impl World {
             memory: Fake::default(),
             now_ms: 0,
             fails: None,
+            eventfds: BTreeSet::new(),
             replies: Vec::new(),
             effects: Vec::new(),
         }
@@ -132,6 +138,15 @@ impl World {
         let mut effects = VecDeque::from(self.broker.take_effects());
         while let Some(effect) = effects.pop_front() {
             let result = self.fails.map_or(Ok(4096), Err);
+            match effect {
+                Effect::MakeNotify { target, .. } if result.is_ok() => {
+                    assert!(self.eventfds.insert(target), "one eventfd each");
+                }
+                Effect::DropNotify(target) => {
+                    self.eventfds.remove(&target);
+                }
+                _ => {}
+            }
             match effect.clone() {
                 Effect::Send {
                     peer, seq, reply, ..
@@ -139,6 +154,8 @@ impl World {
                 Effect::MakeLeasePage { ticket, .. }
                 | Effect::MakeArena { ticket, .. }
                 | Effect::SealArena { ticket, .. }
+                | Effect::MakeSegment { ticket, .. }
+                | Effect::SealSegment { ticket, .. }
                 | Effect::MakeNotify { ticket, .. } => {
                     self.broker.finish(ticket, result, env);
                     effects.extend(self.broker.take_effects());
@@ -190,10 +207,7 @@ impl World {
         let Reply::Arena { segid, .. } = reply else {
             panic!("no arena: {reply:?}");
         };
-        assert_eq!(
-            self.ask(EXPORTER, Request::ArenaMapped { segid }),
-            Reply::Ok
-        );
+        assert_eq!(self.ask(EXPORTER, Request::Mapped { segid }), Reply::Ok);
         segid
     }
 
@@ -241,8 +255,9 @@ impl World {
     }
 
     fn notified(&self, apid: ApId) -> usize {
-        let wanted = Effect::Notify(apid);
-        self.effects.iter().filter(|e| **e == wanted).count()
+        let wanted = Target::Access(apid);
+        let wanted = |e: &&Effect| matches!(e, Effect::Notify { target, .. } if *target == wanted);
+        self.effects.iter().filter(wanted).count()
     }
 
     fn status(&mut self, peer: PeerId) -> Status {
@@ -270,5 +285,6 @@ fn make(slot: u32, name: &str) -> ArenaMake {
 }
 
 mod exporters;
+mod plain;
 mod random;
 mod readers;

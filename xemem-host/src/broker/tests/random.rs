@@ -35,24 +35,53 @@ fn request() -> impl Strategy<Value = Request> {
             })
         },
     );
+    let segment = (
+        names.clone(),
+        0..3_u64,
+        any::<bool>(),
+        any::<bool>(),
+        prop_oneof![Just(0o600), Just(0o666), Just(0o444), Just(0)],
+    );
+    let segment = segment.prop_map(|(name, pages, whole, signallable, mode)| {
+        Request::SegmentMake(SegmentMake {
+            name,
+            size_bytes: pages * 4096 + u64::from(!whole),
+            mode,
+            gid: 77,
+            hugetlb: Hugetlb::No,
+            signallable,
+        })
+    });
+    let access = prop_oneof![Just(Access::ReadOnly), Just(Access::ReadWrite)];
+    let target = (id.clone(), any::<bool>()).prop_map(|(id, is_apid)| match is_apid {
+        true => Target::Access(ApId(id)),
+        false => Target::Segment(SegId(id)),
+    });
     let policy = prop_oneof![Just(Policy::Latest), Just(Policy::Every)];
     prop_oneof![
         1 => Just(Request::Hello { role: Role::Exporter, abi_version: 1 }),
         2 => names.clone().prop_map(|name| Request::RegisterEnclave { name }),
         4 => make,
-        4 => id.clone().prop_map(|id| Request::ArenaMapped { segid: SegId(id) }),
+        4 => id.clone().prop_map(|id| Request::Mapped { segid: SegId(id) }),
         1 => (id.clone(), names.clone())
-            .prop_map(|(id, name)| Request::ArenaName { segid: SegId(id), name }),
+            .prop_map(|(id, name)| Request::Name { segid: SegId(id), name }),
         1 => id.clone().prop_map(|id| Request::ArenaEnd {
             segid: SegId(id),
             reason: EndReason::ProgramDied,
         }),
         2 => (names, 0..50_u32)
             .prop_map(|(name, timeout_ms)| Request::Lookup { name, timeout_ms }),
-        4 => id.clone().prop_map(|id| Request::Get {
-            segid: SegId(id),
-            access: Access::ReadOnly,
+        4 => (id.clone(), access)
+            .prop_map(|(id, access)| Request::Get { segid: SegId(id), access }),
+        4 => segment,
+        4 => (id.clone(), 0..4_u64, 0..9000_u64).prop_map(|(id, page, len)| Request::SegmentAttach {
+            apid: ApId(id),
+            offset: page * 4096,
+            len,
         }),
+        3 => target.clone().prop_map(|target| Request::Subscribe { target }),
+        6 => target.prop_map(|target| Request::Signal { target }),
+        1 => id.clone().prop_map(|id| Request::Info { segid: SegId(id) }),
         4 => (id.clone(), policy)
             .prop_map(|(id, policy)| Request::Attach { apid: ApId(id), policy }),
         6 => (id.clone(), 0..6_u64)
@@ -85,12 +114,24 @@ fn step() -> impl Strategy<Value = Step> {
 fn check(world: &World) {
     let broker = &world.broker;
     let per_peer: usize = broker.peers.values().map(|peer| peer.leases).sum();
-    let per_segment: u64 = broker.segments.values().map(|s| s.leases.readers()).sum();
+    let per_segment: u64 = broker
+        .segments
+        .values()
+        .filter_map(|s| s.arena())
+        .map(|arena| arena.leases.readers())
+        .sum();
     assert_eq!(per_peer as u64, per_segment, "leases are lost or invented");
     assert!(broker.peers.values().all(|p| p.leases <= MAX_LEASES));
     for (apid, grant) in &broker.grants {
         assert!(broker.peers[&grant.peer()].apids.contains(apid));
         assert!(broker.segments[&grant.segid()].apids.contains(apid));
+    }
+    for (id, peer) in &broker.peers {
+        let exported = |segid: &SegId| {
+            let segment = &broker.segments[segid];
+            segment.exporter == *id && segment.end_reason.is_none() && segment.arena().is_none()
+        };
+        assert!(peer.segments.iter().all(exported));
     }
     let apids: usize = broker.peers.values().map(|peer| peer.apids.len()).sum();
     assert_eq!(apids, broker.grants.len());
@@ -141,14 +182,16 @@ fn run(steps: Vec<Step>) {
     // Nothing but the lingering is waited for.
     let linger = broker.idle_since_ms.map(|since| since + 2000);
     assert!(linger.is_some() && broker.next_deadline() == linger);
-    let made = |e: &&Effect| matches!(e, Effect::MakeArena { .. });
-    let dropped = |e: &&Effect| matches!(e, Effect::DropArena(_));
-    let effects = &world.effects;
+    let count = |wanted: fn(&Effect) -> bool| {
+        let effects = world.effects.iter();
+        effects.filter(|effect| wanted(effect)).count()
+    };
     assert_eq!(
-        effects.iter().filter(made).count(),
-        effects.iter().filter(dropped).count(),
-        "an arena object is left over"
+        count(|e| matches!(e, Effect::MakeArena { .. } | Effect::MakeSegment { .. })),
+        count(|e| matches!(e, Effect::DropArena(_) | Effect::DropSegment(_))),
+        "an object is left over"
     );
+    assert!(world.eventfds.is_empty(), "an eventfd is left over");
 }
 
 proptest! {

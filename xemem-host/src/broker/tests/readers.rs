@@ -24,7 +24,7 @@ fn access_is_denied_unless_owner_root_or_reader_group() {
         let Reply::Arena { segid, .. } = world.ask(EXPORTER, Request::ArenaMake(request)) else {
             panic!("no arena");
         };
-        world.ask(EXPORTER, Request::ArenaMapped { segid });
+        world.ask(EXPORTER, Request::Mapped { segid });
         let reply = world.ask(OTHER, get(segid));
         assert_eq!(granted(reply), allowed, "gid {reader_gid}");
     }
@@ -81,7 +81,11 @@ fn what_is_not_attached_has_no_leases() {
     let again = Request::Attach { apid, policy };
     assert_eq!(world.errno(READER, again), Errno::EXIST);
     assert_eq!(world.ask(READER, Request::Detach { apid }), Reply::Ok);
-    assert!(world.effects.contains(&Effect::DropNotify(apid)));
+    assert!(
+        world
+            .effects
+            .contains(&Effect::DropNotify(Target::Access(apid)))
+    );
     let want = Want::Latest;
     let lease = Request::Lease { apid, want };
     assert_eq!(world.errno(READER, lease), Errno::NOTCONN);
