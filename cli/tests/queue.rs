@@ -249,6 +249,42 @@ fn a_program_that_blocks_can_be_killed() {
 }
 
 #[test]
+fn a_set_of_arenas_is_published_as_one_step_or_not_at_all() {
+    let mut producer = Producer::new(2, "discard-newest 0");
+    let make = |name, policy| format!("make {name} {CHUNK} {CHUNK} 2 {policy}");
+    assert!(
+        producer
+            .ask(&make("r", "discard-oldest 0"))
+            .starts_with("ok")
+    );
+    assert_eq!(producer.ask("step-set q,r 41"), "ok 41");
+    let socket = producer.run_dir.join("xemem.sock");
+    let attach = |name| Stream::attach(&socket, name, Policy::Latest, PATIENCE).unwrap();
+    let (mut first, mut second) = (attach("q"), attach("r"));
+    let (q, r) = (
+        first.next(Some(PATIENCE)).unwrap().unwrap(),
+        second.next(Some(PATIENCE)).unwrap().unwrap(),
+    );
+    assert_eq!((q.step(), word(q.as_slice())), (41, 41));
+    assert_eq!((r.step(), word(r.as_slice())), (41, 41));
+    // `q` refuses, so nothing is taken from the reader of `r` either.
+    let refused = producer.ask("step-set q,r 42");
+    assert!(refused.contains("EAGAIN"), "{refused}");
+    assert!(r.valid());
+    drop(q);
+    assert_eq!(producer.ask("step-set q,r 43"), "ok 43");
+    let q = first.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((q.step(), word(q.as_slice())), (43, 43));
+    drop(q);
+    drop(r);
+    let r = second.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((r.step(), word(r.as_slice())), (43, 43));
+    drop(r);
+    assert_eq!(producer.stats(), [2, 1, 0, 0]);
+    assert!(producer.ask("step-set q,nobody 44").starts_with("error"));
+}
+
+#[test]
 fn a_rendezvous_waits_for_its_readers() {
     let mut producer = Producer::new(2, "discard-newest 0");
     let late = producer.ask("wait-readers q 1 20");

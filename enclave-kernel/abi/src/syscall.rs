@@ -53,6 +53,11 @@ pub const HOST_INTERRUPT: u64 = BASE + 10;
 /// for ever.
 pub const ARENA_WAIT_READERS: u64 = BASE + 11;
 
+/// `(bit per arena slot, step, time bits) → arenas published`: one state of
+/// several arenas, all of them or none; EAGAIN when one that may refuse is
+/// exhausted.
+pub const ARENA_PUBLISH_SET: u64 = BASE + 12;
+
 /// Policy when the pool is exhausted: refuse the publish, count it.
 pub const POLICY_DISCARD_NEWEST: u32 = 0;
 /// Take the oldest generation away from whoever reads it, count it; its

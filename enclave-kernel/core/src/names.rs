@@ -92,6 +92,7 @@ pub fn syscall_name(nr: u64) -> Option<&'static str> {
         syscall::HOST_COUNTERS => "host_counters",
         syscall::HOST_INTERRUPT => "host_interrupt",
         syscall::ARENA_WAIT_READERS => "arena_wait_readers",
+        syscall::ARENA_PUBLISH_SET => "arena_publish_set",
         _ => return linux_name(nr),
     };
     Some(own)
@@ -149,7 +150,7 @@ mod tests {
             423,
             463,
             1023,
-            syscall::ARENA_WAIT_READERS + 1,
+            syscall::ARENA_PUBLISH_SET + 1,
             u64::MAX,
         ] {
             assert_eq!(syscall_name(nr), None, "{nr}");

@@ -295,18 +295,35 @@ impl Arena {
         step: u64,
         time_bits: u64,
     ) -> Result<u64, ArenaError> {
-        let place = match self.policy {
-            Policy::DiscardNewest => None,
-            Policy::DiscardOldest => {
-                self.discard_oldest();
-                self.admit()
-            }
-            Policy::Block { .. } => return Err(ArenaError::Full),
-        };
-        match place {
+        match self.make_room()? {
             Some(place) => Ok(self.publish_to(place, start, step, time_bits)),
             None => Err(self.refuse()),
         }
+    }
+
+    /// A lease word that the policy gives an exhausted pool.
+    fn make_room(&mut self) -> Result<Option<&'static AtomicU64>, ArenaError> {
+        match self.policy {
+            Policy::DiscardNewest => Ok(None),
+            Policy::DiscardOldest => {
+                self.discard_oldest();
+                Ok(self.admit())
+            }
+            Policy::Block { .. } => Err(ArenaError::Full),
+        }
+    }
+
+    /// A lease word for a publish that follows in any case; nothing is counted.
+    pub(super) fn find_place(&mut self) -> Result<&'static AtomicU64, ArenaError> {
+        match self.admit() {
+            Some(place) => Ok(place),
+            None => self.make_room()?.ok_or(ArenaError::Exhausted),
+        }
+    }
+
+    /// Publishes to a word that [`Arena::find_place`] gave.
+    pub(super) fn publish_at(&mut self, place: &AtomicU64, step: u64, time_bits: u64) {
+        self.publish_to(place, arch::rdtsc(), step, time_bits);
     }
 
     /// Counts a publish that was given up for want of room.

@@ -117,6 +117,74 @@ pub(crate) fn with<T>(
     f(arena.ok_or(ArenaError::NoArena)?)
 }
 
+/// Publishes one state of several arenas (a bit of `set` per slot): all of them
+/// or none. Returns how many there are.
+pub(crate) fn publish_set(set: u64, step: u64, time_bits: u64) -> Result<u64, ArenaError> {
+    let mut arenas = ARENAS.lock();
+    let mut places = [None; MAX_ARENAS];
+    let wanted = |slot: usize| set >> slot & 1 == 1;
+    // Those that may refuse first: nothing is taken from a reader for a state
+    // that is not published then.
+    for discards in [false, true] {
+        for slot in (0..MAX_ARENAS).filter(|&slot| wanted(slot)) {
+            let arena = arenas.get_mut(slot).and_then(Option::as_mut);
+            let arena = arena.ok_or(ArenaError::NoArena)?;
+            if (arena.policy == Policy::DiscardOldest) != discards {
+                continue;
+            }
+            match arena.find_place() {
+                Ok(place) => places[slot] = Some(place),
+                Err(ArenaError::Exhausted) => {
+                    refuse_all(&mut arenas, wanted);
+                    return Err(ArenaError::Exhausted);
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    let mut published = 0;
+    for (arena, place) in arenas.iter_mut().zip(places) {
+        if let (Some(arena), Some(place)) = (arena, place) {
+            arena.publish_at(place, step, time_bits);
+            published += 1;
+        }
+    }
+    Ok(published)
+}
+
+/// Counts a state that none of the arenas publishes.
+fn refuse_all(arenas: &mut [Option<Arena>; MAX_ARENAS], wanted: impl Fn(usize) -> bool) {
+    for (slot, arena) in arenas.iter_mut().enumerate() {
+        if let Some(arena) = arena.as_mut().filter(|_| wanted(slot)) {
+            arena.refuse();
+        }
+    }
+}
+
+/// Counts the wait of those arenas of a set that wait for readers; the shortest
+/// of their time limits in milliseconds, 0 when there is none.
+pub(crate) fn note_wait_of_set(set: u64) -> u32 {
+    let mut least = 0;
+    for (slot, arena) in ARENAS.lock().iter_mut().enumerate() {
+        let Some(arena) = arena.as_mut().filter(|_| set >> slot & 1 == 1) else {
+            continue;
+        };
+        if let Policy::Block { timeout_ms } = arena.policy {
+            arena.note_wait();
+            least = match (least, timeout_ms) {
+                (0, limit) | (limit, 0) => limit,
+                (one, other) => one.min(other),
+            };
+        }
+    }
+    least
+}
+
+/// Counts a set that was given up after its wait.
+pub(crate) fn refuse_set(set: u64) {
+    refuse_all(&mut ARENAS.lock(), |slot| set >> slot & 1 == 1);
+}
+
 /// The arena that contains `va`: (slot, payload bytes).
 pub(crate) fn find(va: u64) -> Option<(usize, u64)> {
     let slot = slot_of(va)?;

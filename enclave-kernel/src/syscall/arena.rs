@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
 use enclave_abi::layout::BOUNCE;
+use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::queue::Call;
 use enclave_abi::syscall as ours;
 use enclave_abi::syscall::{ArenaArgs, ArenaStats, KernelStats};
@@ -45,6 +46,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::KERNEL_STATS => kernel_stats(a[0]),
         ours::HOST_COUNTERS => host_counters(a[0]),
         ours::HOST_INTERRUPT => host_interrupt(a[0]),
+        ours::ARENA_PUBLISH_SET => publish_set(a[0], a[1], a[2]),
         ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
         _ => Err(Errno::ENOSYS),
     }
@@ -74,6 +76,27 @@ pub(super) fn publish_when_free(slot: u64, step: u64, time_bits: u64) -> Outcome
     });
     if published == Err(Errno::ETIMEDOUT) {
         let _ = arenas::with::<()>(slot, |arena| Err(arena.refuse()));
+    }
+    published
+}
+
+/// One state of several arenas; waits for readers where a policy says so.
+fn publish_set(set: u64, step: u64, time_bits: u64) -> Outcome {
+    if set == 0 || set >> MAX_ARENAS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match arenas::publish_set(set, step, time_bits) {
+        Err(ArenaError::Full) => {}
+        other => return Ok(other?),
+    }
+    let published = wait_for(arenas::note_wait_of_set(set), || match arenas::publish_set(
+        set, step, time_bits,
+    ) {
+        Err(ArenaError::Full) => Ok(None),
+        other => Ok(Some(other?)),
+    });
+    if published == Err(Errno::ETIMEDOUT) {
+        arenas::refuse_set(set);
     }
     published
 }

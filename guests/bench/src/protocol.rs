@@ -34,6 +34,14 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Writes the next number to the first word of several arenas and publishes
+    /// them as one step. → that number
+    StepSet {
+        /// Their names.
+        names: Vec<String>,
+        /// The number.
+        step: u64,
+    },
     /// Waits for readers. → readers attached
     WaitReaders {
         /// Its name.
@@ -131,6 +139,7 @@ impl fmt::Display for Request {
                 full,
             } => write!(f, "make {name} {bytes} {chunk_bytes} {banks} {full}"),
             Self::Step { name } => write!(f, "step {name}"),
+            Self::StepSet { names, step } => write!(f, "step-set {} {step}", names.join(",")),
             Self::WaitReaders {
                 name,
                 readers,
@@ -167,6 +176,10 @@ impl FromStr for Request {
             },
             "step" => Self::Step {
                 name: words.text("a name")?,
+            },
+            "step-set" => Self::StepSet {
+                names: words.text("names")?.split(',').map(str::to_owned).collect(),
+                step: words.number("a step")?,
             },
             "wait-readers" => Self::WaitReaders {
                 name: words.text("a name")?,
@@ -293,6 +306,10 @@ mod tests {
                 full: Full::Oldest,
             },
             Request::Step { name: name() },
+            Request::StepSet {
+                names: vec![name(), "small".to_owned()],
+                step: 7,
+            },
             Request::WaitReaders {
                 name: name(),
                 readers: 2,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
-use xasm::{Arena, Chunk, Errno, Options, QueueFull};
+use xasm::{Arena, Chunk, Errno, Options, QueueFull, publish_set};
 use xasm_bench::pattern::Layout;
 use xasm_bench::protocol::{Full, Request};
 
@@ -56,6 +56,7 @@ impl Work {
                 self.make(name, *bytes, *chunk_bytes, options)
             }
             Request::Step { name } => self.named(name)?.publish_step(),
+            Request::StepSet { names, step } => self.step_set(names, *step),
             Request::WaitReaders {
                 name,
                 readers,
@@ -92,6 +93,23 @@ impl Work {
                 touched,
             } => self.named(name)?.storm(*generations, *touched),
         }
+    }
+
+    fn step_set(&mut self, names: &[String], step: u64) -> Result<Vec<u64>, String> {
+        let mut set: Vec<&mut Arena> = Vec::new();
+        for (name, named) in &mut self.arenas {
+            if names.contains(name) {
+                let word = named.arena.slice_mut::<u64>(0, 1);
+                word.map_err(text)?.fill(step);
+                set.push(&mut named.arena);
+            }
+        }
+        if set.len() != names.len() {
+            return Err(unknown(&names.join(",")));
+        }
+        let published = publish_set(&mut set, step, 0.0);
+        published.map_err(|errno| format!("publish step {step} of a set: {errno}"))?;
+        Ok(vec![step])
     }
 
     fn named(&mut self, name: &str) -> Result<&mut Named, String> {

@@ -183,6 +183,14 @@ struct xasm_stats {
 };
 
 /*
+ * Publishes one state of `count` arenas under one step and time: all of them or
+ * none. Returns 0, or what xasm_publish() returns when one of them is not
+ * published; -EINVAL for no arena, or more than 32.
+ */
+int xasm_publish_set(const xasm_arena *arenas, uint32_t count, uint64_t step,
+		     double time);
+
+/*
  * Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 = no
  * limit), so that none misses the first generation. Returns how many there are;
  * -ETIMEDOUT, -ENOENT.

@@ -239,6 +239,22 @@ impl Arena {
     }
 }
 
+/// Publishes one state of several arenas under one step and time: all of them
+/// or none, so that a reader who takes the generations of a step from each has
+/// what belongs together.
+///
+/// # Errors
+/// As [`Arena::publish`]; EINVAL for an empty set.
+pub fn publish_set(arenas: &mut [&mut Arena], step: u64, time: f64) -> Result<(), Errno> {
+    const MOST: usize = enclave_abi::lease::MAX_ARENAS;
+    let mut slots = [0; MOST];
+    let slots = slots.get_mut(..arenas.len()).ok_or(Errno::EINVAL)?;
+    for (slot, arena) in slots.iter_mut().zip(arenas.iter()) {
+        *slot = arena.mapping.slot();
+    }
+    calls::arena_publish_set(slots, step, time)
+}
+
 /// The argument structure of an arena of at least `bytes`; `name` may be given
 /// later.
 ///

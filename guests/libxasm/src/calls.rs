@@ -98,6 +98,20 @@ pub fn arena_publish(slot: u32, step: u64, time: f64) -> Result<u64, Errno> {
     Errno::from_result(result)
 }
 
+/// Publishes one state of the arenas in `slots`, all of them or none.
+///
+/// # Errors
+/// As [`arena_publish`]; EINVAL without a slot, or with one beyond 31.
+pub fn arena_publish_set(slots: &[u32], step: u64, time: f64) -> Result<(), Errno> {
+    let set = slots.iter().try_fold(0_u64, |set, &slot| {
+        let bit = 1_u64.checked_shl(slot).ok_or(Errno::EINVAL)?;
+        Ok(set | bit)
+    })?;
+    // SAFETY: as in `arena_publish`.
+    let result = unsafe { syscall(numbers::ARENA_PUBLISH_SET, [set, step, time.to_bits(), 0]) };
+    Errno::from_result(result).map(drop)
+}
+
 /// Ends an arena and unmaps it.
 ///
 /// # Errors

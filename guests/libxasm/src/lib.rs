@@ -49,7 +49,7 @@ pub mod region;
 mod sys;
 pub mod var;
 
-pub use arena::{Arena, Chunk, Options, QueueFull};
+pub use arena::{Arena, Chunk, Options, QueueFull, publish_set};
 pub use array::{Array, Element};
 pub use calls::available;
 pub use enclave_abi::syscall::{ArenaStats, KernelStats};

@@ -11,6 +11,7 @@ use crate::table::{ARENAS, Place};
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use enclave_abi::arena::MAX_NDIM;
+use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST};
 use guest::arena::{DEFAULT_BANKS, pack_args};
 use guest::calls::HostCounters;
@@ -250,6 +251,35 @@ impl XasmVarSpec {
 #[unsafe(no_mangle)]
 pub extern "C" fn xasm_publish(arena: c_int, step: u64, time: f64) -> i64 {
     answer(find(arena).and_then(|place| calls::arena_publish(place.slot, step, time)))
+}
+
+/// See `xasm.h`.
+///
+/// # Safety
+/// `arenas` is NULL or points to `count` arenas.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xasm_publish_set(
+    arenas: *const c_int,
+    count: u32,
+    step: u64,
+    time: f64,
+) -> c_int {
+    let published = (|| {
+        let most = u32::try_from(MAX_ARENAS).unwrap_or(u32::MAX);
+        if arenas.is_null() || count == 0 || count > most {
+            return Err(Errno::EINVAL);
+        }
+        let len = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `count` arenas by this function's contract.
+        let arenas = unsafe { core::slice::from_raw_parts(arenas, len) };
+        let mut slots = [0; MAX_ARENAS];
+        let slots = slots.get_mut(..len).ok_or(Errno::EINVAL)?;
+        for (slot, &arena) in slots.iter_mut().zip(arenas) {
+            *slot = find(arena)?.slot;
+        }
+        calls::arena_publish_set(slots, step, time).map(|()| 0)
+    })();
+    answer_int::<i64>(published)
 }
 
 /// See `xasm.h`.
