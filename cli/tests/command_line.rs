@@ -168,6 +168,9 @@ fn a_host_without_enclaves_lists_none() {
     let json: serde_json::Value =
         serde_json::from_str(&host.succeeds(&["snap", "ls", "--json"])).unwrap();
     assert_eq!(json["arenas"], serde_json::json!([]));
+    let json: serde_json::Value =
+        serde_json::from_str(&host.succeeds(&["xemem", "ls", "--json"])).unwrap();
+    assert_eq!(json["segments"], serde_json::json!([]));
 }
 
 #[test]

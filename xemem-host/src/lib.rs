@@ -34,7 +34,7 @@ pub mod wire;
 
 pub use client::{
     ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Piece, PlainAttachment, Segment,
-    SegmentGrant, SegmentRequest, Signals, Stream, Waited,
+    SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
 };
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};

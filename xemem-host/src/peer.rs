@@ -1,7 +1,7 @@
 //! Who is at the other end of a Unix socket, as the kernel says.
 //!
-//! Used by the server at accept. The kernel remembers user and groups as they
-//! were when the peer connected; no message is believed.
+//! Used by the server at accept. The kernel remembers user, groups and process
+//! as they were when the peer connected; no message is believed.
 
 // UNSAFETY: getsockopt(2) for options that rustix has no function for, or one
 // that cannot express a peer outside our process-id namespace (pid 0).
@@ -9,8 +9,10 @@
 
 use crate::broker::Credentials;
 use rustix::io::Errno;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+/// Socket option, include/uapi/asm-generic/socket.h.
+const SO_PEERPIDFD: i32 = 77;
 /// Most supplementary groups the kernel gives a process.
 const MAX_GROUPS: usize = 65_536;
 
@@ -19,21 +21,48 @@ const MAX_GROUPS: usize = 65_536;
 /// # Errors
 /// What getsockopt(2) says.
 pub(crate) fn credentials(socket: impl AsFd) -> Result<Credentials, Errno> {
-    let mut peer = [libc::ucred {
-        pid: 0,
-        uid: u32::MAX,
-        gid: u32::MAX,
-    }];
-    let filled = option(&socket, libc::SO_PEERCRED, &mut peer)?;
-    let [peer] = peer;
-    if filled != size_of::<libc::ucred>() {
-        return Err(Errno::PROTO);
-    }
+    let peer = peer(&socket)?;
     Ok(Credentials {
         uid: peer.uid,
         gid: peer.gid,
         groups: groups(socket)?,
     })
+}
+
+fn peer(socket: impl AsFd) -> Result<libc::ucred, Errno> {
+    let mut peer = [libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    }];
+    let filled = option(socket, libc::SO_PEERCRED, &mut peer)?;
+    let [peer] = peer;
+    if filled == size_of::<libc::ucred>() {
+        Ok(peer)
+    } else {
+        Err(Errno::PROTO)
+    }
+}
+
+/// Readable when the process that connected `socket` has ended, even if a child
+/// of it still holds the other end. `None` if there is no telling, as for a
+/// process outside our process-id namespace before Linux 6.5.
+pub(crate) fn process(socket: impl AsFd) -> Option<OwnedFd> {
+    let mut fd = [u32::MAX];
+    let filled = option(&socket, SO_PEERPIDFD, &mut fd);
+    let raw = i32::try_from(fd[0]).ok();
+    match raw.filter(|_| filled == Ok(size_of::<u32>())) {
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Some(raw) => Some(unsafe { OwnedFd::from_raw_fd(raw) }),
+        None => process_of_id(peer(socket).ok()?.pid),
+    }
+}
+
+/// The process that has this id now. Should that be another one by now, the
+/// one that connected has ended, and its connection ends with the other.
+fn process_of_id(pid: i32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
 
 fn groups(socket: impl AsFd) -> Result<Vec<u32>, Errno> {
@@ -88,7 +117,25 @@ impl Plain for libc::ucred {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn a_process_that_lives_is_not_said_to_have_ended() {
+        let flags = SocketFlags::CLOEXEC;
+        let (left, _right) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair");
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        for process in [process(&left), process_of_id(pid)] {
+            let process = process.expect("a process");
+            let mut fds = [PollFd::new(&process, PollFlags::IN)];
+            assert_eq!(poll(&mut fds, Some(&Timespec::default())), Ok(0));
+            let flags = rustix::io::fcntl_getfd(&process).expect("flags");
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        // What the kernel says of one that is in another namespace.
+        assert!(process_of_id(0).is_none());
+    }
 
     #[test]
     fn our_own_pair_shows_our_own_identity() {

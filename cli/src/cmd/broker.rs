@@ -118,7 +118,7 @@ pub(crate) fn failure(what: &str, error: &ClientError) -> Failure {
         | ClientError::Geometry(_)
         | ClientError::Memory => Class::Protocol,
         ClientError::Timeout | ClientError::NoAnswer { .. } => Class::Timeout,
-        ClientError::Name(_) => Class::Usage,
+        ClientError::Name(_) | ClientError::Unmovable { .. } => Class::Usage,
         ClientError::Snapshot(SnapshotError::NoVariable(_)) => Class::NotFound,
         ClientError::Snapshot(SnapshotError::AbiVersion(_)) => Class::Protocol,
         ClientError::Snapshot(SnapshotError::Runs { .. }) => Class::Resources,

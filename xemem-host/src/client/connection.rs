@@ -29,6 +29,8 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Connection {
     /// Shared with whoever waits for the broker's end.
     pub(super) socket: Arc<OwnedFd>,
+    /// Lives exactly as long as this value, unlike the socket.
+    pub(super) life: Arc<()>,
     seq: u32,
     /// Requests whose answers came too late, so far.
     late: u32,
@@ -55,6 +57,7 @@ impl Broker {
         let mut broker = Self {
             connection: Connection {
                 socket: Arc::new(fd),
+                life: Arc::new(()),
                 seq: 0,
                 late: 0,
                 limit,

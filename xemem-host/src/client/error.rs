@@ -1,5 +1,6 @@
 //! Why a client did not get what it asked for.
 
+use super::Unmovable;
 use crate::snapshot::SnapshotError;
 use crate::wire::WireError;
 use enclave_abi::arena::GeometryError;
@@ -64,6 +65,14 @@ pub enum ClientError {
     /// The broker handed out memory that it could take away again.
     #[error("the broker handed out memory that is too short, or could shrink")]
     Memory,
+    /// Memory that cannot become a segment where it is.
+    #[error("the memory at {address:#x} cannot be moved into a segment: {why}")]
+    Unmovable {
+        /// Where the range begins.
+        address: usize,
+        /// What is in the way.
+        why: Unmovable,
+    },
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     System {
@@ -98,6 +107,13 @@ impl ClientError {
             Self::Timeout | Self::NoAnswer { .. } => Errno::TIMEDOUT,
             Self::BrokerGone => Errno::CONNRESET,
             Self::Forked => Errno::STALE,
+            Self::Unmovable { why, .. } => match why {
+                Unmovable::Range => Errno::INVAL,
+                Unmovable::Hole => Errno::NOMEM,
+                Unmovable::Protection => Errno::ACCESS,
+                Unmovable::Foreign => Errno::OPNOTSUPP,
+                Unmovable::Shared => Errno::BUSY,
+            },
             Self::Name(_) => Errno::INVAL,
             Self::Start { .. } => Errno::CONNREFUSED,
             Self::Wire(_) | Self::Answer | Self::Geometry(_) | Self::Memory => Errno::PROTO,

@@ -7,6 +7,8 @@
 
 mod connection;
 mod error;
+mod make_over;
+mod maps;
 mod segments;
 mod signals;
 mod start;
@@ -14,6 +16,7 @@ mod stream;
 
 pub use connection::ANSWER_WITHIN;
 pub use error::ClientError;
+pub use maps::Unmovable;
 pub use segments::{Piece, PlainAttachment, Segment, SegmentGrant, SegmentRequest};
 pub use signals::{Signals, Waited};
 pub(crate) use stream::Held;

@@ -66,7 +66,8 @@ pub struct Segment {
     pub segid: SegId,
     /// Bytes of a host page behind it.
     pub page_bytes: u64,
-    /// The memory, read-write; `None` if it is for signals only.
+    /// The memory, read-write; `None` if it is for signals only, or where
+    /// [`Broker::make_over`] found it.
     pub memory: Option<SharedMemory>,
     /// Where importers' signals arrive; `None` if it is not signallable.
     pub signals: Option<Signals>,
@@ -309,7 +310,7 @@ pub(super) fn check_object(memfd: impl AsFd, bytes: u64) -> Result<(), ClientErr
     }
 }
 
-fn map(
+pub(super) fn map(
     memfd: &OwnedFd,
     offset: u64,
     len: u64,

@@ -4,13 +4,16 @@
 //! end at once, and every client finds the winner. A broker that was about to
 //! end for want of clients is replaced: that is the one retry.
 
+use super::connection::{ANSWER_WITHIN, time_left};
 use super::{Broker, ClientError};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 /// File name of the log, beside the socket.
 const LOG_NAME: &str = "xemem.log";
@@ -58,21 +61,45 @@ fn start(socket: &Path, exe: &Path) -> Result<(), ClientError> {
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     let mut said = Vec::new();
-    let heard = child.stdout.take().map(|mut out| {
-        // Ends when the broker lets go of the pipe: ready, or dead.
-        out.read_to_end(&mut said)
-    });
+    let heard = child.stdout.take().map(|out| listen(out, &mut said));
     if said == READY {
         reap_later(child);
         return Ok(());
+    }
+    if let Some(Err(Errno::TIMEDOUT)) = heard {
+        // One that hangs is no use to anybody, and has nobody's memory yet.
+        let _ = child.kill();
     }
     let status = child.wait().map_err(|error| failed(error.to_string()))?;
     let log = socket.with_file_name(LOG_NAME);
     let log = log.display();
     match heard {
-        Some(Err(error)) => Err(failed(error.to_string())),
+        Some(Err(errno)) => Err(failed(errno.to_string())),
         _ => Err(failed(format!("it ended with {status}; see {log}"))),
     }
+}
+
+/// Takes in what the broker says until it lets go of the pipe: ready, or dead.
+fn listen(mut out: ChildStdout, said: &mut Vec<u8>) -> Result<(), Errno> {
+    let deadline = Instant::now().checked_add(ANSWER_WITHIN);
+    let mut piece = [0; 16];
+    // A word more than it should say is enough to know that it is something else.
+    while said.len() <= READY.len() {
+        let mut fds = [PollFd::new(&out, PollFlags::IN)];
+        match poll(&mut fds, time_left(deadline).as_ref()) {
+            Ok(0) => return Err(Errno::TIMEDOUT),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        match out.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => said.extend(piece.iter().take(count)),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+        }
+    }
+    Ok(())
 }
 
 /// The broker outlives its starter or not: in the latter case somebody has to

@@ -82,6 +82,8 @@ enum Source {
     Signals,
     Connection(PeerId),
     Doorbell(SegId),
+    /// The process that made a connection.
+    Process(PeerId),
 }
 
 impl Source {
@@ -91,19 +93,29 @@ impl Source {
             Self::Signals => (1, 0),
             Self::Connection(PeerId(id)) => (2, id),
             Self::Doorbell(SegId(id)) => (3, id),
+            Self::Process(PeerId(id)) => (4, id),
         };
-        epoll::EventData::new_u64(id << 2 | tag)
+        epoll::EventData::new_u64(id << 3 | tag)
     }
 
     fn unpack(data: epoll::EventData) -> Self {
-        let (tag, id) = (data.u64() & 3, data.u64() >> 2);
+        let (tag, id) = (data.u64() & 7, data.u64() >> 3);
         match tag {
             0 => Self::Listener,
             1 => Self::Signals,
             2 => Self::Connection(PeerId(id)),
-            _ => Self::Doorbell(SegId(id)),
+            3 => Self::Doorbell(SegId(id)),
+            _ => Self::Process(PeerId(id)),
         }
     }
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Connected {
+    socket: OwnedFd,
+    /// Watched, if there is one.
+    _process: Option<OwnedFd>,
 }
 
 /// A broker that listens.
@@ -111,7 +123,7 @@ impl Source {
 pub struct Server {
     broker: Broker,
     objects: Objects,
-    connections: BTreeMap<PeerId, OwnedFd>,
+    connections: BTreeMap<PeerId, Connected>,
     listener: Listener,
     /// Watched by `epoll`.
     _signals: OwnedFd,
@@ -192,6 +204,9 @@ impl Server {
             Source::Listener => self.accept(),
             Source::Signals => self.done = true,
             Source::Connection(peer) => self.receive(peer),
+            // A forked child may still hold the socket; it must not be taken
+            // for the process whose segments and leases these are.
+            Source::Process(peer) => self.hang_up(peer),
             Source::Doorbell(segid) => {
                 let rings = self.objects.read_doorbell(segid);
                 if rings > 0 {
@@ -219,16 +234,24 @@ impl Server {
         let peer = PeerId(self.last_peer);
         let source = Source::Connection(peer).pack();
         if epoll::add(&self.epoll, &socket, source, epoll::EventFlags::IN).is_ok() {
-            self.connections.insert(peer, socket);
+            let process = crate::peer::process(&socket).filter(|process| {
+                let source = Source::Process(peer).pack();
+                epoll::add(&self.epoll, process, source, epoll::EventFlags::IN).is_ok()
+            });
+            let connected = Connected {
+                socket,
+                _process: process,
+            };
+            self.connections.insert(peer, connected);
             self.with_broker(|broker, _| broker.connected(peer, credentials));
         }
     }
 
     fn receive(&mut self, peer: PeerId) {
-        let Some(socket) = self.connections.get(&peer) else {
+        let Some(connected) = self.connections.get(&peer) else {
             return;
         };
-        match receive(socket) {
+        match receive(&connected.socket) {
             Ok(packet) if packet.bytes.is_empty() && packet.fds.is_empty() => self.hang_up(peer),
             Ok(packet) => match request(&packet) {
                 Ok((seq, request)) => {
@@ -374,9 +397,10 @@ impl Server {
                 .map(|memory| vec![memory]),
             Fds::Wait(target) => objects.notify_fd(target).map(|wait| vec![wait]),
         };
-        let sent = self.connections.get(&peer).zip(fds).map(|(socket, fds)| {
+        let connected = self.connections.get(&peer);
+        let sent = connected.zip(fds).map(|(connected, fds)| {
             debug_assert_eq!(fds.len(), reply.nr_fds(), "descriptors of {reply:?}");
-            send(socket, &reply.encode(seq), &fds)
+            send(&connected.socket, &reply.encode(seq), &fds)
         });
         match sent {
             Some(Ok(())) => Outcome::Done,
@@ -434,6 +458,7 @@ mod tests {
             Source::Signals,
             Source::Connection(PeerId(1 << 40)),
             Source::Doorbell(SegId(7)),
+            Source::Process(PeerId(3)),
         ] {
             assert_eq!(Source::unpack(source.pack()), source);
         }

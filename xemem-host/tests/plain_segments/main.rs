@@ -5,8 +5,11 @@
 
 #[path = "../two_clients/broker_process.rs"]
 mod broker_process;
+mod forks;
+mod hostile;
 mod locks;
 mod mapping;
+mod moving;
 mod peer;
 mod roles;
 mod sharing;

@@ -7,12 +7,15 @@
 //!  fill VALUE                 every word of it
 //!  subscribe                  to what it has attached
 //!  signal N, wait             N signals; waits for at least one
+//!  lock N, sleep-at-futex     see `locks`
+//!  fork                       a child that only holds what it inherited
 //!  end
 //! ```
 //!
 //! Answers `ok`, a number, or `error ERRNO`.
 
 use crate::broker_process::SOON;
+use crate::forks;
 use crate::locks;
 use crate::peer::ANSWER;
 use rustix::io::Errno;
@@ -120,6 +123,7 @@ impl Player {
             }
             ["wait"] => answer = self.wait()?,
             ["lock", times] => locks::count_under_mutex(self.memory(), number(times)),
+            ["fork"] => answer = forks::fork_a_holder().to_string(),
             ["sleep-at-futex"] => locks::sleep_at_futex(self.memory()),
             _ => answer = format!("cannot {}", words.join(" ")),
         }

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use xemem_host::{
-    Access, Broker, ClientError, EndReason, PlainAttachment, SegmentKind, SegmentRequest, Target,
-    Waited,
+    Access, Broker, ClientError, EndReason, Hugetlb, PlainAttachment, SegmentKind, SegmentRequest,
+    Target, Waited,
 };
 
 /// Attaches `len` bytes at `offset` of the segment `name`, read-write.
@@ -79,6 +79,38 @@ fn one_process_exports_and_imports_on_one_connection() {
     assert!(broker.detach(first).is_err(), "nothing is attached by it");
     broker.release(first).expect("released");
     assert_eq!(broker.info(segment.segid).expect("info").readers, 1);
+}
+
+#[test]
+fn large_pages_are_used_if_there_are_enough_and_refused_or_replaced_if_not() {
+    let process = BrokerProcess::start();
+    let mut broker = process.connect();
+    let large = 2 << 20;
+    let request = |size_bytes, hugetlb| SegmentRequest {
+        size_bytes,
+        hugetlb,
+        ..SegmentRequest::default()
+    };
+    // No machine has a terabyte of them to spare; nothing is mapped here.
+    let too_much = 1 << 40;
+    let refused = broker.segment_make(&request(too_much, Hugetlb::Yes));
+    assert_eq!(refused.expect_err("too much").errno(), Errno::NOMEM);
+    let odd = broker.segment_make(&request(large + 4096, Hugetlb::Yes));
+    assert_eq!(odd.expect_err("not whole").errno(), Errno::INVAL);
+    let small = broker.segment_make(&request(too_much, Hugetlb::Auto));
+    assert_eq!(small.expect("on small pages").page_bytes, 4096);
+    // On whatever pages there are: pieces begin at whole ones.
+    let segment = broker.make_segment(&request(2 * large, Hugetlb::Auto));
+    let segment = segment.expect("made");
+    let page = segment.page_bytes;
+    let apid = broker.get(segment.segid).expect("access");
+    let memory = segment.memory.as_ref().expect("memory");
+    let at = usize::try_from(large).expect("small");
+    memory.write(at, &[9; 8]).expect("inside");
+    let piece = broker.attach_segment(apid, large, 100).expect("attached");
+    assert_eq!(piece.memory.load_u64(0), Ok(0x0909_0909_0909_0909));
+    let within = broker.attach_segment(apid, 4096, 4096);
+    assert_eq!(within.is_ok(), page == 4096, "pages of {page}");
 }
 
 #[test]
