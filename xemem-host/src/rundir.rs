@@ -7,8 +7,7 @@ use rustix::fs::{CWD, FileType, Mode, lstat, mkdirat};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
-/// File name of the broker's socket.
-pub const SOCKET_NAME: &str = "xemem.sock";
+pub use enclave_abi::exporter::SOCKET_NAME;
 
 /// Why there is no run directory.
 #[derive(Debug, thiserror::Error)]

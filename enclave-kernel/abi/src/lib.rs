@@ -7,6 +7,7 @@
 //! | [`queue`] | kernel and VMM, one ring each | VMM and kernel              |
 //! | [`arena`] | kernel                     | broker, consumers, tools       |
 //! | [`lease`] | kernel and broker, by compare-and-swap | both               |
+//! | [`exporter`] | VMM or guest library, and broker | the other       |
 //! | [`syscall`] | guest programs           | kernel                         |
 //! | [`layout`] | nobody: constants         | VMM, kernel                    |
 //!
@@ -22,6 +23,7 @@
 pub mod addr;
 pub mod arena;
 pub mod boot;
+pub mod exporter;
 pub mod layout;
 pub mod lease;
 pub mod queue;

@@ -25,7 +25,6 @@
 
 extern crate alloc;
 
-pub mod arena;
 pub mod aspace;
 pub mod errno;
 pub mod exec;
@@ -33,3 +32,5 @@ pub mod frame;
 pub mod names;
 pub mod stack;
 pub mod user_slice;
+
+pub use enclave_arena as arena;

@@ -16,7 +16,8 @@
 //! client only, as many as [`Reply::nr_fds`] says. Identity is never in a
 //! message: the broker asks the kernel who its peer is.
 //!
-//! [`request`] and [`reply`] say what bytes mean, [`socket`] moves bytes and
+//! What an exporter needs, layouts included, is in [`enclave_abi::exporter`],
+//! because the guest library speaks it, too. [`request`] and [`reply`] say what bytes mean, [`socket`] moves bytes and
 //! descriptors, [`crate::broker`] decides. Decoding works on a private copy
 //! and accepts exactly the fixed length; values with few legal numbers become
 //! enums here, names and sizes are judged by the broker.
@@ -32,10 +33,11 @@ pub use reply::{
 };
 pub use request::{Access, ArenaMake, Hugetlb, Policy, Request, Role, SegmentMake, Target, Want};
 
+pub use enclave_abi::exporter::PROTOCOL_VERSION;
+
+use enclave_abi::exporter::MessageHeader as Header;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Version of this protocol; there is no compatibility between versions.
-pub const PROTOCOL_VERSION: u16 = 2;
 /// Longest message in bytes, either way.
 pub const MAX_MESSAGE: usize = 4096;
 /// Most descriptors that go with one message.
@@ -176,15 +178,6 @@ pub enum WireError {
         /// Descriptors its kind has.
         want: usize,
     },
-}
-
-/// First bytes of every message.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Header {
-    version: u16,
-    kind: u16,
-    seq: u32,
 }
 
 const HEADER_BYTES: usize = size_of::<Header>();

@@ -4,10 +4,9 @@
 
 use super::{Access, ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, split};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
+pub use enclave_abi::exporter::TEXT_BYTES;
+use enclave_abi::exporter::{ErrorBody, Words};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
-
-/// Longest error text in bytes.
-pub const TEXT_BYTES: usize = 192;
 
 /// Where a segment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,11 +218,8 @@ pub enum Reply {
 }
 
 mod kind {
-    pub(super) const OK: u16 = 128;
-    pub(super) const ERROR: u16 = 129;
-    pub(super) const WELCOME: u16 = 130;
-    pub(super) const LEASE_PAGE: u16 = 131;
-    pub(super) const ARENA: u16 = 132;
+    pub(super) use enclave_abi::exporter::kind::{ARENA, ERROR, LEASE_PAGE, OK, WELCOME};
+
     pub(super) const SEGMENT: u16 = 133;
     pub(super) const GRANTED: u16 = 134;
     pub(super) const ATTACHED: u16 = 135;
@@ -237,22 +233,6 @@ mod kind {
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
 const NOT_ENDED: u32 = u32::MAX;
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct ErrorBody {
-    errno: u32,
-    text_bytes: u32,
-    text: [u8; TEXT_BYTES],
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Numbers {
-    a: u64,
-    b: u64,
-    c: u64,
-}
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -332,7 +312,7 @@ impl Reply {
     /// The bytes of this reply.
     #[must_use]
     pub fn encode(&self, seq: u32) -> Vec<u8> {
-        let numbers = |kind, a, b, c| frame(kind, seq, &Numbers { a, b, c });
+        let numbers = |kind, a, b, c| frame(kind, seq, &Words { a, b, c });
         match self {
             Self::Ok => numbers(kind::OK, 0, 0, 0),
             Self::Error { errno, text } => frame(kind::ERROR, seq, &error_body(*errno, text)),
@@ -438,7 +418,7 @@ fn of_error(body: &ErrorBody) -> Result<Reply, WireError> {
     })
 }
 
-fn of_numbers(kind: u16, body: &Numbers) -> Result<Reply, WireError> {
+fn of_numbers(kind: u16, body: &Words) -> Result<Reply, WireError> {
     let small = |field, number: u64| {
         let value = u32::MAX;
         u32::try_from(number).map_err(|_| WireError::Value { field, value })

@@ -3,6 +3,7 @@
 
 use super::{ApId, EndReason, SegId, WireError, body, frame, split};
 use enclave_abi::arena::NAME_BYTES;
+use enclave_abi::exporter::{self, About, ArenaMakeBody, Named, Numbers};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What a client is.
@@ -10,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[repr(u32)]
 pub enum Role {
     /// May make segments, and register one enclave to make arenas for.
-    Exporter = 1,
+    Exporter = exporter::ROLE_EXPORTER,
     /// A reader of segments, or a tool.
     Consumer = 2,
 }
@@ -44,7 +45,7 @@ pub enum Hugetlb {
     /// Or fail.
     Yes = 1,
     /// Never.
-    No = 2,
+    No = exporter::HUGETLB_NO,
 }
 
 /// What [`Request::Lease`] asks for.
@@ -228,12 +229,10 @@ pub enum Request {
 }
 
 mod kind {
-    pub(super) const HELLO: u16 = 1;
-    pub(super) const REGISTER_ENCLAVE: u16 = 2;
-    pub(super) const ARENA_MAKE: u16 = 3;
-    pub(super) const MAPPED: u16 = 4;
-    pub(super) const NAME: u16 = 5;
-    pub(super) const ARENA_END: u16 = 6;
+    pub(super) use enclave_abi::exporter::kind::{
+        ARENA_END, ARENA_MAKE, HELLO, MAPPED, NAME, REGISTER_ENCLAVE,
+    };
+
     pub(super) const LOOKUP: u16 = 7;
     pub(super) const GET: u16 = 8;
     pub(super) const ATTACH: u16 = 9;
@@ -254,46 +253,6 @@ mod kind {
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
 const SIGNALLABLE: u32 = 1;
-
-/// Body of messages that need two small numbers at most.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Numbers {
-    first: u32,
-    second: u32,
-}
-
-/// Body of messages about one id: what for is in `choice`, a generation in `number`.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct About {
-    id: u64,
-    number: u64,
-    choice: u32,
-    pad: u32,
-}
-
-/// Body of messages that carry a name.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Named {
-    id: u64,
-    name: [u8; NAME_BYTES],
-    number: u32,
-    pad: u32,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct ArenaMakeBody {
-    name: [u8; NAME_BYTES],
-    size_bytes: u64,
-    chunk_bytes: u64,
-    slot: u32,
-    nr_banks: u32,
-    hugetlb: u32,
-    reader_gid: u32,
-}
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -19,7 +19,9 @@ struct Graph {
 /// Packages whose direct dependencies are a closed list.
 const CLOSED: &[(&str, &[&str])] = &[
     ("enclave-abi", &["zerocopy"]),
-    ("enclave-core", &["enclave-abi", "elf"]),
+    ("enclave-arena", &["enclave-abi"]),
+    ("enclave-core", &["enclave-abi", "enclave-arena", "elf"]),
+    ("xasm", &["enclave-abi", "enclave-arena", "linux-raw-sys"]),
     ("xtask", &["anyhow", "clap", "serde", "serde_json"]),
 ];
 

@@ -1,8 +1,10 @@
 //! Copy-on-write arenas: which generations must stay, which bank a new frame
 //! comes from, what the retired twin table still needs.
 //!
-//! Called by the kernel's publish and fault paths with words it copied; touches
-//! no memory. Promises that hold together the whole design:
+//! Called by whoever writes an arena, with words it copied: the kernel's publish
+//! and fault paths (as `enclave_core::arena`), and the guest library's where a
+//! Linux process does a kernel's work. Touches and allocates no memory. Promises
+//! that hold together the whole design:
 //!
 //! - [`Held::note`] leaves no word for a publish unless fewer generations are held than
 //!   there are spare banks. Each held generation pins at most one frame of a
@@ -10,6 +12,12 @@
 //!   two publishes: pool exhaustion is decided at publish, never at a fault.
 //! - [`CatchUp`] spreads the update of the retired twin over the next
 //!   generation's faults, so that publish stays constant however much changed.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate alloc;
 
 use enclave_abi::arena::{MAX_BANKS, bank_in_generation};
 use enclave_abi::lease::{SLOTS, Slot};
