@@ -8,6 +8,10 @@
 //!                          broker: who may what, who holds what
 //! ```
 //!
+//! Two kinds of segments. *Plain* ones are memory as it is, shared read-only or
+//! read-write as their permit says, with signals: any Linux process makes and
+//! attaches them. *Arenas* are an enclave's, read-only, in generations.
+//!
 //! The broker makes each arena's memfd, gives it writable to the exporter
 //! once, seals it, and from then on gives it read-only to those who may read.
 //! A reader *leases* a generation; while it does, the exporter's kernel reuses
@@ -18,6 +22,7 @@
 //! A client can harm its own connection only; an exporter its own arenas'
 //! content only; readers cannot write. A reader of an arena can see frames of
 //! that arena that are not published yet, and nothing else of the exporter.
+//! `docs/threat-model.md` says what a descriptor of a plain segment is worth.
 //!
 //! [`wire`] is what can be said, [`broker`] what it means, [`server`] carries
 //! it out, [`client`] asks, [`snapshot`] reads arenas, with or without a broker.

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Promises: no input panics; tables are bounded; a refused request changes
-//! nothing; when a peer is gone, so are its leases, subscriptions and apids.
+//! nothing; when a peer is gone, so are its leases, subscriptions and apids, and
+//! the segments it exports have ended.
 //! Does not know what a descriptor is, nor who may connect.
 
 mod arenas;

@@ -292,6 +292,17 @@ impl Broker {
     }
 }
 
+// Held by one thread, used by others.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_sync<T: Sync>() {}
+    is_send::<Broker>();
+    is_send::<Signals>();
+    is_send::<Segment>();
+    is_send::<PlainAttachment>();
+    is_sync::<SharedMemory>();
+};
+
 fn is_page(bytes: u64) -> bool {
     bytes == PAGE_SIZE || bytes == LARGE_PAGE_SIZE
 }
