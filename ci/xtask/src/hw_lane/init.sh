@@ -29,12 +29,15 @@ log_console() {
 }
 if [ -n "$LANE_KMSG" ]; then
     mkfifo /tmp/lane/console
+    # Keeps what is written while no `log_console` runs.
+    exec 3<> /tmp/lane/console
     log_console
     exec > /tmp/lane/console 2>&1
 fi
 
 end() {
-    [ -s /tmp/lane/failed ] && dmesg | tail -30
+    # Without what `log_console` wrote there.
+    [ -s /tmp/lane/failed ] && dmesg -r | grep -v '^<9>' | tail -30
     echo "STEP end -"
     [ -n "$LANE_KMSG" ] && wait
     if [ -s /tmp/lane/failed ]; then verdict 1; else verdict 21; fi
@@ -61,7 +64,7 @@ done
 
 for mode in ring0 ring3; do
     for part in /steps/*.sh; do
-        timeout -s KILL 240 sh /part.sh $mode "$part" < /dev/null
+        timeout -s KILL 240 sh /part.sh $mode "$part" < /dev/null 3>&-
         [ $? = 137 ] && equal "${part##*/} comes to its end" "in time" "killed"
         nothing_left "${part##*/}"
     done
