@@ -15,8 +15,11 @@ use crate::failure::Failure;
 #[derive(Debug, Default)]
 pub(super) struct Paths(Vec<(String, usize)>);
 
+/// A figure that is what one path costs beyond another.
+const DIFFERENCE: [&str; 3] = ["doorbell_interrupt", "host_call_interrupted", "host_call"];
+
 /// What one path costs.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Figure {
     name: String,
     minimum: u64,
@@ -50,7 +53,7 @@ impl Paths {
             rest = others;
         }
         anyhow::ensure!(rest.is_empty(), "{} samples belong to no path", rest.len());
-        Ok(figures)
+        Ok(with_difference(figures))
     }
 }
 
@@ -65,6 +68,23 @@ impl Figure {
             exits: samples.iter().map(|s| s.exits).min()?,
         })
     }
+}
+
+/// Puts the difference in the place of its two paths.
+fn with_difference(mut figures: Vec<Figure>) -> Vec<Figure> {
+    let [name, more, less] = DIFFERENCE;
+    let place = |wanted: &str, figures: &[Figure]| figures.iter().position(|f| f.name == wanted);
+    let (Some(more), Some(less)) = (place(more, &figures), place(less, &figures)) else {
+        return figures;
+    };
+    let base = figures[less].clone();
+    let figure = &mut figures[more];
+    name.clone_into(&mut figure.name);
+    figure.minimum = figure.minimum.saturating_sub(base.minimum);
+    figure.median = figure.median.saturating_sub(base.median);
+    figure.exits = figure.exits.saturating_sub(base.exits);
+    figures.remove(less);
+    figures
 }
 
 impl fmt::Display for Figure {
@@ -189,6 +209,19 @@ mod tests {
             why(&figures(60), &json!({})).contains("call: 60 instructions, the table says nothing")
         );
         assert!(why(&[], &table(1)).contains("publish: in the table, but not measured"));
+    }
+
+    #[test]
+    fn an_interrupt_is_the_difference_of_two_calls() {
+        let mut paths = Paths::default();
+        paths.take("MARKS host_call 1");
+        paths.take("MARKS host_call_interrupted 1");
+        paths.take("MARKS publish 1");
+        let all = [sample(262, 1), sample(330, 3), sample(9, 1)];
+        let figures = paths.figures(&all).unwrap();
+        assert_eq!(figures.len(), 2);
+        let shown = figures[0].to_string();
+        assert_eq!(shown, "doorbell_interrupt      68 instructions, 2 exits");
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub(super) fn run(workspace: &Workspace, only: &str) -> anyhow::Result<()> {
     let (steps, paths) = machine.run()?;
     let seconds = start.elapsed().as_secs();
     let figures = machine.figures(&paths)?;
-    if only.is_empty() {
+    if only.is_empty() || !figures.is_empty() {
         let text = fs::read_to_string(workspace.root.join("ci/counts.json"))?;
         let table = serde_json::from_str(&text).context("parse ci/counts.json")?;
         figures::compare(&figures, &table).map_err(|error| machine.with_trace(error))?;
