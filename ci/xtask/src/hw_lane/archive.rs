@@ -70,7 +70,7 @@ pub(super) fn unpack(packages: &[String], wanted: &str, folder: &Path) -> anyhow
     tool::capture(&title, download.current_dir(folder)).map_err(|error| {
         Failure::error(
             format!("hw-lane: no {wanted}"),
-            format!("{error:#}").replace('\n', "; "),
+            reason(&error),
             "sudo apt-get update  (and run this again)",
         )
     })?;
@@ -87,6 +87,14 @@ pub(super) fn unpack(packages: &[String], wanted: &str, folder: &Path) -> anyhow
         fs::remove_file(&file).context("remove the package")?;
     }
     Ok(())
+}
+
+/// Why a command failed, in one line.
+pub(super) fn reason(error: &anyhow::Error) -> String {
+    let why = error
+        .downcast_ref::<Failure>()
+        .map_or_else(|| format!("{error:#}"), |failure| failure.why.clone());
+    why.replace('\n', "; ")
 }
 
 /// Is `file` a version of `package`? (`NAME_VERSION_ARCHITECTURE.deb`)
@@ -160,6 +168,13 @@ pub(super) fn is_kept(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_is_without_the_command_that_failed() {
+        let error = tool::failed("look", &Command::new("apt-get"), "E: a\nE: b");
+        assert_eq!(reason(&error), "E: a; E: b");
+        assert_eq!(reason(&anyhow::anyhow!("x").context("y")), "y: x");
+    }
 
     #[test]
     fn a_checksum_is_that_of_its_own_package() {

@@ -122,7 +122,7 @@ fn packages() -> anyhow::Result<Vec<String>> {
     let text = tool::capture("hw-lane: look for Bochs", &mut query).map_err(|error| {
         Failure::error(
             "hw-lane: no Bochs",
-            format!("{error:#}").replace('\n', "; "),
+            archive::reason(&error),
             "sudo apt-get update  (and run this again)",
         )
     })?;
