@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use std::os::fd::AsFd;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -193,6 +193,47 @@ impl Window {
         Ok(())
     }
 
+    /// Replaces `len` bytes at `offset` by a private copy, in place; whole
+    /// pages, of whatever size was mapped there. Whoever reads them meanwhile
+    /// through an address taken from [`Window::slice`] sees the same bytes
+    /// before and after. On failure everything is as it was.
+    pub(crate) fn make_private(&mut self, offset: usize, len: usize) -> Result<(), Errno> {
+        let end = offset.checked_add(len).ok_or(Errno::INVAL)?;
+        if end > self.len || len == 0 {
+            return Err(Errno::INVAL);
+        }
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches
+        // no existing memory.
+        let copy = unsafe {
+            rustix::mm::mmap_anonymous(core::ptr::null_mut(), len, prot, MapFlags::PRIVATE)
+        }?;
+        // SAFETY: source and target are `len` bytes each (the source checked
+        // above, and mapped by this function's condition), the target is new,
+        // so they do not overlap.
+        unsafe {
+            let source = self.base.byte_add(offset).cast::<u8>().as_ptr();
+            core::ptr::copy_nonoverlapping(source, copy.cast::<u8>(), len);
+        }
+        // SAFETY: moves the new mapping, which nobody else knows, over pages
+        // of this window. `&mut self` says that no slice of it is borrowed;
+        // addresses that outlive their slices find the same bytes there. The
+        // kernel checks what can fail (the number of mappings) before it
+        // takes the old pages away.
+        let moved = unsafe {
+            rustix::mm::mprotect(copy, len, MprotectFlags::READ).and_then(|()| {
+                let target = self.base.byte_add(offset).as_ptr();
+                rustix::mm::mremap_fixed(copy, len, len, MremapFlags::MAYMOVE, target)
+            })
+        };
+        if moved.is_err() {
+            // SAFETY: still where it was made, and known to nobody else.
+            let unmapped = unsafe { rustix::mm::munmap(copy, len) };
+            debug_assert!(unmapped.is_ok(), "unmapping our own copy");
+        }
+        moved.map(|_| ())
+    }
+
     /// `len` bytes at `offset`; `None` out of range. Pieces never mapped
     /// fault, so the caller hands out only a window that is full.
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<&[u8]> {
@@ -272,5 +313,24 @@ mod tests {
         assert_eq!((bytes[0], bytes[4096]), (3, 1));
         assert!(window.slice(4096, 4097).is_none());
         assert_eq!(window.map(4096, 8192, &fd, 0), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn private_pages_keep_address_and_content_when_the_object_changes() {
+        let fd = object(2 * 4096);
+        let map = Mapping::read_write(&fd, 2 * 4096).expect("map");
+        map.store(0, 1);
+        map.store(4096, 2);
+        let mut window = Window::reserve(2 * 4096).expect("reserve");
+        window.map(0, 2 * 4096, &fd, 0).expect("map");
+        let address = window.slice(0, 2 * 4096).expect("in range").as_ptr();
+        window.make_private(4096, 4096).expect("copied");
+        map.store(0, 3);
+        map.store(4096, 4);
+        let bytes = window.slice(0, 2 * 4096).expect("in range");
+        assert_eq!(bytes.as_ptr(), address);
+        assert_eq!((bytes[0], bytes[4096]), (3, 2));
+        assert_eq!(window.make_private(4096, 8192), Err(Errno::INVAL));
+        assert_eq!(window.make_private(0, 0), Err(Errno::INVAL));
     }
 }

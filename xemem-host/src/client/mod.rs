@@ -19,8 +19,8 @@ pub use error::ClientError;
 pub use maps::Unmovable;
 pub use segments::{Piece, PlainAttachment, Segment, SegmentGrant, SegmentRequest};
 pub use signals::{Signals, Waited};
-pub(crate) use stream::Held;
 pub use stream::Stream;
+pub(crate) use stream::{Held, Link};
 
 use crate::broker::MAX_SEGMENTS;
 use crate::wire::{

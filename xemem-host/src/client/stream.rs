@@ -1,22 +1,27 @@
 //! Following one arena: lookup, get, attach, then lease after lease.
 
 use super::{Broker, ClientError};
-use crate::snapshot::{ArenaReader, Snapshot};
+use crate::snapshot::{ArenaReader, MapCounts, OwnedSnapshot, Snapshot, Views};
 use crate::wire::{ApId, EndReason, LeaseReply, Policy, Role, SegId, Want};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A reader of one arena, on a connection of its own.
 #[derive(Debug)]
 pub struct Stream {
-    broker: Broker,
+    link: Arc<Link>,
+    /// The connection's socket, to see its end without the lock.
+    hang_up: Arc<OwnedFd>,
     segid: SegId,
-    apid: ApId,
     reader: ArenaReader,
+    /// For owned snapshots; the reader has its own.
+    views: Arc<Views>,
     notify: OwnedFd,
     page_bytes: u32,
     /// Newest generation seen, 0 at first.
@@ -50,10 +55,16 @@ impl Stream {
         let apid = broker.get(segid)?;
         let attachment = broker.attach(apid, policy)?;
         let reader = ArenaReader::with_geometry(attachment.memfd, attachment.geometry)?;
+        let hang_up = Arc::clone(&broker.connection.socket);
         Ok(Self {
-            broker,
+            link: Arc::new(Link {
+                broker: Mutex::new(broker),
+                apid,
+                pid: std::process::id(),
+            }),
+            hang_up,
             segid,
-            apid,
+            views: Views::of(&reader),
             reader,
             notify: attachment.notify,
             page_bytes: attachment.page_bytes,
@@ -84,23 +95,46 @@ impl Stream {
         let Some((generation, record)) = self.wait_for_lease(timeout)? else {
             return Ok(None);
         };
+        self.count(generation);
+        let held = Held {
+            link: &*self.link,
+            generation,
+        };
+        let record = whole_record(&self.reader, generation, record)?;
+        self.reader.show(&record)?;
+        Ok(Some(Snapshot::new(&self.reader, record, Some(held))))
+    }
+
+    /// As [`Stream::next`], but the snapshot stays when the next one comes:
+    /// for readers in other languages. It costs an address range of its own
+    /// and, until it is dropped or detached, a bank of the arena: who keeps
+    /// many makes the exporter drop snapshots.
+    ///
+    /// # Errors
+    /// As [`Stream::next`].
+    pub fn next_owned(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> Result<Option<OwnedSnapshot>, ClientError> {
+        let Some((generation, record)) = self.wait_for_lease(timeout)? else {
+            return Ok(None);
+        };
+        self.count(generation);
+        let held = Held {
+            link: Arc::clone(&self.link),
+            generation,
+        };
+        let record = whole_record(&self.reader, generation, record)?;
+        Ok(Some(OwnedSnapshot::new(&self.views, record, held)?))
+    }
+
+    /// Notes which generation came, and how many did not.
+    fn count(&mut self, generation: u64) {
         if self.last != 0 {
             let gap = generation.saturating_sub(self.last).saturating_sub(1);
             self.missed = self.missed.saturating_add(gap);
         }
         self.last = self.last.max(generation);
-        let held = Held {
-            broker: &mut self.broker,
-            apid: self.apid,
-            generation,
-        };
-        let record = if record.generation == generation {
-            record
-        } else {
-            self.reader.record(generation)?
-        };
-        self.reader.show(&record)?;
-        Ok(Some(Snapshot::new(&self.reader, record, Some(held))))
     }
 
     /// Generations published since the first one seen that this reader never
@@ -146,6 +180,12 @@ impl Stream {
         self.reader.mappings_made()
     }
 
+    /// What mapping the snapshots has cost so far.
+    #[must_use]
+    pub fn map_counts(&self) -> MapCounts {
+        self.reader.map_counts().plus(self.views.counts())
+    }
+
     /// Readable when it may be worth calling [`Stream::next`]: for event loops.
     #[must_use]
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
@@ -160,7 +200,7 @@ impl Stream {
         loop {
             // Cleared before asking: what comes after shows in the eventfd.
             self.clear_notify()?;
-            match self.broker.lease(self.apid, Want::After(self.last))? {
+            match self.link.lease(Want::After(self.last))? {
                 LeaseReply::Granted { generation, record } => {
                     return Ok(Some((generation, record)));
                 }
@@ -186,11 +226,11 @@ impl Stream {
     fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let socket = self.broker.socket();
         let mut fds = [
             PollFd::new(&self.notify, PollFlags::IN),
-            // Nothing asked for: this wakes up when the broker hangs up.
-            PollFd::from_borrowed_fd(socket, PollFlags::empty()),
+            // Only its end is looked for: what can be read is the answer to
+            // another thread that gives a lease back.
+            PollFd::new(&*self.hang_up, PollFlags::empty()),
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => Err(ClientError::Timeout),
@@ -209,19 +249,58 @@ const _: () = {
     const fn is_send<T: Send>() {}
     is_send::<Stream>();
     is_send::<Snapshot<'_>>();
+    is_send::<OwnedSnapshot>();
 };
 
-/// A lease; given back when dropped.
+/// The broker's copy of the record of `generation`, or our own where it had
+/// none.
+fn whole_record(
+    reader: &ArenaReader,
+    generation: u64,
+    record: GenerationRecord,
+) -> Result<GenerationRecord, ClientError> {
+    if record.generation == generation {
+        return Ok(record);
+    }
+    Ok(reader.record(generation)?)
+}
+
+/// A connection with one attachment, shared by a stream and its leases.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
-    broker: &'a mut Broker,
+pub(crate) struct Link {
+    broker: Mutex<Broker>,
     apid: ApId,
+    /// A forked process has the connection, too, but no business on it.
+    pid: u32,
+}
+
+impl Link {
+    /// Held for one request and its reply, never while something is waited for.
+    fn broker(&self) -> MutexGuard<'_, Broker> {
+        self.broker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self, want: Want) -> Result<LeaseReply, ClientError> {
+        self.broker().lease(self.apid, want)
+    }
+
+    fn release(&self, generation: u64) {
+        if self.pid == std::process::id() {
+            // A broker that is gone holds no leases.
+            let _ = self.broker().release_lease(self.apid, generation);
+        }
+    }
+}
+
+/// A lease; given back when dropped, by whatever thread.
+#[derive(Debug)]
+pub(crate) struct Held<L: Deref<Target = Link>> {
+    link: L,
     generation: u64,
 }
 
-impl Drop for Held<'_> {
+impl<L: Deref<Target = Link>> Drop for Held<L> {
     fn drop(&mut self) {
-        // A broker that is gone holds no leases.
-        let _ = self.broker.release_lease(self.apid, self.generation);
+        self.link.release(self.generation);
     }
 }

@@ -4,6 +4,8 @@
 //! into it, run by run, the frames of the generation asked for. The next
 //! generation re-uses what is the same: the change log says which chunks may
 //! differ (if it has not wrapped since), births say where they are now.
+//! [`OwnedSnapshot`]s have an address range each, for readers whose snapshots
+//! overlap.
 //!
 //! Everything in the control area is copied, then checked. The object must be
 //! sealed against shrinking, so that reading it cannot fault. That frames stay
@@ -11,12 +13,18 @@
 //! business: a reader without one has [`Snapshot::valid`] only.
 
 mod frames;
+mod object;
+mod owned;
 mod reader;
+mod view;
 
+pub(crate) use object::read_record;
+pub use owned::OwnedSnapshot;
+pub(crate) use owned::Views;
 pub use reader::ArenaReader;
-pub(crate) use reader::read_record;
+pub use view::MapCounts;
 
-use crate::client::Held;
+use crate::client::{Held, Link};
 use enclave_abi::ABI_VERSION;
 use enclave_abi::arena::{GenerationRecord, Geometry, GeometryError, VarDesc, VarError};
 use rustix::io::Errno;
@@ -79,6 +87,9 @@ pub enum SnapshotError {
         /// What is wrong.
         error: VarError,
     },
+    /// Its lease went back: nothing more of it can be read.
+    #[error("the snapshot of generation {0} has been given back")]
+    Detached(u64),
 }
 
 /// One generation, readable until dropped; dropping gives its lease back.
@@ -86,7 +97,7 @@ pub enum SnapshotError {
 pub struct Snapshot<'a> {
     reader: &'a ArenaReader,
     record: GenerationRecord,
-    _held: Option<Held<'a>>,
+    _held: Option<Held<&'a Link>>,
 }
 
 /// A variable in a snapshot.
@@ -104,7 +115,7 @@ impl<'a> Snapshot<'a> {
     pub(crate) fn new(
         reader: &'a ArenaReader,
         record: GenerationRecord,
-        held: Option<Held<'a>>,
+        held: Option<Held<&'a Link>>,
     ) -> Self {
         Self {
             reader,

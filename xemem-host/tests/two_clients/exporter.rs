@@ -2,10 +2,11 @@
 //!
 //! Does what the kernel does, in the same order: births before a frame is
 //! written, log entry before head, record before lease word before header
-//! before doorbell. Chunk `c` is rewritten in generation `g` if
-//! [`is_written`]; its words then hold `g`.
+//! before doorbell. With [`Exporter::publish`] chunk `c` is rewritten in
+//! generation `g` if [`is_written`]; its words then hold `g`.
+//!
+//! Also the heart of `examples/exporter.rs`, which other languages' tests run.
 
-use crate::broker_process::BrokerProcess;
 use crate::memory::Shared;
 use enclave_abi::ABI_VERSION;
 use enclave_abi::arena::{
@@ -53,10 +54,6 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     /// An enclave and its arena, both called `name`, with `nr_banks` banks.
-    pub(crate) fn new(process: &BrokerProcess, name: &str, nr_banks: u32) -> Self {
-        Self::open_to(&process.socket(), name, nr_banks, None)
-    }
-
     pub(crate) fn open_to(
         socket: &Path,
         name: &str,
@@ -110,11 +107,10 @@ impl Exporter {
         (var.ndim, var.order) = (1, b'C');
         (var.shape[0], var.strides[0]) = (CHUNK / 8, 8);
         (var.offset, var.nbytes) = (CHUNK, CHUNK);
-        self.object.write(VARS_OFFSET, var.as_bytes());
+        let flux = var;
         // A second one that reaches beyond the arena.
         var.name[..4].copy_from_slice(b"evil");
         var.offset = CHUNK * CHUNKS;
-        self.object.write(VARS_OFFSET + 512, var.as_bytes());
         let mut header = ArenaHeader::new_zeroed();
         header.magic = ARENA_MAGIC;
         header.abi_version = ABI_VERSION;
@@ -122,9 +118,18 @@ impl Exporter {
         header.size_bytes = self.geometry.size_bytes;
         header.chunk_bytes = CHUNK;
         header.nr_banks = self.geometry.nr_banks;
-        header.nr_vars = 2;
         header.name = name_field(name).expect("a valid name");
         self.object.write(0, header.as_bytes());
+        self.describe(&[flux, var]);
+    }
+
+    /// Replaces the variable table.
+    pub(crate) fn describe(&self, vars: &[VarDesc]) {
+        self.object.write(VARS_OFFSET, vars.as_bytes());
+        // Shares a word with `nr_banks`.
+        let counts = u64::from(self.geometry.nr_banks) | (vars.len() as u64) << 32;
+        let at = offset_of!(ArenaHeader, nr_banks) as u64;
+        self.object.store(at, counts);
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -174,8 +179,25 @@ impl Exporter {
         }
     }
 
-    /// A program's store: copies the chunk first if a generation has it.
+    /// Writes words so that tests can tell the generation of chunk `c`.
     fn write_chunk(&mut self, chunk: u64, value: u64) {
+        for offset in [0, CHUNK / 2, CHUNK - 8] {
+            self.write(chunk * CHUNK + offset, &value.to_ne_bytes());
+        }
+    }
+
+    /// A program's stores: whole words, inside the arena.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        for (at, word) in (offset..).step_by(8).zip(bytes.chunks_exact(8)) {
+            let frame = self.own_frame(at / CHUNK);
+            let value = u64::from_ne_bytes(word.try_into().expect("a word"));
+            self.object.store(frame + at % CHUNK, value);
+        }
+    }
+
+    /// The frame a store to `chunk` goes to; copies the chunk first if a
+    /// generation has it.
+    fn own_frame(&mut self, chunk: u64) -> u64 {
         let at = usize::try_from(chunk).expect("small");
         let (coming, current) = (self.generation + 1, self.banks[at]);
         if self.object.load(self.birth(chunk, current)) < coming {
@@ -193,10 +215,7 @@ impl Exporter {
             self.object.store(head, self.log_head);
             self.banks[at] = bank;
         }
-        let frame = self.frame(chunk, self.banks[at]);
-        for offset in [0, CHUNK / 2, CHUNK - 8] {
-            self.object.store(frame + offset, value);
-        }
+        self.frame(chunk, self.banks[at])
     }
 
     fn frame(&self, chunk: u64, bank: u32) -> u64 {
@@ -235,18 +254,34 @@ impl Exporter {
         }
     }
 
-    /// Publishes the next generation as the kernel does; `None` if the pool
-    /// is exhausted.
+    /// Writes and publishes the next generation; `None` if the pool is
+    /// exhausted.
     pub(crate) fn publish(&mut self) -> Option<u64> {
+        let index = self.free_slot()?;
+        self.write_chunks();
+        Some(self.announce(index))
+    }
+
+    /// Publishes what was written, and nothing else.
+    pub(crate) fn publish_as_is(&mut self) -> Option<u64> {
+        let index = self.free_slot()?;
+        Some(self.announce(index))
+    }
+
+    /// A slot for the next generation; a refused publish is counted.
+    fn free_slot(&mut self) -> Option<usize> {
         self.take_back();
         let free = |index: &usize| self.slot(*index) == Slot::Empty;
-        let Some(index) = self.slots().find(free) else {
+        let found = self.slots().find(free);
+        if found.is_none() {
             self.dropped += 1;
             let dropped = offset_of!(ArenaHeader, dropped) as u64;
             self.object.store(dropped, self.dropped);
-            return None;
-        };
-        self.write_chunks();
+        }
+        found
+    }
+
+    fn announce(&mut self, index: usize) -> u64 {
         let generation = self.generation + 1;
         self.generation = generation;
         self.write_record(generation);
@@ -255,7 +290,7 @@ impl Exporter {
         let latest = offset_of!(ArenaHeader, latest_generation) as u64;
         self.object.store(latest, generation);
         self.ring(1);
-        Some(generation)
+        generation
     }
 
     fn write_record(&mut self, generation: u64) {

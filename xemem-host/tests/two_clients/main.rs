@@ -11,4 +11,12 @@ mod exporter;
 mod hostile;
 mod lifecycle;
 mod memory;
+mod owned;
 mod streams;
+
+impl exporter::Exporter {
+    /// An enclave and its arena, both called `name`, with `nr_banks` banks.
+    fn new(process: &broker_process::BrokerProcess, name: &str, nr_banks: u32) -> Self {
+        Self::open_to(&process.socket(), name, nr_banks, None)
+    }
+}
