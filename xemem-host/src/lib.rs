@@ -25,13 +25,15 @@
 //! `docs/threat-model.md` says what a descriptor of a plain segment is worth.
 //!
 //! [`wire`] is what can be said, [`broker`] what it means, [`server`] carries
-//! it out, [`client`] asks, [`snapshot`] reads arenas, with or without a broker.
+//! it out, [`client`] asks, [`snapshot`] reads arenas, with or without a broker,
+//! [`schema`] says as JSON what is in them.
 
 pub mod broker;
 pub mod client;
 mod memory;
 mod peer;
 mod rundir;
+pub mod schema;
 pub mod server;
 mod shared;
 pub mod snapshot;

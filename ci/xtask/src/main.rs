@@ -16,6 +16,7 @@ mod setup;
 mod test;
 mod tool;
 mod warden;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ Examples:
   cargo xtask demo --json     the same, with one JSON object as the last line
   cargo xtask test            every check that continuous integration runs
   cargo xtask test --quick    the checks that need neither image nor KVM
+  cargo xtask wheel           build the Python package into out/
   cargo xtask hw-lane         enclaves where ring 0 is native: QEMU emulates AMD SVM
   cargo xtask hw-lane --vmx   the same with Intel VMX, emulated by Bochs, and exact counts";
 
@@ -47,6 +49,8 @@ enum Command {
     Setup,
     /// Build kernel, host programs and guests into `out/`.
     Image,
+    /// Build the Python package `xemem` into `out/`.
+    Wheel(wheel::Options),
     /// Run an enclave from create to destroy and prove that nothing is left.
     Demo(demo::Options),
     /// Run every check in order, stop at the first failure.
@@ -81,6 +85,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Image => {
             setup::require(&workspace, setup::Purpose::Build)?;
             image::run(&workspace)
+        }
+        Command::Wheel(options) => {
+            setup::require(&workspace, setup::Purpose::Test)?;
+            wheel::run(&workspace, &options)
         }
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),

@@ -66,7 +66,7 @@ const NEEDS: &[Need] = &[
     },
     Need {
         program: "python3",
-        package: "python3-minimal",
+        package: "python3-venv",
         purpose: Purpose::Test,
     },
 ];
