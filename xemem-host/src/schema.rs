@@ -1,7 +1,7 @@
 //! What an arena says about its variables, as JSON.
 //!
 //! Called by `enclavectl snap schema` and by the Python package, so that both
-//! say the same. Two forms: [`json`] lists the table as it is, [`conduit`]
+//! say the same. Two forms: [`json()`] lists the table as it is, [`conduit`]
 //! nests it the way Conduit describes memory (a leaf per variable with type,
 //! offset and stride), which tools such as Ascent read. Pure; descriptions
 //! must have been checked.
@@ -9,7 +9,7 @@
 use enclave_abi::arena::{GenerationRecord, VarDesc, dtype, text};
 use serde_json::{Map, Value, json};
 
-/// Version of the [`json`] form.
+/// Version of the [`json()`] form.
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// What is described.
