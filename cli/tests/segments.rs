@@ -87,6 +87,7 @@ fn segments_of_both_kinds_are_listed_and_snapshots_are_arenas_only() {
         nr_banks: 2,
         hugetlb: Hugetlb::No,
         reader_gid: None,
+        retain: 1,
     };
     let arena = broker.arena_make(&arena).unwrap();
     broker.arena_mapped(arena.segid).unwrap();

@@ -101,6 +101,7 @@ impl Guest {
             chunk_bytes,
             banks,
             full: Full::Newest,
+            retain: 1,
         };
         self.counts(&request).map(|[backing]| backing)
     }

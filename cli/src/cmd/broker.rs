@@ -119,7 +119,11 @@ pub(crate) fn failure(what: &str, error: &ClientError) -> Failure {
         | ClientError::Memory => Class::Protocol,
         ClientError::Timeout | ClientError::NoAnswer { .. } => Class::Timeout,
         ClientError::Name(_) | ClientError::Unmovable { .. } => Class::Usage,
-        ClientError::Snapshot(SnapshotError::NoVariable(_)) => Class::NotFound,
+        ClientError::Snapshot(
+            SnapshotError::NoVariable(_)
+            | SnapshotError::NoRecord(_)
+            | SnapshotError::Forgotten { .. },
+        ) => Class::NotFound,
         ClientError::Snapshot(SnapshotError::AbiVersion(_)) => Class::Protocol,
         ClientError::Snapshot(SnapshotError::Runs { .. }) => Class::Resources,
         ClientError::Start { .. }

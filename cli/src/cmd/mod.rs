@@ -9,5 +9,6 @@ pub(crate) mod run;
 pub(crate) mod selftest;
 pub(crate) mod show;
 pub(crate) mod snap;
+pub(crate) mod store;
 pub(crate) mod version;
 pub(crate) mod xemem;

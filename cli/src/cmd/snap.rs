@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream};
 
 use super::broker;
+use super::store;
 use super::xemem::{self, state};
 use crate::figures::{Figures, figure};
 use crate::npy;
@@ -24,10 +25,17 @@ use crate::whole_file::WholeFile;
 /// List and read snapshots.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snap {
-    /// List the arenas and their newest snapshots.
-    Ls,
+    /// List the arenas, or the generations of one that can be read now.
+    Ls {
+        /// Arena.
+        name: Option<String>,
+    },
     /// Read one snapshot.
     Read(Read),
+    /// Show what changed between two generations, without reading them.
+    Diff(store::DiffOf),
+    /// Keep the newest generations of an arena although nobody reads them.
+    Retain(store::Retain),
 }
 
 /// Read one snapshot.
@@ -38,6 +46,9 @@ pub(crate) struct Read {
     /// Which: the newest, or the one of a time step.
     #[arg(long, value_name = "latest|N", default_value = "latest")]
     step: Step,
+    /// Which, by its number in "snap ls NAME".
+    #[arg(long, value_name = "G", conflicts_with = "step")]
+    generation: Option<u64>,
     /// Only this variable.
     #[arg(long, value_name = "V")]
     var: Option<String>,
@@ -81,8 +92,11 @@ enum Form {
 impl Snap {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
         match self {
-            Self::Ls => list(format),
+            Self::Ls { name: None } => list(format),
+            Self::Ls { name: Some(name) } => store::generations(name, format),
             Self::Read(read) => read.run(format),
+            Self::Diff(diff) => diff.run(format),
+            Self::Retain(retain) => retain.run(format),
         }
     }
 }
@@ -143,6 +157,7 @@ fn arena_json(arena: &SegmentInfo) -> Value {
         "waited": arena.waited,
         "readers": arena.readers,
         "leases": arena.leases,
+        "retain": arena.retain,
         "owner_uid": arena.owner_uid,
         "age_ms": arena.age_ms,
     })
@@ -168,6 +183,13 @@ impl Read {
         };
         let mut stream = Stream::attach(&broker::socket()?, &self.name, policy, timeout)
             .map_err(|e| broker::failure(&what, &e))?;
+        if let Some(generation) = self.generation {
+            let snapshot = stream.at(generation).map_err(|error| {
+                let hint = format!("enclavectl snap ls {}", self.name);
+                broker::failure(&what, &error).with_hint(hint)
+            })?;
+            return self.write(&what, &snapshot, format);
+        }
         loop {
             let next = stream.next(Some(timeout));
             let next = next.map_err(|e| broker::failure(&what, &e))?;

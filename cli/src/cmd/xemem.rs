@@ -147,6 +147,7 @@ mod tests {
             gid: NO_GROUP,
             mode: 0o640,
             age_ms: 61_000,
+            retain: 0,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::arena::NAME_BYTES;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the protocol; there is no compatibility between versions.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// File name of the broker's socket in the run directory.
 pub const SOCKET_NAME: &str = "xemem.sock";
 /// Longest text of an error in bytes.
@@ -119,6 +119,10 @@ pub struct ArenaMakeBody {
     pub hugetlb: u32,
     /// Group that may read besides the owner; `u32::MAX` = none.
     pub reader_gid: u32,
+    /// Newest generations to keep although nobody leased them; 0 counts as 1.
+    pub retain: u32,
+    /// Padding, zero.
+    pub pad: u32,
 }
 
 /// Body of replies that need three words at most.
@@ -146,4 +150,4 @@ pub struct ErrorBody {
 }
 
 const _: () = assert!(size_of::<MessageHeader>() == 8);
-const _: () = assert!(size_of::<ArenaMakeBody>() == NAME_BYTES + 32);
+const _: () = assert!(size_of::<ArenaMakeBody>() == NAME_BYTES + 40);

@@ -88,6 +88,11 @@ pub struct ArenaArgs {
     /// Longest wait of a publish with [`POLICY_BLOCK`] in milliseconds; 0 = no
     /// limit.
     pub timeout_ms: u32,
+    /// Newest generations to keep although nobody leased them, below
+    /// `nr_banks`; 0 counts as 1.
+    pub retain: u32,
+    /// Padding, zero.
+    pub pad: u32,
 }
 
 /// Result of [`ARENA_STATS`].
@@ -138,4 +143,4 @@ pub struct KernelStats {
     pub flush_method: u64,
 }
 
-const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 5);
+const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 6);

@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering;
 use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
 use enclave_abi::arena::Geometry;
 use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END};
-use enclave_abi::lease::MAX_ARENAS;
+use enclave_abi::lease::{MAX_ARENAS, SLOTS};
 use enclave_abi::queue::Call;
 use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST};
 use spin::Mutex;
@@ -209,7 +209,8 @@ pub(crate) fn install(
         return Err(ArenaError::BadObject);
     }
     paging::map_direct(base, geometry.object_bytes).map_err(|_| ArenaError::NoMemory)?;
-    for word in phys::lease_words(slot).into_iter().flatten() {
+    // The word behind them is the broker's, which has set it by now.
+    for word in phys::lease_words(slot).into_iter().flatten().take(SLOTS) {
         word.store(0, Ordering::Release);
     }
     let Some(arena) = Arena::new(

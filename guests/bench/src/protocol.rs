@@ -27,6 +27,8 @@ pub enum Request {
         banks: u32,
         /// What a publish does when readers hold all banks.
         full: Full,
+        /// Newest generations to keep; 1 if the line does not say.
+        retain: u32,
     },
     /// Writes the next step's number to the first word and publishes it. →
     /// generation
@@ -137,7 +139,11 @@ impl fmt::Display for Request {
                 chunk_bytes,
                 banks,
                 full,
-            } => write!(f, "make {name} {bytes} {chunk_bytes} {banks} {full}"),
+                retain,
+            } => write!(
+                f,
+                "make {name} {bytes} {chunk_bytes} {banks} {full} {retain}"
+            ),
             Self::Step { name } => write!(f, "step {name}"),
             Self::StepSet { names, step } => write!(f, "step-set {} {step}", names.join(",")),
             Self::WaitReaders {
@@ -173,6 +179,7 @@ impl FromStr for Request {
                 chunk_bytes: words.number("chunk bytes")?,
                 banks: words.small("banks")?,
                 full: words.full()?,
+                retain: words.small_or(1, "generations to keep")?,
             },
             "step" => Self::Step {
                 name: words.text("a name")?,
@@ -236,6 +243,14 @@ impl Words<'_> {
         u32::try_from(self.number(what)?).map_err(|error| format!("{what}: {error}"))
     }
 
+    /// The next number, or `otherwise` at the end of the line.
+    fn small_or(&mut self, otherwise: u32, what: &str) -> Result<u32, String> {
+        match self.0.clone().next() {
+            None => Ok(otherwise),
+            Some(_) => self.small(what),
+        }
+    }
+
     fn full(&mut self) -> Result<Full, String> {
         let policy = self.text("a policy")?;
         let timeout_ms = self.small("milliseconds")?;
@@ -297,6 +312,7 @@ mod tests {
                 chunk_bytes: 4096,
                 banks: 2,
                 full: Full::Block(30),
+                retain: 1,
             },
             Request::Make {
                 name: name(),
@@ -304,6 +320,7 @@ mod tests {
                 chunk_bytes: 4096,
                 banks: 2,
                 full: Full::Oldest,
+                retain: 2,
             },
             Request::Step { name: name() },
             Request::StepSet {
@@ -347,6 +364,7 @@ mod tests {
             "make a 1 1 99999999999",
             "make a 1 1 2",
             "make a 1 1 2 sometimes 0",
+            "make a 1 1 2 block 0 many",
             "wait-readers a -1 0",
         ] {
             assert!(line.parse::<Request>().is_err(), "{line:?}");

@@ -42,6 +42,7 @@ impl Work {
                 chunk_bytes,
                 banks,
                 full,
+                retain,
             } => {
                 let queue_full = match *full {
                     Full::Newest => QueueFull::DiscardNewest,
@@ -51,6 +52,7 @@ impl Work {
                 let options = Options {
                     banks: *banks,
                     queue_full,
+                    retain: *retain,
                     ..Options::default()
                 };
                 self.make(name, *bytes, *chunk_bytes, options)

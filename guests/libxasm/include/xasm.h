@@ -77,7 +77,8 @@ struct xasm_options {
 	uint32_t reader_gid;  /* group that may read besides the owner */
 	uint32_t policy;      /* XASM_DISCARD_NEWEST, ..._OLDEST, XASM_BLOCK */
 	uint32_t timeout_ms;  /* of XASM_BLOCK; 0 = no limit */
-	uint32_t reserved;    /* 0 */
+	uint32_t retain;      /* newest generations readers can get although none
+				 holds them, below nr_banks; 0 = 1 */
 };
 
 /*

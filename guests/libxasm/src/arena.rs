@@ -82,6 +82,9 @@ pub struct Options {
     pub banks: u32,
     /// What happens at that limit.
     pub queue_full: QueueFull,
+    /// Newest generations that readers can still get although none of them
+    /// holds one, 1 to `banks - 1`.
+    pub retain: u32,
     /// Group that may read besides the owner.
     pub reader_gid: Option<u32>,
     /// Wanted address, a multiple of 512 GiB, or 0 for any.
@@ -94,6 +97,7 @@ impl Default for Options {
             chunk: Chunk::default(),
             banks: DEFAULT_BANKS,
             queue_full: QueueFull::default(),
+            retain: 1,
             reader_gid: None,
             start: 0,
         }
@@ -259,7 +263,8 @@ pub fn publish_set(arenas: &mut [&mut Arena], step: u64, time: f64) -> Result<()
 /// later.
 ///
 /// # Errors
-/// EINVAL for 0 bytes, a size or bank count that cannot be, an empty name or
+/// EINVAL for 0 bytes, a size or bank count that cannot be, more generations to
+/// retain than banks can hold, an empty name or
 /// one with control characters, an address that is no multiple of 512 GiB;
 /// ENAMETOOLONG for a name of more than 63 bytes.
 pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<ArenaArgs, Errno> {
@@ -268,7 +273,8 @@ pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<Are
     let chunk_bytes = options.chunk.bytes();
     let size_bytes = align_up(bytes, chunk_bytes).ok_or(Errno::EINVAL)?;
     Geometry::new(size_bytes, chunk_bytes, options.banks).map_err(|_| Errno::EINVAL)?;
-    if name == Some("") || !options.start.is_multiple_of(START_ALIGN) {
+    let retain_fits = (1..options.banks).contains(&options.retain);
+    if name == Some("") || !options.start.is_multiple_of(START_ALIGN) || !retain_fits {
         return Err(Errno::EINVAL);
     }
     let (policy, timeout_ms) = match options.queue_full {
@@ -285,6 +291,8 @@ pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<Are
         start: options.start,
         reader_gid: options.reader_gid.unwrap_or(u32::MAX),
         timeout_ms,
+        retain: options.retain,
+        pad: 0,
     })
 }
 

@@ -132,6 +132,7 @@ impl Exporter {
                 nr_banks: 3,
                 hugetlb: Hugetlb::No,
                 reader_gid: None,
+                retain: 1,
             })
             .expect("an arena");
         let object = Object {

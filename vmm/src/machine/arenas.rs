@@ -235,6 +235,7 @@ impl ArenaTable {
             nr_banks: args.nr_banks,
             hugetlb,
             reader_gid: (args.reader_gid != u32::MAX).then_some(args.reader_gid),
+            retain: args.retain,
         };
         let grant = self.ask(&request)?;
         match self.install(slot, name, grant) {

@@ -24,6 +24,10 @@ pub(super) struct Arena {
     pub(super) slot: u32,
     pub(super) geometry: Geometry,
     pub(super) leases: Leases,
+    /// Newest generations that stay although nobody leased them, at least 1.
+    pub(super) retain: u32,
+    /// Whether readers want each generation and keep up.
+    pub(super) queueing: bool,
 }
 
 impl Arena {
@@ -107,6 +111,7 @@ impl Broker {
         let geometry = Geometry::new(make.size_bytes, make.chunk_bytes, make.nr_banks)
             .map_err(Refusal::Geometry)?;
         let hugetlb = hugetlb_for(make.hugetlb, make.chunk_bytes)?;
+        let retain = Arena::checked_retain(make.retain, make.nr_banks)?;
         self.room_for_segment(owner_uid)?;
         let first_name = Name::optional(&make.name)?;
         let segid = SegId(self.next_id());
@@ -119,6 +124,8 @@ impl Broker {
                 slot: make.slot,
                 geometry,
                 leases: Leases::default(),
+                retain,
+                queueing: false,
             })),
             exporter: peer,
             enclave_name: Some(enclave_name),
@@ -166,7 +173,7 @@ impl Broker {
                 let (enclave, slot) = (arena.enclave, arena.slot);
                 let object_bytes = arena.geometry.object_bytes;
                 env.memory.clear(enclave, slot);
-                env.memory.set_retain(enclave, slot, 1, 0);
+                env.memory.set_retain(enclave, slot, arena.retain, 0);
                 let reply = Reply::Arena {
                     segid,
                     object_bytes,

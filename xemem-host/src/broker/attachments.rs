@@ -7,6 +7,7 @@
 //! that does not empty its queue gets no more leases: generations it misses
 //! then show as gaps in their numbers.
 
+use super::leases::{Leases, Words};
 use super::segments::Body;
 use super::signals::Subscription;
 use super::{
@@ -207,55 +208,140 @@ impl Broker {
     ) -> Result<LeaseReply, Refusal> {
         let segid = self.grant(peer, apid)?.segid;
         self.advance(segid, env);
-        let nr_leases = self.peers.get(&peer).map_or(0, |known| known.leases);
-        let grant = self.grants.get_mut(&apid).ok_or(Refusal::NoAccess(apid))?;
-        let attachment = grant.attachment.as_mut();
-        let attachment = attachment.ok_or(Refusal::NotAttached(apid))?;
-        let segment = self.segments.get_mut(&segid);
-        let segment = segment.ok_or(Refusal::NoSegment(segid))?;
-        let end_reason = segment.end_reason;
-        let arena = segment.arena_mut().ok_or(Refusal::NotArena(segid))?;
-        let words = arena.words(env);
+        let grant = self.grants.get(&apid).ok_or(Refusal::NoAccess(apid))?;
+        let policy = grant.attachment.as_ref().map(|attached| attached.policy);
         let after = match want {
             Want::Latest => 0,
             Want::After(generation) => generation,
-        };
-        let found = match attachment.policy {
-            // What the kernel has taken away since is a gap for this reader.
-            Policy::Every => loop {
-                match attachment.queue.pop_front() {
-                    Some(next) if !arena.leases.is_held(words, next) => {
-                        arena.leases.release(words, next, u64::MAX);
-                        if let Some(known) = self.peers.get_mut(&peer) {
-                            known.leases = known.leases.saturating_sub(1);
-                        }
-                    }
-                    other => break other,
-                }
-            },
-            Policy::Latest => {
-                let newest = arena.leases.newest(words, after);
-                if newest.is_some_and(|newest| attachment.delivered.contains(&newest)) {
-                    // Held by this reader already: one lease is enough.
-                    newest
-                } else if newest.is_some() && nr_leases >= MAX_LEASES {
-                    let (what, limit) = (Table::Leases, MAX_LEASES);
-                    return Err(Refusal::Limit { what, limit });
-                } else {
-                    let leased = arena.leases.lease_newest(words, after);
-                    if let (Some(_), Some(known)) = (leased, self.peers.get_mut(&peer)) {
-                        known.leases += 1;
-                    }
-                    leased
-                }
+            Want::Exactly(generation) => {
+                return self.lease_exactly(peer, apid, segid, generation, env);
             }
         };
-        let Some(generation) = found else {
-            return Ok(ended_or_none(end_reason));
+        let found = match policy.ok_or(Refusal::NotAttached(apid))? {
+            Policy::Every => self.next_in_queue(peer, apid, segid, env),
+            Policy::Latest => self.lease_newest(peer, apid, segid, after, env)?,
         };
-        attachment.delivered.insert(generation);
-        let record = env.memory.record(segid, generation).unwrap_or_default();
-        Ok(LeaseReply::Granted { generation, record })
+        let segment = self.segments.get(&segid);
+        let end_reason = segment.and_then(|segment| segment.end_reason);
+        Ok(match found {
+            Some(generation) => granted(segid, generation, env),
+            None => ended_or_none(end_reason),
+        })
+    }
+
+    /// Takes the oldest generation out of a reader's queue. What the kernel
+    /// has taken away since is a gap for this reader.
+    fn next_in_queue(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        segid: SegId,
+        env: Env<'_>,
+    ) -> Option<u64> {
+        loop {
+            let attachment = self.grants.get_mut(&apid)?.attachment.as_mut()?;
+            let next = attachment.queue.pop_front()?;
+            let had_before = attachment.delivered.contains(&next);
+            let arena = self.segments.get(&segid)?.arena()?;
+            let is_held = arena.leases.is_held(arena.words(env), next);
+            if is_held && !had_before {
+                attachment.delivered.insert(next);
+                return Some(next);
+            }
+            // One lease is enough for a reader that asked for it by number.
+            self.give_back(peer, segid, next, env);
+            if is_held {
+                return Some(next);
+            }
+        }
+    }
+
+    fn lease_newest(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        segid: SegId,
+        after: u64,
+        env: Env<'_>,
+    ) -> Result<Option<u64>, Refusal> {
+        let newest = |broker: &Self| {
+            let arena = broker.segments.get(&segid)?.arena()?;
+            arena.leases.newest(arena.words(env), after)
+        };
+        let Some(expected) = newest(self) else {
+            return Ok(None);
+        };
+        if self.has_delivered(apid, expected) {
+            return Ok(Some(expected));
+        }
+        self.take_lease(peer, apid, segid, env, |leases, words| {
+            leases.lease_newest(words, after)
+        })
+    }
+
+    /// Leases `generation` and no other, whatever the reader's policy.
+    fn lease_exactly(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        segid: SegId,
+        generation: u64,
+        env: Env<'_>,
+    ) -> Result<LeaseReply, Refusal> {
+        let grant = self.grants.get(&apid).ok_or(Refusal::NoAccess(apid))?;
+        if grant.attachment.is_none() {
+            return Err(Refusal::NotAttached(apid));
+        }
+        if !self.has_delivered(apid, generation) {
+            let taken = self.take_lease(peer, apid, segid, env, |leases, words| {
+                leases.lease(words, generation).then_some(generation)
+            })?;
+            taken.ok_or(Refusal::NotHeld(generation))?;
+        }
+        Ok(granted(segid, generation, env))
+    }
+
+    /// Whether this reader holds `generation` already: one lease is enough.
+    fn has_delivered(&self, apid: ApId, generation: u64) -> bool {
+        let attachment = self.grants.get(&apid);
+        let attachment = attachment.and_then(|grant| grant.attachment.as_ref());
+        attachment.is_some_and(|attached| attached.delivered.contains(&generation))
+    }
+
+    /// Adds a lease of `peer` by `lease`, within its limit. The kernel is told
+    /// before to keep one generation less for nobody, so that the lease does
+    /// not cost a publish.
+    fn take_lease(
+        &mut self,
+        peer: PeerId,
+        apid: ApId,
+        segid: SegId,
+        env: Env<'_>,
+        lease: impl FnOnce(&mut Leases, Words<'_>) -> Option<u64>,
+    ) -> Result<Option<u64>, Refusal> {
+        let nr_leases = self.peers.get(&peer).map_or(0, |known| known.leases);
+        if nr_leases >= MAX_LEASES {
+            let (what, limit) = (Table::Leases, MAX_LEASES);
+            return Err(Refusal::Limit { what, limit });
+        }
+        self.tell_kernel(segid, 1, env);
+        let segment = self.segments.get_mut(&segid);
+        let arena = segment.and_then(|segment| segment.arena_mut());
+        let leased = arena.and_then(|arena| {
+            let words = arena.words(env);
+            lease(&mut arena.leases, words)
+        });
+        if let Some(generation) = leased {
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.leases += 1;
+            }
+            let grant = self.grants.get_mut(&apid);
+            if let Some(attached) = grant.and_then(|grant| grant.attachment.as_mut()) {
+                attached.delivered.insert(generation);
+            }
+        }
+        self.tell_kernel(segid, 0, env);
+        Ok(leased)
     }
 
     pub(super) fn release_lease(
@@ -339,7 +425,8 @@ impl Broker {
         let segment = self.segments.get_mut(&segid);
         if let Some(arena) = segment.and_then(|segment| segment.arena_mut()) {
             let words = arena.words(env);
-            arena.leases.release(words, generation, latest);
+            let oldest_kept = arena.oldest_kept(latest);
+            arena.leases.release(words, generation, oldest_kept);
         }
         if let Some(known) = self.peers.get_mut(&peer) {
             known.leases = known.leases.saturating_sub(1);
@@ -360,8 +447,6 @@ impl Broker {
             return;
         };
         let words = arena.words(env);
-        let is_reader = |apid: &&ApId| self.grants.get(apid).is_some_and(Grant::is_attached);
-        let readers = super::count(segment.apids.iter().filter(is_reader).count());
         // Up to which generation every reader that keeps up has had each one.
         let mut had: Option<u64> = None;
         for apid in &segment.apids {
@@ -392,16 +477,9 @@ impl Broker {
                 had = Some(least);
             }
         }
-        if segment.end_reason.is_none() {
-            let all = arena.geometry.nr_banks.saturating_sub(1);
-            let retain = if had.is_some() { all } else { 1 };
-            words
-                .memory
-                .set_retain(words.enclave, words.slot, retain, readers);
-            if let Some(had) = had {
-                arena.leases.drop_superseded(words, had);
-            }
-        }
+        arena.queueing = had.is_some();
+        self.tell_kernel(segid, 0, env);
+        self.drop_superseded(segid, had, env);
     }
 
     /// The grant if it belongs to this very connection.
@@ -411,6 +489,11 @@ impl Broker {
             .filter(|grant| grant.peer == peer)
             .ok_or(Refusal::NoAccess(apid))
     }
+}
+
+fn granted(segid: SegId, generation: u64, env: Env<'_>) -> LeaseReply {
+    let record = env.memory.record(segid, generation).unwrap_or_default();
+    LeaseReply::Granted { generation, record }
 }
 
 fn ended_or_none(reason: Option<EndReason>) -> LeaseReply {

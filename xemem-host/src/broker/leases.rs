@@ -80,6 +80,11 @@ impl Leases {
         self.held.values().map(|held| u64::from(held.readers)).sum()
     }
 
+    /// Whether a reader has `generation`.
+    pub(super) fn has_readers(&self, generation: u64) -> bool {
+        self.held.contains_key(&generation)
+    }
+
     fn slots(&self, words: Words<'_>) -> [Slot; SLOTS] {
         self.frozen
             .unwrap_or_else(|| words.memory.words(words.enclave, words.slot))
@@ -165,9 +170,10 @@ impl Leases {
     }
 
     /// Takes a reader away. The last one gives the word back: `PUBLISHED` if
-    /// the generation is still the `latest`, else `EMPTY`. The kernel writes
-    /// the word before the header, so a generation may be newer than `latest`.
-    pub(super) fn release(&mut self, words: Words<'_>, generation: u64, latest: u64) {
+    /// the generation is `oldest_kept` or newer, else `EMPTY`. The kernel writes
+    /// the word before the header, so a generation may be newer than the latest
+    /// that the header shows.
+    pub(super) fn release(&mut self, words: Words<'_>, generation: u64, oldest_kept: u64) {
         let Some(held) = self.held.get_mut(&generation) else {
             return;
         };
@@ -179,7 +185,7 @@ impl Leases {
         self.held.remove(&generation);
         if self.frozen.is_none() {
             let old = Slot::Leased(generation).encode();
-            let new = if generation >= latest {
+            let new = if generation >= oldest_kept {
                 Slot::Published(generation).encode()
             } else {
                 Slot::Empty.encode()
@@ -191,23 +197,30 @@ impl Leases {
         }
     }
 
-    /// Empties published words that are not newer than `generation` and not
-    /// the newest: those that every reader of each one has had, and that no
-    /// other reader would be given. The kernel, told to keep unleased ones,
-    /// would refuse to publish for want of their words.
-    pub(super) fn drop_superseded(&self, words: Words<'_>, generation: u64) {
+    /// Empties published words that every reader of each one has `had`, and
+    /// that no other reader is promised: all but the newest `keep` held ones,
+    /// and of these the older ones if more than `most` would be held. The
+    /// kernel, told to keep unleased ones, would refuse to publish for want of
+    /// their words.
+    pub(super) fn drop_superseded(&self, words: Words<'_>, had: u64, keep: u32, most: u32) {
         let slots = self.slots(words);
-        let newest = slots.iter().filter_map(|slot| slot.held()).max();
-        for (word, slot) in slots.iter().enumerate() {
-            let Slot::Published(found) = *slot else {
-                continue;
-            };
-            if found <= generation && newest.is_some_and(|newest| found < newest) {
+        let mut held: Vec<(u64, usize, Slot)> = (0..)
+            .zip(&slots)
+            .filter_map(|(word, slot)| Some((slot.held()?, word, *slot)))
+            .collect();
+        held.sort_unstable_by_key(|&(generation, ..)| generation);
+        let mut left = super::count(held.len());
+        for (place, &(generation, word, slot)) in held.iter().enumerate() {
+            let newer = super::count(held.len() - 1 - place);
+            let surplus = newer >= keep || left > most;
+            let is_ours = matches!(slot, Slot::Published(_)) && generation <= had;
+            if surplus && is_ours && newer > 0 {
                 let (old, new) = (slot.encode(), Slot::Empty.encode());
                 // Fails if the kernel took it back itself.
                 let _ = words
                     .memory
                     .exchange(words.enclave, words.slot, word, old, new);
+                left = left.saturating_sub(1);
             }
         }
     }

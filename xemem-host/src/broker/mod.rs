@@ -32,6 +32,7 @@ mod plain;
 mod refusal;
 mod segments;
 mod signals;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -345,6 +346,8 @@ impl Broker {
             Request::Subscribe { target } => self.subscribe(peer, seq, target).map(|()| None),
             Request::Signal { target } => self.signal(peer, target, env).map(ok),
             Request::Info { segid } => self.look_at(segid, env).map(Some),
+            Request::Generations { segid } => self.generations(peer, segid, env).map(Some),
+            Request::Retain { segid, count } => self.retain(peer, segid, count, env).map(ok),
         }
     }
 

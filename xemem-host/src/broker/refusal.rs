@@ -121,6 +121,17 @@ pub enum Refusal {
         /// The generation.
         generation: u64,
     },
+    /// The generation was never published, or is not held any more.
+    #[error("generation {0} is not there: not published yet, or not kept any more")]
+    NotHeld(u64),
+    /// More generations than banks could hold, or none.
+    #[error("an arena with so many banks keeps 1 to {most} generations, not {wanted}")]
+    Retain {
+        /// How many should be kept.
+        wanted: u32,
+        /// How many can be.
+        most: u32,
+    },
     /// A table is full.
     #[error("no more than {limit} {what}")]
     Limit {
@@ -216,9 +227,9 @@ impl Refusal {
             }
             Self::Name | Self::Slot(_) | Self::Geometry(_) | Self::HugetlbChunk(_) => Errno::INVAL,
             Self::Size(_) | Self::Mode(_) | Self::Piece { .. } => Errno::INVAL,
-            Self::NotPlain(_) | Self::NotArena(_) => Errno::INVAL,
+            Self::NotPlain(_) | Self::NotArena(_) | Self::Retain { .. } => Errno::INVAL,
             Self::TooManyNames(_) => Errno::MLINK,
-            Self::NoName | Self::NoSegment(_) => Errno::NOENT,
+            Self::NoName | Self::NoSegment(_) | Self::NotHeld(_) => Errno::NOENT,
             Self::NameTimeout => Errno::TIMEDOUT,
             Self::LookupPending | Self::SlotTaken(_) | Self::Busy { .. } => Errno::BUSY,
             Self::SegmentState(_) => Errno::BADFD,

@@ -318,6 +318,7 @@ impl Broker {
             gid: segment.permit.gid,
             mode: segment.permit.mode,
             age_ms: env.now_ms.saturating_sub(segment.made_ms),
+            retain: arena.map_or(0, |arena| arena.retain),
         }
     }
 

@@ -24,8 +24,8 @@ pub(crate) use stream::{Held, Link};
 
 use crate::broker::MAX_SEGMENTS;
 use crate::wire::{
-    Access, ApId, ArenaMake, Attached, EndReason, Hugetlb, LeaseReply, Policy, Reply, Request,
-    Role, SegId, SegmentInfo, Status, Want,
+    Access, ApId, ArenaMake, Attached, EndReason, Generation, Hugetlb, LeaseReply, Policy, Reply,
+    Request, Role, SegId, SegmentInfo, Status, Want,
 };
 use connection::Connection;
 use enclave_abi::arena::{Geometry, NAME_BYTES, name_field};
@@ -50,6 +50,8 @@ pub struct ArenaRequest {
     pub hugetlb: Hugetlb,
     /// Group that may read besides the owner, if any.
     pub reader_gid: Option<u32>,
+    /// Newest generations to keep although nobody leased them; 0 counts as 1.
+    pub retain: u32,
 }
 
 /// A new arena.
@@ -146,6 +148,7 @@ impl Broker {
             nr_banks: request.nr_banks,
             hugetlb: request.hugetlb,
             reader_gid: request.reader_gid.unwrap_or(u32::MAX),
+            retain: request.retain,
         }))?;
         match (reply, <[OwnedFd; 2]>::try_from(fds)) {
             (
@@ -324,6 +327,28 @@ impl Broker {
             Reply::Lease(lease) => Ok(lease),
             _ => Err(ClientError::Answer),
         }
+    }
+
+    /// The generations of an arena that can be leased now, ascending: held by
+    /// readers, or kept.
+    ///
+    /// # Errors
+    /// EACCES without permission to read, EINVAL if it is no arena.
+    pub fn generations(&mut self, segid: SegId) -> Result<Vec<Generation>, ClientError> {
+        match self.call(&Request::Generations { segid })?.0 {
+            Reply::Generations(all) => Ok(all),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Keeps the `count` newest generations of an arena although nobody leased
+    /// them: leased ones of readers come first where banks are short.
+    ///
+    /// # Errors
+    /// EACCES unless this user owns the arena or is root, EINVAL for a count
+    /// that its banks cannot hold, EIDRM if it has ended.
+    pub fn retain(&mut self, segid: SegId, count: u32) -> Result<(), ClientError> {
+        self.done(&Request::Retain { segid, count })
     }
 
     /// Gives a generation back.

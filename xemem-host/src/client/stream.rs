@@ -1,11 +1,12 @@
 //! Following one arena: lookup, get, attach, then lease after lease.
 
 use super::{Broker, ClientError};
-use crate::snapshot::{ArenaReader, MapCounts, OwnedSnapshot, Snapshot, Views};
-use crate::wire::{ApId, EndReason, LeaseReply, Policy, Role, SegId, Want};
+use crate::snapshot::{ArenaReader, Diff, MapCounts, OwnedSnapshot, Snapshot, Views};
+use crate::wire::{ApId, EndReason, Generation, LeaseReply, Policy, Role, SegId, Want};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -58,7 +59,10 @@ impl Stream {
         let hang_up = Arc::clone(&broker.connection.socket);
         Ok(Self {
             link: Arc::new(Link {
-                broker: Mutex::new(broker),
+                state: Mutex::new(State {
+                    broker,
+                    held: BTreeMap::new(),
+                }),
                 apid,
                 pid: std::process::id(),
             }),
@@ -96,13 +100,51 @@ impl Stream {
             return Ok(None);
         };
         self.count(generation);
+        self.show(generation, record).map(Some)
+    }
+
+    /// Generation `generation`, whatever was read before; the stream goes on
+    /// where it was.
+    ///
+    /// # Errors
+    /// ENOENT if it is not published yet, or not kept any more;
+    /// [`ClientError::BrokerGone`]; the generation cannot be read.
+    pub fn at(&mut self, generation: u64) -> Result<Snapshot<'_>, ClientError> {
+        match self.link.lease(Want::Exactly(generation))? {
+            LeaseReply::Granted { record, .. } => self.show(generation, record),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    /// Maps a generation that was leased.
+    fn show(
+        &mut self,
+        generation: u64,
+        record: GenerationRecord,
+    ) -> Result<Snapshot<'_>, ClientError> {
         let held = Held {
             link: &*self.link,
             generation,
         };
         let record = whole_record(&self.reader, generation, record)?;
         self.reader.show(&record)?;
-        Ok(Some(Snapshot::new(&self.reader, record, Some(held))))
+        Ok(Snapshot::new(&self.reader, record, Some(held)))
+    }
+
+    /// The generations that [`Stream::at`] would find now, ascending.
+    ///
+    /// # Errors
+    /// [`ClientError::BrokerGone`].
+    pub fn generations(&self) -> Result<Vec<Generation>, ClientError> {
+        self.link.state().broker.generations(self.segid)
+    }
+
+    /// What changed between two generations; see [`ArenaReader::diff`].
+    ///
+    /// # Errors
+    /// There are no such generations, or what changed is not known any more.
+    pub fn diff(&self, a: u64, b: u64) -> Result<Diff, ClientError> {
+        Ok(self.reader.diff(a, b)?)
     }
 
     /// As [`Stream::next`], but the snapshot stays when the next one comes:
@@ -120,12 +162,27 @@ impl Stream {
             return Ok(None);
         };
         self.count(generation);
+        self.own(generation, record).map(Some)
+    }
+
+    /// As [`Stream::at`], but the snapshot stays when the next one comes.
+    ///
+    /// # Errors
+    /// As [`Stream::at`].
+    pub fn at_owned(&mut self, generation: u64) -> Result<OwnedSnapshot, ClientError> {
+        match self.link.lease(Want::Exactly(generation))? {
+            LeaseReply::Granted { record, .. } => self.own(generation, record),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
+    fn own(&self, generation: u64, record: GenerationRecord) -> Result<OwnedSnapshot, ClientError> {
         let held = Held {
             link: Arc::clone(&self.link),
             generation,
         };
         let record = whole_record(&self.reader, generation, record)?;
-        Ok(Some(OwnedSnapshot::new(&self.views, record, held)?))
+        Ok(OwnedSnapshot::new(&self.views, record, held)?)
     }
 
     /// Notes which generation came, and how many did not.
@@ -268,26 +325,47 @@ fn whole_record(
 /// A connection with one attachment, shared by a stream and its leases.
 #[derive(Debug)]
 pub(crate) struct Link {
-    broker: Mutex<Broker>,
+    state: Mutex<State>,
     apid: ApId,
     /// A forked process has the connection, too, but no business on it.
     pid: u32,
 }
 
+#[derive(Debug)]
+struct State {
+    broker: Broker,
+    /// Snapshots of each leased generation: the broker counts one lease.
+    held: BTreeMap<u64, u32>,
+}
+
 impl Link {
     /// Held for one request and its reply, never while something is waited for.
-    fn broker(&self) -> MutexGuard<'_, Broker> {
-        self.broker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lease(&self, want: Want) -> Result<LeaseReply, ClientError> {
-        self.broker().lease(self.apid, want)
+        let mut state = self.state();
+        let reply = state.broker.lease(self.apid, want)?;
+        if let LeaseReply::Granted { generation, .. } = reply {
+            *state.held.entry(generation).or_default() += 1;
+        }
+        Ok(reply)
     }
 
     fn release(&self, generation: u64) {
-        if self.pid == std::process::id() {
+        if self.pid != std::process::id() {
+            return;
+        }
+        let mut state = self.state();
+        let left = state.held.get_mut(&generation).map(|snapshots| {
+            *snapshots -= 1;
+            *snapshots
+        });
+        if left == Some(0) {
+            state.held.remove(&generation);
             // A broker that is gone holds no leases.
-            let _ = self.broker().release_lease(self.apid, generation);
+            let _ = state.broker.release_lease(self.apid, generation);
         }
     }
 }

@@ -12,12 +12,14 @@
 //! still is the promise of a lease, which is [`crate::client::Stream`]'s
 //! business: a reader without one has [`Snapshot::valid`] only.
 
+mod diff;
 mod frames;
 mod object;
 mod owned;
 mod reader;
 mod view;
 
+pub use diff::{ByteRange, Diff, DiffSource};
 pub(crate) use object::read_record;
 pub use owned::OwnedSnapshot;
 pub(crate) use owned::Views;
@@ -66,6 +68,14 @@ pub enum SnapshotError {
         /// The generation.
         generation: u64,
     },
+    /// Change log and births have been used again since.
+    #[error("what changed from generation {from} to {to} is not known any more")]
+    Forgotten {
+        /// The earlier generation.
+        from: u64,
+        /// The later one.
+        to: u64,
+    },
     /// More pieces than a process may map.
     #[error("generation {generation} lies in {runs} runs, more than can be mapped: {source}")]
     Runs {
@@ -97,7 +107,7 @@ pub enum SnapshotError {
 pub struct Snapshot<'a> {
     reader: &'a ArenaReader,
     record: GenerationRecord,
-    _held: Option<Held<&'a Link>>,
+    held: Option<Held<&'a Link>>,
 }
 
 /// A variable in a snapshot.
@@ -120,7 +130,7 @@ impl<'a> Snapshot<'a> {
         Self {
             reader,
             record,
-            _held: held,
+            held,
         }
     }
 
@@ -177,6 +187,25 @@ impl<'a> Snapshot<'a> {
     #[must_use]
     pub fn valid(&self) -> bool {
         self.reader.holds(self.record.generation)
+    }
+
+    /// What changed from generation `since` to this one (or back, if that is
+    /// the later one), exact to a chunk, without looking at the contents.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoRecord`] if there is no such generation (yet). If
+    /// `since` is the later one also [`SnapshotError::Forgotten`]; to an earlier
+    /// one the answer is known as long as this snapshot is leased.
+    pub fn diff(&self, since: u64) -> Result<Diff, SnapshotError> {
+        let this = self.record.generation;
+        let is_held = self.held.is_some() && since <= this;
+        let diff = self.reader.object().diff(since, this, is_held)?;
+        // It may have been taken away from its readers while we looked.
+        if diff.source == DiffSource::Births && is_held && !self.valid() {
+            let (from, to) = (diff.from, diff.to);
+            return Err(SnapshotError::Forgotten { from, to });
+        }
+        Ok(diff)
     }
 
     /// The whole payload. With an exporter that breaks the lease protocol

@@ -127,13 +127,20 @@ impl ArenaObject {
     /// Chunks, ascending, that may lie elsewhere than in `shown`; `None` if
     /// only looking at all of them tells.
     fn changed_since(&self, shown: Shown, record: &GenerationRecord) -> Option<Vec<u64>> {
-        let forward = record.generation >= shown.generation;
-        let nr_entries = record.log_head.checked_sub(shown.log_head)?;
-        if !forward || nr_entries > self.geometry.log_entries {
+        if record.generation < shown.generation {
+            return None;
+        }
+        self.logged_chunks(shown.log_head, record.log_head)
+    }
+
+    /// Chunks, ascending, of the log entries `[from, to)`; `None` if they are
+    /// not there any more, or nonsense.
+    pub(super) fn logged_chunks(&self, from: u64, to: u64) -> Option<Vec<u64>> {
+        if to.checked_sub(from)? > self.geometry.log_entries {
             return None;
         }
         let mut chunks = Vec::new();
-        for n in shown.log_head..record.log_head {
+        for n in from..to {
             let offset = usize::try_from(self.geometry.log_entry_offset(n)).ok()?;
             let (chunk, _) = split_log_entry(self.control.load(offset)?);
             if chunk >= self.geometry.nr_chunks {
@@ -144,7 +151,7 @@ impl ArenaObject {
         // Looked at after the entries: had the oldest of them been written
         // over meanwhile, or were it this moment, the head would be that far.
         let head = self.header().ok()?.log_head;
-        let behind = head.checked_sub(shown.log_head)?;
+        let behind = head.checked_sub(from)?;
         if behind >= self.geometry.log_entries {
             return None;
         }
@@ -154,7 +161,7 @@ impl ArenaObject {
     }
 
     /// A chunk's birth words and how many of them count.
-    fn births(&self, chunk: u64) -> Option<([u64; MAX_BANKS as usize], usize)> {
+    pub(super) fn births(&self, chunk: u64) -> Option<([u64; MAX_BANKS as usize], usize)> {
         let nr_banks = usize::try_from(self.geometry.nr_banks).ok()?;
         let first = usize::try_from(self.geometry.birth_offset(chunk, 0)?).ok()?;
         let mut row = [0; MAX_BANKS as usize];

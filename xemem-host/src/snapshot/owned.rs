@@ -12,7 +12,7 @@
 
 use super::object::ArenaObject;
 use super::view::{MapCounts, View};
-use super::{ArenaReader, SnapshotError, VarView};
+use super::{ArenaReader, Diff, DiffSource, SnapshotError, VarView};
 use crate::client::{Held, Link};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc, VarError};
 use std::ops::Range;
@@ -153,6 +153,22 @@ impl OwnedSnapshot {
     #[must_use]
     pub fn valid(&self) -> bool {
         self.detached.unwrap_or_else(|| self.frames_hold())
+    }
+
+    /// What changed from generation `since`; see [`super::Snapshot::diff`].
+    ///
+    /// # Errors
+    /// As there; of a detached snapshot the answer may not be known any more.
+    pub fn diff(&self, since: u64) -> Result<Diff, SnapshotError> {
+        let this = self.record.generation;
+        let is_held = self.is_held() && since <= this;
+        let diff = self.views.object.diff(since, this, is_held)?;
+        // It may have been taken away from its readers while we looked.
+        if diff.source == DiffSource::Births && is_held && !self.frames_hold() {
+            let (from, to) = (diff.from, diff.to);
+            return Err(SnapshotError::Forgotten { from, to });
+        }
+        Ok(diff)
     }
 
     fn frames_hold(&self) -> bool {

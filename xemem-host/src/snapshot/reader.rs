@@ -5,7 +5,7 @@
 
 use super::object::ArenaObject;
 use super::view::{MapCounts, View};
-use super::{Snapshot, SnapshotError};
+use super::{Diff, Snapshot, SnapshotError};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -93,6 +93,17 @@ impl ArenaReader {
     /// All variables in use, unchecked.
     pub(super) fn described(&self) -> Vec<VarDesc> {
         self.object.described()
+    }
+
+    /// What changed between two generations, in whichever order, neither of
+    /// which need be held or mapped.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoRecord`] for generation 0 and one not published yet;
+    /// [`SnapshotError::Forgotten`] when change log and births have been used
+    /// for later generations.
+    pub fn diff(&self, a: u64, b: u64) -> Result<Diff, SnapshotError> {
+        self.object.diff(a, b, false)
     }
 
     /// Reads `generation` without a lease: its frames may change at any time,

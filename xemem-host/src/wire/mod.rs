@@ -29,7 +29,7 @@ pub mod socket;
 mod tests;
 
 pub use reply::{
-    Attached, LeaseReply, Memory, Reply, SegmentInfo, SegmentKind, SegmentState, Status,
+    Attached, Generation, LeaseReply, Memory, Reply, SegmentInfo, SegmentKind, SegmentState, Status,
 };
 pub use request::{Access, ArenaMake, Hugetlb, Policy, Request, Role, SegmentMake, Target, Want};
 

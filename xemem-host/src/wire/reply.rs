@@ -6,6 +6,7 @@ use super::{Access, ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, s
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
 pub use enclave_abi::exporter::TEXT_BYTES;
 use enclave_abi::exporter::{ErrorBody, Words};
+use enclave_abi::lease::SLOTS;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Where a segment is in its life.
@@ -77,6 +78,19 @@ pub struct SegmentInfo {
     pub mode: u32,
     /// Milliseconds since it was made.
     pub age_ms: u64,
+    /// Newest generations kept although nobody leased them; 0 = plain.
+    pub retain: u32,
+}
+
+/// A generation that can be leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number.
+    pub generation: u64,
+    /// Whether a reader has it.
+    pub is_leased: bool,
+    /// Its record; `generation` 0 in there means that it could not be read.
+    pub record: GenerationRecord,
 }
 
 /// Answer to an attach, besides memfd and notify eventfd.
@@ -215,6 +229,8 @@ pub enum Reply {
     Memory(Memory),
     /// A wait eventfd.
     Subscribed,
+    /// Generations that can be leased, ascending, [`SLOTS`] at most.
+    Generations(Vec<Generation>),
 }
 
 mod kind {
@@ -229,6 +245,7 @@ mod kind {
     pub(super) const MADE: u16 = 139;
     pub(super) const MEMORY: u16 = 140;
     pub(super) const SUBSCRIBED: u16 = 141;
+    pub(super) const GENERATIONS: u16 = 142;
 }
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
@@ -287,6 +304,8 @@ struct InfoBody {
     gid: u32,
     mode: u32,
     kind: u32,
+    retain: u32,
+    pad: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -295,6 +314,22 @@ struct SegmentsBody {
     count: u32,
     pad: u32,
     infos: [InfoBody; LIST_PAGE],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct GenerationBody {
+    generation: u64,
+    is_leased: u64,
+    record: GenerationRecord,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct GenerationsBody {
+    count: u32,
+    pad: u32,
+    generations: [GenerationBody; SLOTS],
 }
 
 impl Reply {
@@ -355,6 +390,7 @@ impl Reply {
                 frame(kind::MEMORY, seq, &body)
             }
             Self::Subscribed => numbers(kind::SUBSCRIBED, 0, 0, 0),
+            Self::Generations(all) => frame(kind::GENERATIONS, seq, &generations_body(all)),
         }
     }
 
@@ -380,6 +416,7 @@ impl Reply {
             kind::SEGMENTS => of_segments(&body(rest)?)?,
             kind::STATUS => Self::Status(body(rest)?),
             kind::MEMORY => Self::Memory(of_memory(&body(rest)?)?),
+            kind::GENERATIONS => of_generations(&body(rest)?)?,
             kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED => {
                 of_numbers(header.kind, &body(rest)?)?
             }
@@ -538,6 +575,8 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         gid: info.gid,
         mode: info.mode,
         kind: info.kind as u32,
+        retain: info.retain,
+        pad: 0,
     }
 }
 
@@ -597,5 +636,33 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         gid: body.gid,
         mode: body.mode,
         age_ms: body.age_ms,
+        retain: body.retain,
     })
+}
+
+fn generations_body(all: &[Generation]) -> GenerationsBody {
+    let mut body = GenerationsBody::new_zeroed();
+    body.count = u32::try_from(all.len().min(SLOTS)).unwrap_or(0);
+    for (to, from) in body.generations.iter_mut().zip(all) {
+        *to = GenerationBody {
+            generation: from.generation,
+            is_leased: u64::from(from.is_leased),
+            record: from.record,
+        };
+    }
+    body
+}
+
+fn of_generations(body: &GenerationsBody) -> Result<Reply, WireError> {
+    let (field, value) = ("count", body.count);
+    let found = usize::try_from(value)
+        .ok()
+        .and_then(|count| body.generations.get(..count))
+        .ok_or(WireError::Value { field, value })?;
+    let all = found.iter().map(|one| Generation {
+        generation: one.generation,
+        is_leased: one.is_leased != 0,
+        record: one.record,
+    });
+    Ok(Reply::Generations(all.collect()))
 }

@@ -55,6 +55,8 @@ pub enum Want {
     Latest,
     /// One that is newer than this.
     After(u64),
+    /// This very one.
+    Exactly(u64),
 }
 
 /// Parameters of a new arena.
@@ -74,6 +76,8 @@ pub struct ArenaMake {
     pub hugetlb: Hugetlb,
     /// Group that may read besides the owner; `u32::MAX` = none.
     pub reader_gid: u32,
+    /// Newest generations to keep although nobody leased them; 0 counts as 1.
+    pub retain: u32,
 }
 
 /// Parameters of a new plain segment.
@@ -226,6 +230,19 @@ pub enum Request {
         /// The segment.
         segid: SegId,
     },
+    /// Asks which generations of an arena can be leased now. → `Generations`
+    Generations {
+        /// The arena.
+        segid: SegId,
+    },
+    /// Keeps so many of an arena's newest generations although nobody leased
+    /// them. → `Ok`
+    Retain {
+        /// The arena.
+        segid: SegId,
+        /// How many, at least 1, below its number of banks.
+        count: u32,
+    },
 }
 
 mod kind {
@@ -249,6 +266,8 @@ mod kind {
     pub(super) const SUBSCRIBE: u16 = 20;
     pub(super) const SIGNAL: u16 = 21;
     pub(super) const INFO: u16 = 22;
+    pub(super) const GENERATIONS: u16 = 23;
+    pub(super) const RETAIN: u16 = 24;
 }
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
@@ -315,6 +334,8 @@ impl Request {
                     nr_banks: make.nr_banks,
                     hugetlb: make.hugetlb as u32,
                     reader_gid: make.reader_gid,
+                    retain: make.retain,
+                    pad: 0,
                 },
             ),
             Self::Mapped { segid } => about(kind::MAPPED, seq, segid.0, 0, 0),
@@ -328,6 +349,7 @@ impl Request {
             Self::Lease { apid, want } => match want {
                 Want::Latest => about(kind::LEASE, seq, apid.0, 0, 0),
                 Want::After(generation) => about(kind::LEASE, seq, apid.0, generation, 1),
+                Want::Exactly(generation) => about(kind::LEASE, seq, apid.0, generation, 2),
             },
             Self::ReleaseLease { apid, generation } => {
                 about(kind::RELEASE_LEASE, seq, apid.0, generation, 0)
@@ -357,6 +379,8 @@ impl Request {
             Self::Subscribe { target } => targeted(kind::SUBSCRIBE, seq, target),
             Self::Signal { target } => targeted(kind::SIGNAL, seq, target),
             Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
+            Self::Generations { segid } => about(kind::GENERATIONS, seq, segid.0, 0, 0),
+            Self::Retain { segid, count } => about(kind::RETAIN, seq, segid.0, 0, count),
         }
     }
 
@@ -380,7 +404,9 @@ impl Request {
                 }
             }
             kind::SUBSCRIBE | kind::SIGNAL => of_target(header.kind, body(rest)?)?,
-            kind::MAPPED..=kind::LIST | kind::INFO => of_id(header.kind, body(rest)?)?,
+            kind::MAPPED..=kind::LIST | kind::INFO..=kind::RETAIN => {
+                of_id(header.kind, body(rest)?)?
+            }
             other => return Err(WireError::Kind(other)),
         };
         Ok((header.seq, request))
@@ -431,6 +457,7 @@ fn of_arena(body: ArenaMakeBody) -> Result<Request, WireError> {
         nr_banks: body.nr_banks,
         hugetlb,
         reader_gid: body.reader_gid,
+        retain: body.retain,
     }))
 }
 
@@ -517,6 +544,7 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
             want: match body.choice {
                 0 => Want::Latest,
                 1 => Want::After(generation),
+                2 => Want::Exactly(generation),
                 _ => return Err(unknown("want")),
             },
         },
@@ -526,6 +554,11 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
         kind::REMOVE => Request::Remove { segid },
         kind::LIST => Request::List { after: segid },
         kind::INFO => Request::Info { segid },
+        kind::GENERATIONS => Request::Generations { segid },
+        kind::RETAIN => Request::Retain {
+            segid,
+            count: body.choice,
+        },
         other => return Err(WireError::Kind(other)),
     })
 }

@@ -26,6 +26,7 @@ fn requests() -> Vec<(u16, usize, Request)> {
         nr_banks: 4,
         hugetlb: Hugetlb::Auto,
         reader_gid: 100,
+        retain: 3,
     };
     let role = Role::Exporter;
     let abi_version = 1;
@@ -48,7 +49,7 @@ fn requests() -> Vec<(u16, usize, Request)> {
     vec![
         (1, 16, Request::Hello { role, abi_version }),
         (2, 88, Request::RegisterEnclave { name: name() }),
-        (3, 104, Request::ArenaMake(make)),
+        (3, 112, Request::ArenaMake(make)),
         (4, 32, Request::Mapped { segid }),
         (
             5,
@@ -82,6 +83,8 @@ fn requests() -> Vec<(u16, usize, Request)> {
         (20, 32, Request::Subscribe { target }),
         (21, 32, Request::Signal { target }),
         (22, 32, Request::Info { segid }),
+        (23, 32, Request::Generations { segid }),
+        (24, 32, Request::Retain { segid, count: 3 }),
     ]
 }
 
@@ -109,6 +112,19 @@ fn info(segid: u64) -> SegmentInfo {
         gid: 100,
         mode: 0o640,
         age_ms: 123,
+        retain: 2,
+    }
+}
+
+fn generation(generation: u64) -> Generation {
+    Generation {
+        generation,
+        is_leased: generation == 7,
+        record: GenerationRecord {
+            generation,
+            step: 10 * generation,
+            ..GenerationRecord::default()
+        },
     }
 }
 
@@ -171,7 +187,7 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         (134, 32, Reply::Granted { apid: ApId(5) }),
         (135, 40, Reply::Attached(attached)),
         (136, 88, Reply::Lease(granted)),
-        (137, 3736, Reply::Segments(vec![info(1), info(2)])),
+        (137, 3856, Reply::Segments(vec![info(1), info(2)])),
         (138, 64, Reply::Status(status)),
         (
             139,
@@ -184,6 +200,11 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         ),
         (140, 32, Reply::Memory(memory)),
         (141, 32, Reply::Subscribed),
+        (
+            142,
+            1216,
+            Reply::Generations(vec![generation(7), generation(9)]),
+        ),
     ]
 }
 
@@ -204,12 +225,11 @@ fn every_request_decodes_to_itself() {
     for (_, _, request) in requests() {
         assert_eq!(Request::decode(&request.encode(7)), Ok((7, request)));
     }
-    let want = Want::Latest;
-    let latest = Request::Lease {
-        apid: ApId(1),
-        want,
-    };
-    assert_eq!(Request::decode(&latest.encode(8)), Ok((8, latest)));
+    for want in [Want::Latest, Want::Exactly(7)] {
+        let apid = ApId(1);
+        let lease = Request::Lease { apid, want };
+        assert_eq!(Request::decode(&lease.encode(8)), Ok((8, lease)));
+    }
     let target = Target::Access(ApId(1));
     let signal = Request::Signal { target };
     assert_eq!(Request::decode(&signal.encode(8)), Ok((8, signal)));
@@ -232,13 +252,14 @@ fn every_reply_decodes_to_itself() {
         Reply::Lease(LeaseReply::None),
         Reply::Lease(LeaseReply::Ended(EndReason::Removed)),
         Reply::Segments(Vec::new()),
+        Reply::Generations(Vec::new()),
         Reply::Made {
             segid: SegId(1),
             size_bytes: 0,
             page_bytes: 4096,
         },
     ];
-    assert_eq!(more[3].nr_fds(), 0, "signals need no memory");
+    assert_eq!(more[4].nr_fds(), 0, "signals need no memory");
     for reply in replies().into_iter().map(|row| row.2).chain(more) {
         assert_eq!(Reply::decode(&reply.encode(7)), Ok((7, reply)));
     }
@@ -311,17 +332,20 @@ fn another_version_is_refused_whatever_follows() {
     }
     let mut bytes = Reply::Ok.encode(3);
     bytes[1] = 1;
-    assert_eq!(Reply::decode(&bytes), Err(WireError::Version(258)));
+    assert_eq!(
+        Reply::decode(&bytes),
+        Err(WireError::Version(256 + PROTOCOL_VERSION))
+    );
 }
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 23, 127, 128, 138, 139, u16::MAX] {
+    for kind in [0_u16, 25, 127, 128, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));
     }
-    for kind in [0_u16, 1, 127, 142, u16::MAX] {
+    for kind in [0_u16, 1, 127, 143, u16::MAX] {
         let mut bytes = Reply::Ok.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Reply::decode(&bytes), Err(WireError::Kind(kind)));
@@ -361,6 +385,7 @@ fn numbers_without_meaning_are_refused() {
         (9, 16 + 212, "end_reason"),
         (9, 16 + 244, "kind"),
         (12, 8 + 20, "access"),
+        (14, 8, "count"),
     ];
     for (index, offset, field) in cases {
         let mut bytes = replies()[index].2.encode(0);
@@ -458,7 +483,7 @@ proptest! {
 
     #[test]
     fn spoilt_messages_are_refused_or_mean_something_else(
-        index in 0..36_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
+        index in 0..39_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
     ) {
         let mut messages: Vec<Vec<u8>> = Vec::new();
         messages.extend(requests().iter().map(|row| row.2.encode(1)));

@@ -245,6 +245,7 @@ fn request(size_bytes: u64, chunk_bytes: u64, hugetlb: Hugetlb) -> ArenaRequest 
         nr_banks: 2,
         hugetlb,
         reader_gid: None,
+        retain: 1,
     }
 }
 

@@ -72,6 +72,7 @@ impl Exporter {
                 nr_banks,
                 hugetlb: Hugetlb::Auto,
                 reader_gid,
+                retain: 1,
             })
             .expect("an arena");
         assert_eq!(grant.page_bytes, 4096, "small chunks need small pages");

@@ -186,6 +186,7 @@ fn an_arena_the_exporter_sealed_itself_is_not_handed_out() {
         nr_banks: 2,
         hugetlb: xemem_host::Hugetlb::No,
         reader_gid: None,
+        retain: 1,
     };
     let grant = broker.arena_make(&request).expect("an arena");
     rustix::fs::fcntl_add_seals(&grant.memfd, SealFlags::SEAL).expect("sealed");

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod memory;
 mod owned;
+mod store;
 mod streams;
 
 impl exporter::Exporter {

@@ -9,7 +9,7 @@ use xemem_host::{Broker, ClientError, EndReason, Policy, Snapshot, Stream};
 
 const NO_WAIT: Option<Duration> = Some(Duration::ZERO);
 
-fn attach(socket: PathBuf, name: &str, policy: Policy) -> Stream {
+pub(crate) fn attach(socket: PathBuf, name: &str, policy: Policy) -> Stream {
     Stream::attach(&socket, name, policy, SOON).expect("attached")
 }
 
@@ -20,7 +20,7 @@ fn next(stream: &mut Stream) -> Snapshot<'_> {
 }
 
 /// Panics unless `snapshot` holds what was published, and nothing else.
-fn check(snapshot: &Snapshot<'_>) {
+pub(crate) fn check(snapshot: &Snapshot<'_>) {
     let bytes = snapshot.as_slice();
     assert_eq!(bytes.len() as u64, CHUNK * CHUNKS);
     let generation = snapshot.generation();

@@ -30,7 +30,7 @@ macro_rules! layout {
 fn assertions() -> String {
     let mut out = String::from("#include \"xasm.h\"\n");
     layout!(out, XasmOptions => "xasm_options" {
-        chunk_bytes, start, nr_banks, flags, reader_gid, policy, timeout_ms, reserved
+        chunk_bytes, start, nr_banks, flags, reader_gid, policy, timeout_ms, retain
     });
     layout!(out, XasmVarSpec => "xasm_var_spec" {
         name, unit, axes, shape, offset, dtype, ndim, order, role, reserved

@@ -31,7 +31,7 @@ pub struct XasmOptions {
     pub(crate) reader_gid: u32,
     pub(crate) policy: u32,
     pub(crate) timeout_ms: u32,
-    pub(crate) reserved: u32,
+    pub(crate) retain: u32,
 }
 
 /// `XASM_READER_GID`: `reader_gid` counts.
@@ -96,7 +96,7 @@ pub(crate) fn create(name: Option<&str>, bytes: u64, options: Options) -> Result
 
 impl XasmOptions {
     fn to_options(self) -> Result<Options, Errno> {
-        if self.flags & !READER_GID != 0 || self.reserved != 0 {
+        if self.flags & !READER_GID != 0 {
             return Err(Errno::EINVAL);
         }
         Ok(Options {
@@ -116,6 +116,7 @@ impl XasmOptions {
                 },
                 _ => return Err(Errno::EINVAL),
             },
+            retain: self.retain.max(1),
             reader_gid: (self.flags & READER_GID != 0).then_some(self.reader_gid),
             start: self.start,
         })

@@ -281,6 +281,7 @@ fn make(slot: u32, name: &str) -> ArenaMake {
         nr_banks: 4,
         hugetlb: Hugetlb::Auto,
         reader_gid: u32::MAX,
+        retain: 1,
     }
 }
 
@@ -288,3 +289,4 @@ mod exporters;
 mod plain;
 mod random;
 mod readers;
+mod store;

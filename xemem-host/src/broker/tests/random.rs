@@ -30,6 +30,7 @@ fn request() -> impl Strategy<Value = Request> {
             Request::ArenaMake(ArenaMake {
                 name,
                 nr_banks,
+                retain: slot,
                 reader_gid: if open { 77 } else { u32::MAX },
                 ..make(slot, "x")
             })
@@ -82,6 +83,11 @@ fn request() -> impl Strategy<Value = Request> {
         3 => target.clone().prop_map(|target| Request::Subscribe { target }),
         6 => target.prop_map(|target| Request::Signal { target }),
         1 => id.clone().prop_map(|id| Request::Info { segid: SegId(id) }),
+        1 => id.clone().prop_map(|id| Request::Generations { segid: SegId(id) }),
+        2 => (id.clone(), 0..5_u32)
+            .prop_map(|(id, count)| Request::Retain { segid: SegId(id), count }),
+        4 => (id.clone(), 0..6_u64)
+            .prop_map(|(id, g)| Request::Lease { apid: ApId(id), want: Want::Exactly(g) }),
         4 => (id.clone(), policy)
             .prop_map(|(id, policy)| Request::Attach { apid: ApId(id), policy }),
         6 => (id.clone(), 0..6_u64)

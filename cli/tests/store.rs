@@ -1,0 +1,144 @@
+//! The version store with a real kernel, broker and readers: generations by
+//! number, what is kept, and what changed between two of them.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[expect(dead_code, reason = "builds nothing and needs no busybox")]
+mod support;
+
+#[expect(dead_code, reason = "counts are the business of another test")]
+#[path = "support/producer.rs"]
+mod producer;
+
+use serde_json::Value;
+use xemem_host::wire::Policy;
+
+use producer::{CHUNK, Producer, word};
+use support::{Ended, enclavectl, finish};
+
+fn ctl(producer: &Producer, arguments: &str) -> Ended {
+    let mut command = enclavectl(&producer.run_dir);
+    finish(command.args(arguments.split(' ')), b"")
+}
+
+fn json(producer: &Producer, arguments: &str) -> Value {
+    let ended = ctl(producer, &format!("{arguments} --json"));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+fn kept(producer: &Producer) -> Vec<u64> {
+    let listed = json(producer, "snap ls q");
+    let all = listed["generations"].as_array().unwrap().clone();
+    let numbers = all.iter().map(|one| one["generation"].as_u64().unwrap());
+    numbers.collect()
+}
+
+#[test]
+fn the_kernel_keeps_as_many_generations_as_it_is_told() {
+    let mut producer = Producer::bare();
+    let bytes = 4 * CHUNK;
+    let make = format!("make q {bytes} {CHUNK} 6 discard-newest 0 3");
+    assert!(producer.ask(&make).starts_with("ok "));
+    for generation in 1..=9 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    assert_eq!(kept(&producer), [7, 8, 9], "as the program asked");
+    assert_eq!(ctl(&producer, "snap retain q 5").code, 0);
+    for generation in 10..=14 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    assert_eq!(kept(&producer), [10, 11, 12, 13, 14]);
+    assert_eq!(producer.listed()["retain"], 5);
+    // Each can be read by its number, at the same time.
+    let mut streams: Vec<_> = (0..4).map(|_| producer.reader(Policy::Latest)).collect();
+    let snapshots: Vec<_> = streams
+        .iter_mut()
+        .zip([12, 10, 13, 11])
+        .map(|(stream, generation)| stream.at(generation).unwrap())
+        .collect();
+    for generation in 15..=30 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    for snapshot in &snapshots {
+        assert_eq!(word(snapshot.as_slice()), snapshot.generation());
+        assert!(snapshot.valid());
+    }
+    drop(snapshots);
+    let [_, dropped, _, _] = producer.stats();
+    assert_eq!(dropped, 0, "what is kept costs no publish");
+    let summary = json(&producer, "snap read q --generation 30");
+    assert_eq!(summary["snapshot"]["generation"], 30);
+    for (arguments, code) in [
+        ("snap read q --generation 12", 3),
+        ("snap retain q 6", 2),
+        ("snap retain q 0", 2),
+        ("snap retain nothing 1", 3),
+        ("snap ls nothing", 3),
+    ] {
+        let ended = ctl(&producer, arguments);
+        assert_eq!(ended.code, code, "{arguments}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn diff_names_the_chunks_that_the_program_wrote() {
+    const CHUNKS: u64 = 32;
+    let mut producer = Producer::bare();
+    let bytes = CHUNKS * CHUNK;
+    let make = format!("make q {bytes} {CHUNK} 4 discard-newest 0 3");
+    assert!(producer.ask(&make).starts_with("ok "));
+    // Generation g writes the first word of so many chunks, evenly spread.
+    let written = [32, 1, 2, 4, 8, 0, 16, 2];
+    for dirty in written {
+        let published = producer.ask(&format!("publish q 1 {dirty}"));
+        assert!(published.starts_with("ok "), "{published}");
+    }
+    let changed = |a: u64, b: u64| -> Vec<u64> {
+        let listed = json(&producer, &format!("snap diff q {a} {b}"));
+        let diff = &listed["diff"];
+        let ranges = diff["ranges"].as_array().unwrap();
+        let chunks = ranges.iter().flat_map(|range| {
+            let (at, len) = (&range["offset"], &range["bytes"]);
+            let first = at.as_u64().unwrap() / CHUNK;
+            first..first + len.as_u64().unwrap() / CHUNK
+        });
+        let chunks: Vec<u64> = chunks.collect();
+        let bytes = chunks.len() as u64 * CHUNK;
+        assert_eq!(diff["changed_bytes"], bytes);
+        chunks
+    };
+    let of = |dirty: u64| (0..dirty).map(|n| n * CHUNKS / dirty).collect::<Vec<_>>();
+    for (a, b, most) in [
+        (1, 2, 1),
+        (2, 3, 2),
+        (4, 5, 8),
+        (5, 6, 0),
+        (6, 7, 16),
+        (1, 8, 16),
+        (8, 7, 2),
+    ] {
+        assert_eq!(changed(a, b), of(most), "{a} {b}");
+    }
+    for arguments in ["snap diff q 0 3", "snap diff q 3 9"] {
+        assert_eq!(ctl(&producer, arguments).code, 3, "{arguments}");
+    }
+}
+
+#[test]
+fn diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot() {
+    let mut producer = Producer::bare();
+    let make = format!("make q {} {CHUNK} 3 discard-newest 0", 2 * CHUNK);
+    assert!(producer.ask(&make).starts_with("ok "));
+    for generation in 1..=200 {
+        assert_eq!(producer.ask("step q"), format!("ok {generation}"));
+    }
+    // Records go back 64 generations; the second chunk was never written.
+    let known = json(&producer, "snap diff q 100 200");
+    assert_eq!(known["diff"]["source"], "births");
+    assert_eq!(known["diff"]["changed_bytes"], CHUNK);
+    assert_eq!(known["diff"]["ranges"][0]["offset"], 0);
+    let forgotten = ctl(&producer, "snap diff q 90 100");
+    assert_eq!(forgotten.code, 3);
+    assert!(forgotten.stderr.contains("not known any more"));
+}
