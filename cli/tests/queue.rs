@@ -1,5 +1,6 @@
 //! What a publish does when readers hold every generation: the three policies,
-//! and a rendezvous, with a real kernel, broker and reader.
+//! and a rendezvous, with a real broker and reader; each in an enclave, on a real
+//! kernel, and as an ordinary process, on the Linux backend.
 //!
 //! The producer is `xasm-bench` (from `cargo xtask image`; folder `$XASM_OUT`,
 //! else `out/`), told what to do line by line; the readers are threads of this
@@ -18,12 +19,11 @@ use std::thread;
 use xemem_host::Stream;
 use xemem_host::wire::Policy;
 
-use producer::{CHUNK, PATIENCE, Producer, word};
+use producer::{Below, CHUNK, PATIENCE, Producer, on_both, word};
 use support::wait;
 
-#[test]
-fn discard_newest_refuses_and_leaves_the_readers_generation_alone() {
-    let mut producer = Producer::new(2, "discard-newest 0");
+fn discard_newest_refuses_and_leaves_the_readers_generation_alone(below: Below) {
+    let mut producer = Producer::new(below, 2, "discard-newest 0");
     assert_eq!(producer.ask("step q"), "ok 1");
     let mut stream = producer.reader(Policy::Latest);
     let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
@@ -36,9 +36,8 @@ fn discard_newest_refuses_and_leaves_the_readers_generation_alone() {
     assert_eq!(producer.listed()["dropped"], 1);
 }
 
-#[test]
-fn discard_oldest_goes_on_and_tells_the_reader() {
-    let mut producer = Producer::new(3, "discard-oldest 0");
+fn discard_oldest_goes_on_and_tells_the_reader(below: Below) {
+    let mut producer = Producer::new(below, 3, "discard-oldest 0");
     assert_eq!(producer.ask("step q"), "ok 1");
     let mut slow = producer.reader(Policy::Latest);
     let held = slow.next(Some(PATIENCE)).unwrap().unwrap();
@@ -67,9 +66,8 @@ fn discard_oldest_goes_on_and_tells_the_reader() {
     assert_eq!(producer.listed()["discarded"], 1);
 }
 
-#[test]
-fn a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest() {
-    let mut producer = Producer::new(3, "discard-oldest 0");
+fn a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest(below: Below) {
+    let mut producer = Producer::new(below, 3, "discard-oldest 0");
     let mut stream = producer.reader(Policy::Every);
     for generation in 1..=12 {
         assert_eq!(producer.ask("step q"), format!("ok {generation}"));
@@ -87,9 +85,8 @@ fn a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest() {
     assert_eq!(dropped, 0);
 }
 
-#[test]
-fn block_waits_for_the_reader_and_loses_nothing() {
-    let mut producer = Producer::new(2, "block 0");
+fn block_waits_for_the_reader_and_loses_nothing(below: Below) {
+    let mut producer = Producer::new(below, 2, "block 0");
     assert_eq!(producer.ask("step q"), "ok 1");
     let mut stream = producer.reader(Policy::Latest);
     let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
@@ -107,9 +104,8 @@ fn block_waits_for_the_reader_and_loses_nothing() {
     assert_eq!(producer.stats(), [2, 0, 0, 1]);
 }
 
-#[test]
-fn block_gives_up_in_time_and_counts_it() {
-    let mut producer = Producer::new(2, "block 30");
+fn block_gives_up_in_time_and_counts_it(below: Below) {
+    let mut producer = Producer::new(below, 2, "block 30");
     assert_eq!(producer.ask("step q"), "ok 1");
     let mut stream = producer.reader(Policy::Latest);
     let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
@@ -120,9 +116,8 @@ fn block_gives_up_in_time_and_counts_it() {
     assert_eq!(producer.stats(), [2, 1, 0, 1]);
 }
 
-#[test]
-fn a_program_that_blocks_can_be_killed() {
-    let mut producer = Producer::new(2, "block 0");
+fn a_program_that_blocks_can_be_killed(below: Below) {
+    let mut producer = Producer::new(below, 2, "block 0");
     assert_eq!(producer.ask("step q"), "ok 1");
     let mut stream = producer.reader(Policy::Latest);
     let held = stream.next(Some(PATIENCE)).unwrap().unwrap();
@@ -137,9 +132,8 @@ fn a_program_that_blocks_can_be_killed() {
     assert_eq!(word(held.as_slice()), 1);
 }
 
-#[test]
-fn a_set_of_arenas_is_published_as_one_step_or_not_at_all() {
-    let mut producer = Producer::new(2, "discard-newest 0");
+fn a_set_of_arenas_is_published_as_one_step_or_not_at_all(below: Below) {
+    let mut producer = Producer::new(below, 2, "discard-newest 0");
     let make = |name, policy| format!("make {name} {CHUNK} {CHUNK} 2 {policy}");
     assert!(
         producer
@@ -173,9 +167,8 @@ fn a_set_of_arenas_is_published_as_one_step_or_not_at_all() {
     assert!(producer.ask("step-set q,nobody 44").starts_with("error"));
 }
 
-#[test]
-fn a_rendezvous_waits_for_its_readers() {
-    let mut producer = Producer::new(2, "discard-newest 0");
+fn a_rendezvous_waits_for_its_readers(below: Below) {
+    let mut producer = Producer::new(below, 2, "discard-newest 0");
     let late = producer.ask("wait-readers q 1 20");
     assert!(late.contains("ETIMEDOUT"), "{late}");
     producer.tell("wait-readers q 2 0");
@@ -189,4 +182,15 @@ fn a_rendezvous_waits_for_its_readers() {
     }
     assert_eq!(producer.ask("wait-readers q 1 20"), "ok 1");
     drop(second);
+}
+
+on_both! {
+    discard_newest_refuses_and_leaves_the_readers_generation_alone
+    discard_oldest_goes_on_and_tells_the_reader
+    a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest
+    block_waits_for_the_reader_and_loses_nothing
+    block_gives_up_in_time_and_counts_it
+    a_program_that_blocks_can_be_killed
+    a_set_of_arenas_is_published_as_one_step_or_not_at_all
+    a_rendezvous_waits_for_its_readers
 }

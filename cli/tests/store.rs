@@ -1,5 +1,6 @@
-//! The version store with a real kernel, broker and readers: generations by
-//! number, what is kept, and what changed between two of them.
+//! The version store with a real broker and readers, in an enclave and on the
+//! Linux backend: generations by number, what is kept, and what changed between
+//! two of them.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
@@ -13,7 +14,7 @@ mod producer;
 use serde_json::Value;
 use xemem_host::wire::Policy;
 
-use producer::{CHUNK, Producer, word};
+use producer::{Below, CHUNK, Producer, on_both, word};
 use support::{Ended, enclavectl, finish};
 
 fn ctl(producer: &Producer, arguments: &str) -> Ended {
@@ -34,9 +35,8 @@ fn kept(producer: &Producer) -> Vec<u64> {
     numbers.collect()
 }
 
-#[test]
-fn the_kernel_keeps_as_many_generations_as_it_is_told() {
-    let mut producer = Producer::bare();
+fn as_many_generations_are_kept_as_was_asked_for(below: Below) {
+    let mut producer = Producer::bare(below);
     let bytes = 4 * CHUNK;
     let make = format!("make q {bytes} {CHUNK} 6 discard-newest 0 3");
     assert!(producer.ask(&make).starts_with("ok "));
@@ -81,10 +81,9 @@ fn the_kernel_keeps_as_many_generations_as_it_is_told() {
     }
 }
 
-#[test]
-fn diff_names_the_chunks_that_the_program_wrote() {
+fn diff_names_the_chunks_that_the_program_wrote(below: Below) {
     const CHUNKS: u64 = 32;
-    let mut producer = Producer::bare();
+    let mut producer = Producer::bare(below);
     let bytes = CHUNKS * CHUNK;
     let make = format!("make q {bytes} {CHUNK} 4 discard-newest 0 3");
     assert!(producer.ask(&make).starts_with("ok "));
@@ -125,9 +124,8 @@ fn diff_names_the_chunks_that_the_program_wrote() {
     }
 }
 
-#[test]
-fn diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot() {
-    let mut producer = Producer::bare();
+fn diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot(below: Below) {
+    let mut producer = Producer::bare(below);
     let make = format!("make q {} {CHUNK} 3 discard-newest 0", 2 * CHUNK);
     assert!(producer.ask(&make).starts_with("ok "));
     for generation in 1..=200 {
@@ -141,4 +139,10 @@ fn diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot() {
     let forgotten = ctl(&producer, "snap diff q 90 100");
     assert_eq!(forgotten.code, 3);
     assert!(forgotten.stderr.contains("not known any more"));
+}
+
+on_both! {
+    as_many_generations_are_kept_as_was_asked_for
+    diff_names_the_chunks_that_the_program_wrote
+    diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot
 }

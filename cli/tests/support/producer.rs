@@ -1,10 +1,10 @@
-//! An enclave with `xasm-bench` (from `cargo xtask image`; folder `$XASM_OUT`,
+//! `xasm-bench`, in an enclave or as a process of Linux (from `cargo xtask image`; folder `$XASM_OUT`,
 //! else `out/`), told what to do line by line. Part of each test crate that
 //! names it, beside `support`; ends program, enclave and broker when dropped.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use xemem_host::Stream;
@@ -17,7 +17,34 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of a chunk.
 pub(crate) const CHUNK: u64 = 4096;
 
-/// An enclave whose program does what it is told.
+/// What is below the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    Enclave,
+    Linux,
+}
+
+/// Makes two tests of each check, one per backend.
+macro_rules! on_both {
+    ($($check:ident)*) => {
+        mod enclave {
+            $(#[test]
+            fn $check() {
+                super::$check(crate::producer::Below::Enclave);
+            })*
+        }
+
+        mod linux {
+            $(#[test]
+            fn $check() {
+                super::$check(crate::producer::Below::Linux);
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// A program that does what it is told.
 pub(crate) struct Producer {
     pub(crate) run_dir: PathBuf,
     /// Waited for when it is taken.
@@ -28,23 +55,22 @@ pub(crate) struct Producer {
 
 impl Producer {
     /// With an arena `q` of two chunks.
-    pub(crate) fn new(banks: u32, policy: &str) -> Self {
-        let mut this = Self::bare();
+    pub(crate) fn new(below: Below, banks: u32, policy: &str) -> Self {
+        let mut this = Self::bare(below);
         let made = this.ask(&format!("make q {} {CHUNK} {banks} {policy}", 2 * CHUNK));
         assert!(made.starts_with("ok "), "{made}");
         this
     }
 
     /// Without any arena.
-    pub(crate) fn bare() -> Self {
+    pub(crate) fn bare(below: Below) -> Self {
         require_programs();
         let run_dir = unique_dir("queue");
-        let create = "create q --cores 1 --share-cores --mem 64M --no-prefault --backing small";
-        let created = finish(enclavectl(&run_dir).args(create.split(' ')), b"");
-        assert_eq!(created.code, 0, "{}", created.stderr);
-        let mut program = enclavectl(&run_dir)
-            .args(["run", "q", "--"])
-            .arg(bench())
+        let mut command = match below {
+            Below::Enclave => in_enclave(&run_dir),
+            Below::Linux => on_linux(&run_dir),
+        };
+        let mut program = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -111,6 +137,27 @@ impl Drop for Producer {
         }
         let _ = std::fs::remove_dir_all(&self.run_dir);
     }
+}
+
+/// The program in a new enclave.
+fn in_enclave(run_dir: &Path) -> Command {
+    let create = "create q --cores 1 --share-cores --mem 64M --no-prefault --backing small";
+    let created = finish(enclavectl(run_dir).args(create.split(' ')), b"");
+    assert_eq!(created.code, 0, "{}", created.stderr);
+    let mut command = enclavectl(run_dir);
+    command.args(["run", "q", "--"]).arg(bench());
+    command
+}
+
+/// The same file as a process of Linux; it starts the broker itself.
+fn on_linux(run_dir: &Path) -> Command {
+    let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
+    let mut command = Command::new(bench());
+    command
+        .env("ENCLAVE_RUNDIR", run_dir)
+        .env("XASM_BACKEND", "linux")
+        .env("PATH", enclavectl.parent().unwrap());
+    command
 }
 
 fn bench() -> PathBuf {

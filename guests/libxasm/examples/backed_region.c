@@ -16,7 +16,7 @@
 static int fail(const char *what, int64_t result)
 {
 	if (result == -ENOSYS) {
-		printf("no enclave here: nothing to do\n");
+		printf("no enclave or broker here: nothing to do\n");
 		return 0;
 	}
 	fprintf(stderr, "backed_region: %s: %s\n", what, strerror((int)-result));

@@ -34,7 +34,7 @@ program heat
      print "(2a)", "heat: no arena: ", xasm_text(arena%id)
      error stop 1
   else
-     print "(a)", "no enclave here: running without snapshots"
+     print "(a)", "no enclave or broker here: running without snapshots"
      allocate (t(nx, ny))
   end if
 

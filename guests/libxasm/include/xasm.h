@@ -1,5 +1,5 @@
 /*
- * xasm.h - how a C program inside an enclave publishes snapshots.
+ * xasm.h - how a C program publishes snapshots, in an enclave or on Linux.
  *
  * Link with libxasm.a:
  *
@@ -19,9 +19,20 @@
  *     }
  *
  * Functions return a value >= 0 or a negative errno, as Linux system calls do
- * (strerror(-result) tells more). They never print, never abort and may be
- * called from any thread. Outside an enclave each returns -ENOSYS (-EPROTO
- * under a kernel of another version), and xasm_available() is 0.
+ * (strerror(-result) tells more). They never abort and may be called from any
+ * thread.
+ *
+ * The library finds out at the first call what is below: an enclave's kernel,
+ * else Linux with a broker (reached, or started: xemem-broker from the
+ * program's folder or $PATH), else nothing. Then each function returns -ENOSYS
+ * (-EPROTO under a kernel of another version), and xasm_available() is 0. The
+ * environment variable XASM_BACKEND insists: enclave, linux or off. If that
+ * cannot be had, or makes no sense, one line on standard error says so.
+ *
+ * On Linux the library handles SIGSEGV, and passes on what is not its own; a
+ * forked child has no arenas; and system calls that store into an arena need
+ * xasm_touch() before. Without a broker (it was killed, and none can be started)
+ * xasm_publish() returns -ENOTCONN. docs/linux.md has the whole list.
  */
 #ifndef XASM_H
 #define XASM_H
@@ -82,8 +93,8 @@ struct xasm_options {
 };
 
 /*
- * 1 when an enclave kernel that speaks this library's version is below, else
- * 0: then run without snapshots.
+ * 1 when the program can publish: in an enclave whose kernel speaks this
+ * library's version, or on Linux with a broker. Else 0: run without snapshots.
  */
 int xasm_available(void);
 
@@ -127,6 +138,7 @@ int xasm_var(xasm_arena arena, const char *name, uint32_t dtype, uint32_t ndim,
  * -EAGAIN  every bank is held by readers; this state is not published and is
  *          counted as dropped. Go on and publish the next one.
  * -ETIMEDOUT  XASM_BLOCK waited in vain; counted as dropped
+ * -ENOTCONN  on Linux: there is no broker at the moment; counted as dropped
  * -ENOENT  no such arena
  */
 int64_t xasm_publish(xasm_arena arena, uint64_t step, double time);
@@ -201,6 +213,14 @@ int xasm_wait_readers(xasm_arena arena, uint32_t readers, uint32_t timeout_ms);
 /* Fills in `stats`; 0, -ENOENT, or -EINVAL for NULL. */
 int xasm_arena_stats(xasm_arena arena, struct xasm_stats *stats);
 
+/*
+ * Makes `bytes` bytes of arena memory at `start` writable now. Needed on Linux
+ * before a system call is to store there, as read(2) does: it would fail with
+ * EFAULT on a chunk that has not been written since the last publish. In an
+ * enclave it changes nothing. 0, -ENOENT, or -EFAULT when not in one arena.
+ */
+int xasm_touch(const void *start, uint64_t bytes);
+
 /* The arena that contains `pointer`; -ENOENT when none does. */
 xasm_arena xasm_arena_find(const void *pointer);
 
@@ -223,7 +243,7 @@ struct xasm_kernel_stats {
 	uint64_t flush_method; /* 0 upper-level store, 1 CR3 reload */
 };
 
-/* Fills in `stats`; 0, or -EINVAL for NULL. */
+/* Fills in `stats`; 0, -EINVAL for NULL, -ENOSYS on Linux. */
 int xasm_kernel_stats(struct xasm_kernel_stats *stats);
 
 /* What the host counts for the CPU that runs this program; exact. */
@@ -234,7 +254,7 @@ struct xasm_host_counters {
 	uint64_t injected_interrupts;   /* interrupts given to the guest */
 };
 
-/* Fills in `counters`; 0, or -EINVAL for NULL. For benchmarks. */
+/* Fills in `counters`; 0, -EINVAL for NULL, -ENOSYS on Linux. For benchmarks. */
 int xasm_host_counters(struct xasm_host_counters *counters);
 
 /* ---- the XASM paper's names ------------------------------------------------ */

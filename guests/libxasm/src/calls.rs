@@ -1,4 +1,5 @@
-//! The enclave's system calls, one function each, by arena slot.
+//! The calls of the library, one function each, by arena slot: system calls of
+//! an enclave's kernel, or what the Linux backend does in their place.
 //!
 //! [`crate::Arena`] is built on these; they are public for other language
 //! forms (`xasm-c`), which keep their own table of arenas. Each function is
@@ -7,7 +8,9 @@
 // UNSAFETY: passes addresses of arguments to the kernel.
 #![expect(unsafe_code)]
 
+use crate::backend::{Backend, backend};
 use crate::errno::Errno;
+use crate::linux;
 use crate::sys::syscall;
 use enclave_abi::arena::VarDesc;
 use enclave_abi::syscall::{self as numbers, ArenaArgs, ArenaStats, KernelStats};
@@ -15,7 +18,8 @@ use enclave_abi::syscall::{self as numbers, ArenaArgs, ArenaStats, KernelStats};
 /// Linux's `getpid`, which the enclave's kernel serves too.
 const GETPID: u64 = 39;
 
-/// Whether an enclave kernel that speaks this library's version is below.
+/// Whether the program can publish: an enclave kernel that speaks this library's
+/// version is below, or Linux and a broker.
 #[must_use]
 pub fn available() -> bool {
     require().is_ok()
@@ -24,16 +28,12 @@ pub fn available() -> bool {
 /// Fails unless [`available`], and says why.
 ///
 /// # Errors
-/// ENOSYS outside an enclave, EPROTO when the kernel speaks another version.
+/// As [`backend`].
 pub fn require() -> Result<(), Errno> {
-    if version()? == enclave_abi::ABI_VERSION {
-        Ok(())
-    } else {
-        Err(Errno::EPROTO)
-    }
+    backend().map(drop)
 }
 
-/// Version of the interface the kernel speaks.
+/// Version of the interface that an enclave kernel speaks.
 ///
 /// # Errors
 /// ENOSYS outside an enclave, also where a system-call filter answers
@@ -51,8 +51,11 @@ pub fn version() -> Result<u32, Errno> {
 /// EINVAL for a size, chunk, bank count, address or name that cannot be;
 /// EEXIST when the name is taken; ENOMEM when the host has no memory for it;
 /// ENOSPC when the enclave has all its arenas; EACCES when the broker's
-/// permits forbid the name; ENOSYS outside an enclave.
+/// permits forbid the name; ENOSYS without a backend.
 pub fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_create(args);
+    }
     let pointer = core::ptr::from_mut(args).expose_provenance();
     // SAFETY: `args` is a live exclusive reference to exactly the structure
     // that the call reads and writes; new mappings overlap nothing.
@@ -64,8 +67,11 @@ pub fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
 ///
 /// # Errors
 /// ENOENT for an unknown slot, EINVAL when [`VarDesc::check`] refuses the
-/// description, ENOSPC when the table is full, ENOSYS outside an enclave.
+/// description, ENOSPC when the table is full, ENOSYS without a backend.
 pub fn arena_var(slot: u32, desc: &VarDesc) -> Result<u32, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_var(slot, desc);
+    }
     let pointer = core::ptr::from_ref(desc).expose_provenance();
     // SAFETY: `desc` is a live reference to the structure the call reads.
     let result = unsafe {
@@ -86,8 +92,11 @@ pub fn arena_var(slot: u32, desc: &VarDesc) -> Result<u32, Errno> {
 ///
 /// # Errors
 /// EAGAIN when every bank is held (the refusal is counted), ENOENT for an
-/// unknown slot, ENOSYS outside an enclave.
+/// unknown slot, ENOSYS without a backend.
 pub fn arena_publish(slot: u32, step: u64, time: f64) -> Result<u64, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_publish(slot, step, time.to_bits());
+    }
     // SAFETY: no pointers; the arena keeps its contents and its address.
     let result = unsafe {
         syscall(
@@ -107,6 +116,9 @@ pub fn arena_publish_set(slots: &[u32], step: u64, time: f64) -> Result<(), Errn
         let bit = 1_u64.checked_shl(slot).ok_or(Errno::EINVAL)?;
         Ok(set | bit)
     })?;
+    if backend()? == Backend::Linux {
+        return linux::arena_publish_set(set, step, time.to_bits()).map(drop);
+    }
     // SAFETY: as in `arena_publish`.
     let result = unsafe { syscall(numbers::ARENA_PUBLISH_SET, [set, step, time.to_bits(), 0]) };
     Errno::from_result(result).map(drop)
@@ -115,21 +127,42 @@ pub fn arena_publish_set(slots: &[u32], step: u64, time: f64) -> Result<(), Errn
 /// Ends an arena and unmaps it.
 ///
 /// # Errors
-/// ENOENT for an unknown slot, ENOSYS outside an enclave.
+/// ENOENT for an unknown slot, ENOSYS without a backend.
 ///
 /// # Safety
 /// Nothing may use the arena's memory afterwards.
 pub unsafe fn arena_destroy(slot: u32) -> Result<(), Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_destroy(slot);
+    }
     // SAFETY: the caller gives up the mapping; nothing else is touched.
     let result = unsafe { syscall(numbers::ARENA_DESTROY, [u64::from(slot), 0, 0, 0]) };
     Errno::from_result(result).map(|_| ())
 }
 
+/// Makes arena memory writable now that stores would make writable one chunk
+/// after the other. Needed only before Linux is to store there for the program
+/// (`read(2)` into an arena), and only outside an enclave; harmless anywhere.
+///
+/// # Errors
+/// ENOENT when `start` is in no arena, EFAULT when the range is not inside it,
+/// ENOSYS without a backend.
+pub fn arena_touch(start: *const u8, bytes: u64) -> Result<(), Errno> {
+    match backend()? {
+        Backend::Linux => linux::touch(address(start.addr()), bytes),
+        // The kernel stores as the program does.
+        Backend::Enclave => arena_find(start).map(drop),
+    }
+}
+
 /// Counters of an arena.
 ///
 /// # Errors
-/// ENOENT for an unknown slot, ENOSYS outside an enclave.
+/// ENOENT for an unknown slot, ENOSYS without a backend.
 pub fn arena_stats(slot: u32) -> Result<ArenaStats, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_stats(slot);
+    }
     let mut stats = ArenaStats::default();
     let pointer = core::ptr::from_mut(&mut stats).expose_provenance();
     // SAFETY: `stats` is a live local of exactly the type the call writes.
@@ -146,8 +179,11 @@ pub fn arena_stats(slot: u32) -> Result<ArenaStats, Errno> {
 /// Slot of the arena that contains `pointer`; the pointee is not touched.
 ///
 /// # Errors
-/// ENOENT when no arena does, ENOSYS outside an enclave.
+/// ENOENT when no arena does, ENOSYS without a backend.
 pub fn arena_find(pointer: *const u8) -> Result<u32, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_find(address(pointer.addr()));
+    }
     // SAFETY: the call compares the address and dereferences nothing.
     let result = unsafe { syscall(numbers::ARENA_FIND, [address(pointer.addr()), 0, 0, 0]) };
     slot(Errno::from_result(result)?)
@@ -157,8 +193,11 @@ pub fn arena_find(pointer: *const u8) -> Result<u32, Errno> {
 ///
 /// # Errors
 /// EINVAL when no arena of `bytes` starts there or the name cannot be, EEXIST
-/// when the name is taken, ENOSYS outside an enclave.
+/// when the name is taken, ENOSYS without a backend.
 pub fn xemem_make(start: *const u8, bytes: u64, name: &str) -> Result<u64, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::xemem_make(address(start.addr()), bytes, name);
+    }
     let name_pointer = name.as_ptr().expose_provenance();
     let args = [
         address(start.addr()),
@@ -175,8 +214,9 @@ pub fn xemem_make(start: *const u8, bytes: u64, name: &str) -> Result<u64, Errno
 /// Counters of the kernel below.
 ///
 /// # Errors
-/// ENOSYS outside an enclave.
+/// ENOSYS without a backend.
 pub fn kernel_stats() -> Result<KernelStats, Errno> {
+    enclave_only()?;
     let mut stats = KernelStats::default();
     let pointer = core::ptr::from_mut(&mut stats).expose_provenance();
     // SAFETY: `stats` is a live local of exactly the type the call writes.
@@ -203,8 +243,9 @@ pub struct HostCounters {
 /// emulated instructions itself.
 ///
 /// # Errors
-/// ENOSYS outside an enclave.
+/// ENOSYS without a backend.
 pub fn host_counters() -> Result<HostCounters, Errno> {
+    enclave_only()?;
     let mut counters = HostCounters::default();
     let pointer = core::ptr::from_mut(&mut counters).expose_provenance();
     // SAFETY: `counters` is a live local of the four words the call writes.
@@ -221,6 +262,14 @@ pub fn process_id() -> Result<u32, Errno> {
     // SAFETY: the call takes no pointers and changes nothing.
     let result = unsafe { syscall(GETPID, [0; 4]) };
     slot(Errno::from_result(result)?)
+}
+
+/// ENOSYS for what only an enclave has.
+fn enclave_only() -> Result<(), Errno> {
+    match backend()? {
+        Backend::Enclave => Ok(()),
+        Backend::Linux => Err(Errno::ENOSYS),
+    }
 }
 
 /// A machine word as an argument register.
@@ -242,6 +291,9 @@ const _: () = assert!(size_of::<HostCounters>() == size_of::<[u64; 4]>());
 /// # Errors
 /// ENOENT without such an arena, ETIMEDOUT.
 pub fn arena_wait_readers(slot: u32, readers: u32, timeout_ms: u32) -> Result<u32, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_wait_readers(slot, readers, timeout_ms);
+    }
     let args = [
         u64::from(slot),
         u64::from(readers),
@@ -257,8 +309,9 @@ pub fn arena_wait_readers(slot: u32, readers: u32, timeout_ms: u32) -> Result<u3
 /// and makes the same way without it if not, for tests and benchmarks.
 ///
 /// # Errors
-/// ENOSYS outside an enclave.
+/// ENOSYS without a backend.
 pub fn host_interrupt(send: bool) -> Result<(), Errno> {
+    enclave_only()?;
     // SAFETY: the call takes a number and touches no memory.
     let result = unsafe { syscall(numbers::HOST_INTERRUPT, [u64::from(send), 0, 0, 0]) };
     Errno::from_result(result).map(drop)
@@ -269,7 +322,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_linux_answers_enosys_to_every_call() {
+    fn without_a_backend_every_call_answers_enosys() {
+        assert_eq!(crate::select(crate::Choice::Off), Ok(()));
         assert!(!available());
         assert_eq!(version(), Err(Errno::ENOSYS));
         assert_eq!(arena_publish(0, 1, 0.0), Err(Errno::ENOSYS));

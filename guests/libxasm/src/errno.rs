@@ -31,6 +31,10 @@ errnos! {
     EPERM = 1, "not permitted";
     /// No such arena.
     ENOENT = 2, "no such arena";
+    /// Interrupted; try again.
+    EINTR = 4, "interrupted";
+    /// What came back makes no sense.
+    EIO = 5, "input or output error";
     /// Snapshot not published: every bank is held.
     EAGAIN = 11, "no free bank, snapshot not published";
     /// Not enough memory in the enclave or in the arena.
@@ -49,10 +53,14 @@ errnos! {
     ENOSPC = 28, "table full";
     /// A name that is too long.
     ENAMETOOLONG = 36, "name too long";
-    /// No enclave kernel below this program.
-    ENOSYS = 38, "not inside an enclave";
+    /// Neither an enclave kernel below this program nor a broker.
+    ENOSYS = 38, "neither inside an enclave nor with a broker";
     /// The kernel speaks another version of the interface.
     EPROTO = 71, "kernel speaks another version";
+    /// Nobody listens.
+    ECONNREFUSED = 111, "nobody listens";
+    /// The broker is gone.
+    ENOTCONN = 107, "no connection to the broker";
     /// Waited in vain.
     ETIMEDOUT = 110, "not in time";
     /// A size that does not fit its type.
@@ -67,6 +75,12 @@ impl Errno {
     #[must_use]
     pub const fn raw(self) -> i32 {
         self.0
+    }
+
+    /// The error of that number, if it can be one.
+    #[must_use]
+    pub(crate) fn from_raw(number: i32) -> Option<Self> {
+        (1..=4095).contains(&number).then_some(Self(number))
     }
 
     /// Splits the result of a system call into value and error.
@@ -120,6 +134,9 @@ mod tests {
     fn unknown_numbers_are_still_printed() {
         let unknown = Errno::from_result(200u64.wrapping_neg()).unwrap_err();
         assert_eq!(unknown.to_string(), "error 200");
-        assert_eq!(Errno::ENOSYS.to_string(), "not inside an enclave (ENOSYS)");
+        assert_eq!(
+            Errno::ENOSYS.to_string(),
+            "neither inside an enclave nor with a broker (ENOSYS)"
+        );
     }
 }

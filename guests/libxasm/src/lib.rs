@@ -1,4 +1,4 @@
-//! Guest library: how a program inside an enclave publishes snapshots.
+//! Guest library: how a program publishes snapshots, in an enclave or on Linux.
 //!
 //! Linked by Rust programs as this crate and by C programs as `libxasm.a`
 //! (crate `xasm-c`, in `c/`; header `include/xasm.h`). Three calls are enough:
@@ -24,33 +24,40 @@
 //! |------------|----------------------------------------------------------|
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
 //! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
+//! | [`backend`] | what is below the program: an enclave, Linux, nothing   |
 //! | [`bump`]   | placement of arrays inside an arena                      |
-//! | [`calls`]  | the system calls by arena slot, for other language forms |
+//! | [`calls`]  | the calls by arena slot, for other language forms        |
 //! | [`region`] | the XASM paper's names, translated                       |
 //! | [`var`]    | [`Var`]: what readers see in the variable table          |
-//! | `sys`, `mapping` | the two unsafe modules: the instruction, the memory |
+//! | `sys`, `mapping` | the instruction, the memory                        |
+//! | `linux`    | arenas of a Linux process: what the kernel does elsewhere |
 //!
-//! Promises: `no_std`, no allocation, no threads, no global state; every
-//! failure is an [`Errno`]. Under plain Linux every call fails with ENOSYS and
-//! [`available`] is false, so that a program can run without snapshots.
+//! Promises: `no_std`, no allocation, no threads; every failure is an [`Errno`].
+//! With neither an enclave nor a broker every call fails with ENOSYS and
+//! [`available`] is false, so that a program can run without snapshots. In an
+//! enclave there is no state but which backend it is.
 //!
-//! Does not do: reading snapshots (that is `xemem-host`), and emulating arenas
-//! on plain Linux.
+//! Does not do: reading snapshots (that is `xemem-host`).
 
 #![cfg_attr(not(test), no_std)]
 
 pub mod arena;
 pub mod array;
+pub mod backend;
 pub mod bump;
 pub mod calls;
+mod environ;
 mod errno;
+mod linux;
 mod mapping;
 pub mod region;
+mod say;
 mod sys;
 pub mod var;
 
 pub use arena::{Arena, Chunk, Options, QueueFull, publish_set};
 pub use array::{Array, Element};
+pub use backend::{Backend, Choice, backend, select};
 pub use calls::available;
 pub use enclave_abi::syscall::{ArenaStats, KernelStats};
 pub use errno::Errno;

@@ -292,6 +292,7 @@ mod tests {
 
     #[test]
     fn ordinary_memory_serves_outside_an_enclave() {
+        xasm::select(xasm::Choice::Off).unwrap();
         let mut fields = Fields::new(&problem(), &Options::default()).unwrap();
         assert_eq!((fields.flux_bytes(), fields.arena_bytes()), (960, 0));
         fields.flux_mut().unwrap().fill(2.0);

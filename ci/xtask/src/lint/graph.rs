@@ -21,7 +21,10 @@ const CLOSED: &[(&str, &[&str])] = &[
     ("enclave-abi", &["zerocopy"]),
     ("enclave-arena", &["enclave-abi"]),
     ("enclave-core", &["enclave-abi", "enclave-arena", "elf"]),
-    ("xasm", &["enclave-abi", "enclave-arena", "linux-raw-sys"]),
+    (
+        "xasm",
+        &["enclave-abi", "enclave-arena", "linux-raw-sys", "zerocopy"],
+    ),
     ("xtask", &["anyhow", "clap", "serde", "serde_json"]),
 ];
 

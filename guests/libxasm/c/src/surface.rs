@@ -324,6 +324,12 @@ pub unsafe extern "C" fn xasm_host_counters(counters: *mut HostCounters) -> c_in
 
 /// See `xasm.h`.
 #[unsafe(no_mangle)]
+pub extern "C" fn xasm_touch(start: *const c_void, bytes: u64) -> c_int {
+    answer_int(calls::arena_touch(start.cast(), bytes).map(|()| 0i64))
+}
+
+/// See `xasm.h`.
+#[unsafe(no_mangle)]
 pub extern "C" fn xasm_arena_find(pointer: *const c_void) -> c_int {
     answer_int(calls::arena_find(pointer.cast()))
 }

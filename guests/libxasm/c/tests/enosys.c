@@ -42,6 +42,7 @@ int main(void)
 	CHECK(xasm_kernel_stats(&kernel) == -ENOSYS);
 	CHECK(xasm_host_counters(&counters) == -ENOSYS);
 	CHECK(xasm_arena_find(&stats) == -ENOSYS);
+	CHECK(xasm_touch(&stats, 8) == -ENOSYS);
 	CHECK(xasm_arena_destroy(0) == -ENOSYS);
 
 	CHECK(aspace_get_myid(&id) == 0 && id == (uint32_t)getpid());
