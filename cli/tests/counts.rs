@@ -1,7 +1,7 @@
 //! The exact cost of the kernel's hot paths, in instructions that KVM
 //! interprets, against the committed table `ci/counts.json`.
 //!
-//! Needs a host that interprets ring 0: on hardware there is nothing to count,
+//! Needs /dev/kvm on a host that interprets ring 0: on hardware there is nothing to count,
 //! and the test says so. The guest program `xasm-counts` comes from
 //! `cargo xtask image` (folder `$XASM_OUT`, else `out/`).
 

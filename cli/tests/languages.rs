@@ -2,7 +2,7 @@
 //! linked statically with `libxasm.a`, publish in an enclave what a reader on
 //! Linux then sees, with the order of their language.
 //!
-//! The archive is the one in `out/` (or `$XASM_OUT`), the compilers are the
+//! Needs /dev/kvm. The archive is the one in `out/` (or `$XASM_OUT`), the compilers are the
 //! system's.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]

@@ -2,9 +2,9 @@
 //! and a rendezvous, with a real broker and reader; each in an enclave, on a real
 //! kernel, and as an ordinary process, on the Linux backend.
 //!
-//! The producer is `xasm-bench` (from `cargo xtask image`; folder `$XASM_OUT`,
-//! else `out/`), told what to do line by line; the readers are threads of this
-//! process. Sizes are small, order is forced by what the other side answers.
+//! Needs /dev/kvm. The producer is `xasm-bench` (from `cargo xtask image`; folder
+//! `$XASM_OUT`, else `out/`), told what to do line by line; the readers are threads
+//! of this process. Sizes are small, order is forced by what the other side answers.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 

@@ -1,5 +1,6 @@
 //! `enclavectl selftest` under KVM: what its report holds and does not hold,
-//! failures and hangs shown as such, and nothing left however it ends.
+//! failures and hangs shown as such, and nothing left however it ends. Needs
+//! /dev/kvm.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 

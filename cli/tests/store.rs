@@ -1,6 +1,6 @@
 //! The version store with a real broker and readers, in an enclave and on the
 //! Linux backend: generations by number, what is kept, and what changed between
-//! two of them.
+//! two of them. Needs /dev/kvm.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 

@@ -1,7 +1,7 @@
 //! The kernel's self-tests under KVM, one fresh machine each, in both privilege
 //! modes.
 //!
-//! A machine is made in this process, with a real broker beside it. The kernel
+//! Needs /dev/kvm. A machine is made in this process, with a real broker beside it. The kernel
 //! runs self-test `n` before it reports; a failed one is a failed machine.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]

@@ -76,8 +76,11 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
-    if let Command::Warden(options) = command {
-        return warden::serve(&options);
+    match &command {
+        Command::Warden(options) => return warden::serve(options),
+        // Where the programs are installed there is no workspace.
+        Command::Demo(options) if options.is_installed() => return demo::installed(options),
+        _ => {}
     }
     let workspace = Workspace::find()?;
     match command {

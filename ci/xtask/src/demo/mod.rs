@@ -4,8 +4,10 @@
 //! `snap-mini` in it while `spectrum` reads each snapshot from a process of
 //! its own, destroys the enclave and proves that nothing is left. Uses only
 //! the programs in `out/`, as a user would. Whatever happens, the
-//! [`crate::warden`] cleans up.
+//! [`crate::warden`] cleans up. Where there is no /dev/kvm all of this happens
+//! in an emulated machine ([`emulated`]), and says so.
 
+mod emulated;
 pub(crate) mod hugepages;
 mod leftovers;
 mod outcome;
@@ -13,7 +15,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -28,12 +30,24 @@ use self::leftovers::Inventory;
 use self::outcome::Outcome;
 use self::stage::Stage;
 
-/// Memory of the demo's enclave in MiB.
-const ENCLAVE_MIB: u64 = 512;
-/// Room for its arenas in MiB.
-const ARENA_MIB: u64 = 256;
+/// Input deck in the source tree.
+pub(crate) const INPUT: &str = "guests/snap-mini/inputs/demo.inp";
+/// Usual sizes.
+const USUAL: Sizes = Sizes {
+    enclave_mib: 512,
+    arena_mib: 256,
+};
+/// Sizes for an emulated machine.
+const SMALL: Sizes = Sizes {
+    enclave_mib: 64,
+    arena_mib: 64,
+};
 /// Steps of the run that `test` makes.
 const CHECK_STEPS: u32 = 10;
+/// What gives a machine its /dev/kvm.
+pub(crate) const GET_KVM: &str = "sudo modprobe kvm_intel || sudo modprobe kvm_amd  (in a \
+    virtual machine: switch nested virtualisation on; on a bare machine: virtualisation in \
+    the firmware)";
 /// Name of the enclave.
 const ENCLAVE: &str = "demo";
 
@@ -52,6 +66,26 @@ pub(crate) struct Options {
     /// Keep the run directory (logs, input) for a look at it.
     #[arg(long)]
     keep: bool,
+    /// Inside the emulated machine: below this folder are the programs
+    /// (`programs`) and the input; the sizes are small ones.
+    #[arg(long, hide = true)]
+    installed: Option<PathBuf>,
+}
+
+impl Options {
+    /// Is everything built already, below a folder?
+    pub(crate) fn is_installed(&self) -> bool {
+        self.installed.is_some()
+    }
+}
+
+/// How large the enclave is.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Its memory in MiB.
+    enclave_mib: u64,
+    /// Room for its arenas in MiB.
+    arena_mib: u64,
 }
 
 /// Privilege mode wanted.
@@ -83,24 +117,47 @@ impl Ring {
 /// # Errors
 /// When a step fails, a snapshot is torn, or something is left behind.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
-    require_kvm()?;
+    let kvm = kvm()?;
     setup::require(workspace, Purpose::Build)?;
-    image::run(workspace)?;
-    show(workspace, options)
+    match kvm {
+        Kvm::Usable => {
+            image::run(workspace)?;
+            show(workspace, options)
+        }
+        Kvm::Missing => emulated::run(workspace, options),
+    }
 }
 
-/// A short run on the image that is there, for `test`.
+/// A short run on the image that is there, for `test`; in the emulated machine
+/// where there is no KVM.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
+pub(crate) fn check(workspace: &Workspace, kvm: Kvm) -> anyhow::Result<()> {
     let options = Options {
         json: false,
         steps: CHECK_STEPS,
         ring: Ring::Auto,
         keep: false,
+        installed: None,
     };
-    show(workspace, &options)
+    match kvm {
+        Kvm::Usable => show(workspace, &options),
+        Kvm::Missing => emulated::run(workspace, &options),
+    }
+}
+
+/// The run inside the emulated machine.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn installed(options: &Options) -> anyhow::Result<()> {
+    let root = options
+        .installed
+        .clone()
+        .context("where is it installed?")?;
+    let out = root.join("programs");
+    show(&Workspace { root, out }, options)
 }
 
 /// Runs, prints, judges.
@@ -114,29 +171,39 @@ fn show(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
     judge(&outcome)
 }
 
-/// Is there a KVM that this user may use?
+/// What the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kvm {
+    /// A KVM that this user may use.
+    Usable,
+    /// None: there is no /dev/kvm.
+    Missing,
+}
+
+/// Is there a KVM?
 ///
 /// # Errors
-/// Says what is missing and what to do about it.
-pub(crate) fn require_kvm() -> anyhow::Result<()> {
-    let device = Path::new("/dev/kvm");
+/// When there is one that cannot be used; says why and what to do about it.
+pub(crate) fn kvm() -> anyhow::Result<Kvm> {
+    kvm_at(Path::new("/dev/kvm"))
+}
+
+fn kvm_at(device: &Path) -> anyhow::Result<Kvm> {
     let opened = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open(device);
     let Err(error) = opened else {
-        return Ok(());
+        return Ok(Kvm::Usable);
     };
     let fix = match error.kind() {
+        std::io::ErrorKind::NotFound => return Ok(Kvm::Missing),
         std::io::ErrorKind::PermissionDenied => "sudo usermod -aG kvm $USER  (then log in again)",
-        _ => {
-            "sudo modprobe kvm_intel || sudo modprobe kvm_amd  (in a virtual machine: switch \
-             nested virtualisation on; on a bare machine: virtualisation in the firmware)"
-        }
+        _ => GET_KVM,
     };
     Err(Failure::error(
         "no enclave can run on this machine",
-        format!("/dev/kvm: {error}"),
+        format!("{}: {error}", device.display()),
         fix,
     ))
 }
@@ -144,8 +211,9 @@ pub(crate) fn require_kvm() -> anyhow::Result<()> {
 /// The run itself, between the start and the end of the warden.
 fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
     let stage = Stage::choose(workspace, options.keep);
+    let sizes = if options.is_installed() { SMALL } else { USUAL };
     let wanted = if setup::is_root() {
-        (ENCLAVE_MIB + ARENA_MIB) * (1 << 20) / hugepages::PAGE_BYTES
+        (sizes.enclave_mib + sizes.arena_mib) * (1 << 20) / hugepages::PAGE_BYTES
     } else {
         0
     };
@@ -159,7 +227,7 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
     }
     let played = stage
         .set(workspace, options.steps)
-        .and_then(|()| perform(&stage, options));
+        .and_then(|()| perform(&stage, options, sizes));
     let report = warden.dismiss();
     if let Some(kept) = stage.kept() {
         eprintln!("==> demo: {} was kept", kept.display());
@@ -180,16 +248,22 @@ fn play(workspace: &Workspace, options: &Options) -> anyhow::Result<Outcome> {
 }
 
 /// Create, publish, read, inspect, destroy, look for leftovers.
-fn perform(stage: &Stage, options: &Options) -> anyhow::Result<Outcome> {
-    stage.create(ENCLAVE, ENCLAVE_MIB, options.ring)?;
+fn perform(stage: &Stage, options: &Options, sizes: Sizes) -> anyhow::Result<Outcome> {
+    stage.create(ENCLAVE, sizes.enclave_mib, options.ring)?;
     let mut inventory = Inventory::take(stage.run_dir());
     let reader = stage.start_reader(options.steps)?;
     let summary = stage.run_producer(ENCLAVE, &mut inventory)?;
     let rows = reader.finish()?;
     let mut outcome = Outcome::join(rows, &summary);
-    let counts = stage.count_instructions(ENCLAVE);
+    // KVM's counts in an emulated machine are not those of hardware.
+    let counts = if options.is_installed() {
+        None
+    } else {
+        stage.count_instructions(ENCLAVE)
+    };
     let report = stage.inspect(ENCLAVE).context("inspect the enclave")?;
     stage.fill_in(&mut outcome, &report, counts.as_ref());
+    outcome.is_emulated = options.is_installed();
     inventory.extend();
     stage.destroy(ENCLAVE)?;
     if inventory.objects() == 0 {

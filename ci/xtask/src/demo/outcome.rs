@@ -64,6 +64,9 @@ pub(crate) struct Outcome {
     pub(crate) kernel_mode: Option<String>,
     /// `nested` or `hardware`.
     pub(crate) platform: Option<String>,
+    /// Was the machine an emulated one? Then no time means anything.
+    #[serde(rename = "emulated")]
+    pub(crate) is_emulated: bool,
     /// Number of things the run left behind.
     pub(crate) leftovers: usize,
     /// What they are.
@@ -189,13 +192,14 @@ impl Outcome {
             .map_or_else(|| "-".to_owned(), |median| format!("{median:.1} µs"));
         format!(
             "{} steps, {} snapshots verified, {} torn, {} dropped; publish median {median}; \
-             kernel in {} on {}; leftovers: {}",
+             kernel in {} on {}{}; leftovers: {}",
             self.steps,
             self.snapshots_verified,
             self.snapshots_torn,
             self.snapshots_dropped,
             self.kernel_mode.as_deref().unwrap_or("an unknown mode"),
             self.platform.as_deref().unwrap_or("an unknown platform"),
+            if self.is_emulated { ", emulated" } else { "" },
             self.leftovers,
         )
     }

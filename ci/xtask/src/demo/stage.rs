@@ -16,9 +16,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::Ring;
 use super::leftovers::Inventory;
 use super::outcome::{self, Outcome, Row};
+use super::{INPUT, Ring};
 use crate::failure::Failure;
 use crate::proc::RUN_DIR_VARIABLE;
 use crate::tool;
@@ -26,8 +26,6 @@ use crate::workspace::Workspace;
 
 /// Name under which the program publishes.
 const SEGMENT: &str = "snap/flux";
-/// Input deck of the demo in the source tree.
-const INPUT: &str = "guests/snap-mini/inputs/demo.inp";
 /// Key of a deck that says how many steps to compute.
 const STEPS_KEY: &str = "nsteps";
 /// How long the reader may take after the program has ended.

@@ -48,10 +48,11 @@ impl Fakes {
             steps: 2,
             ring: Ring::Auto,
             keep: false,
+            installed: None,
         };
         let stage = Stage::choose(&self.workspace, false);
         stage.set(&self.workspace, options.steps).unwrap();
-        let mut outcome = perform(&stage, &options).unwrap();
+        let mut outcome = perform(&stage, &options, SMALL).unwrap();
         outcome.leftovers = outcome.leftovers_found.len();
         (stage, outcome)
     }
@@ -107,4 +108,13 @@ fn an_enclave_that_survives_destroy_fails_the_run() {
             .to_string()
             .contains("left behind")
     );
+}
+
+#[test]
+fn a_missing_kvm_is_no_error_and_one_that_cannot_be_used_is() {
+    assert_eq!(kvm_at(Path::new("/dev/none")).unwrap(), Kvm::Missing);
+    assert_eq!(kvm_at(Path::new("/dev/null")).unwrap(), Kvm::Usable);
+    let error = kvm_at(Path::new("/dev")).unwrap_err().to_string();
+    assert!(error.contains("no enclave can run"), "{error}");
+    assert!(error.contains("modprobe"), "{error}");
 }

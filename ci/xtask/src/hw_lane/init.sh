@@ -4,7 +4,8 @@
 # the verdict by the emulator's exit code. Each file runs in a shell of its own
 # (part.sh), so that one that hangs can be ended.
 #
-# Variables from the kernel's command line: LANE_NPT, LANE_HUGE (pages a node),
+# Variables from the kernel's command line: LANE_MODES (ring0,ring3), LANE_NPT,
+# LANE_HUGE (pages a node),
 # LANE_CREATE (options of every create), LANE_PCID (the processor has it),
 # LANE_KMSG (the console by way of the kernel's log).
 export PATH=/bin ENCLAVE_RUNDIR=/run/enclaves
@@ -62,7 +63,7 @@ for node in 0 1; do
     equal "huge pages of node $node" "${LANE_HUGE:-128}" "$(cat $pool)"
 done
 
-for mode in ring0 ring3; do
+for mode in $(echo "${LANE_MODES:-ring0,ring3}" | tr , ' '); do
     for part in /steps/*.sh; do
         timeout -s KILL 240 sh /part.sh $mode "$part" < /dev/null 3>&-
         [ $? = 137 ] && equal "${part##*/} comes to its end" "in time" "killed"

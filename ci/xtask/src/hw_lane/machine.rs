@@ -59,12 +59,12 @@ pub(super) struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Boots, shows each step's result, hands every line to `on_line`. The
-    /// console is kept when something failed, and removed otherwise.
+    /// Boots, hands every line to `on_line`, with a step's result in words where
+    /// it is one. The console is kept when something failed, else removed.
     ///
     /// # Errors
     /// When a step failed or the machine did not come to its end.
-    pub(super) fn run(&self, mut on_line: impl FnMut(&str)) -> anyhow::Result<Steps> {
+    pub(super) fn run(&self, mut on_line: impl FnMut(&str, Option<&str>)) -> anyhow::Result<Steps> {
         let mut command = console::bound("qemu-system-x86_64");
         command.args(MACHINE);
         command.args(["-m", &format!("{}M", 2 * NODE_MIB)]);
@@ -78,10 +78,8 @@ impl Machine<'_> {
         command.args(["-append", &format!("{PARAMETERS} {}", self.parameters)]);
         let mut steps = Steps::new();
         let end = console::watch(&mut command, &self.console, self.limit, |line| {
-            if let Some(shown) = steps.take(line) {
-                println!("{shown}");
-            }
-            on_line(line);
+            let shown = steps.take(line);
+            on_line(line, shown.as_deref());
         })?;
         let passed = matches!(end, End::Exited(status) if status.code() == Some(PASSED));
         if passed && steps.all_passed() {

@@ -16,11 +16,14 @@
 
 mod archive;
 mod console;
+mod demo;
 mod linux;
 mod machine;
 mod root;
 mod steps;
 mod vmx;
+
+pub(crate) use self::demo::demo;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -31,6 +34,7 @@ use anyhow::Context as _;
 use self::linux::Release;
 use self::machine::{Machine, NODE_MIB};
 use self::root::{HOST_TARGET, Root};
+use self::steps::Steps;
 use crate::failure::Failure;
 use crate::workspace::Workspace;
 use crate::{setup, tool};
@@ -68,8 +72,8 @@ const NEEDS: [(&str, &str); 7] = [
 ];
 /// In the order they are loaded.
 const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
-/// A run takes about a minute.
-const LIMIT: Duration = Duration::from_secs(600);
+/// A run takes one to two minutes on an idle machine.
+const LIMIT: Duration = Duration::from_secs(1200);
 /// What QEMU itself needs beside the machine's memory, in MiB.
 const QEMU_MIB: u64 = 256;
 
@@ -81,6 +85,14 @@ struct Boot {
 }
 
 impl Boot {
+    /// What is booted when nothing else is asked for.
+    const fn usual() -> Self {
+        Self {
+            release: Release::V6_1,
+            shadow: false,
+        }
+    }
+
     fn title(self) -> String {
         let paging = if self.shadow { "shadow" } else { "nested" };
         format!("Linux {}, {paging} paging", self.release.name())
@@ -108,45 +120,52 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     if options.vmx {
         return vmx::run(workspace, &options.only);
     }
+    select(workspace, &options.boots(), &options.only)
+}
+
+/// The usual selection, for `test`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
+    select(workspace, &[Boot::usual()], "")
+}
+
+/// Runs the steps whose files' names contain `only`, once for each boot.
+fn select(workspace: &Workspace, boots: &[Boot], only: &str) -> anyhow::Result<()> {
     require_memory(2 * NODE_MIB + QEMU_MIB)?;
     require_programs(&NEEDS)?;
     setup::add_target(HOST_TARGET)?;
     let place = Place::take(workspace)?;
-    for boot in options.boots() {
-        let linux = linux::get(&place.folder, boot.release)?;
-        let root = Root::new(workspace, place.folder.join("root"))?;
-        root.add_modules(&linux, &MODULES)?;
-        root.add_programs(workspace)?;
-        root.add_steps(|name| !name.ends_with(".vmx.sh") && name.contains(&options.only))?;
-        let initrd = place.folder.join("initrd");
-        root.pack(&initrd)?;
-        eprintln!("==> hw-lane: boot {}", boot.title());
-        let machine = Machine {
-            linux: &linux,
-            initrd: &initrd,
-            parameters: format!("LANE_NPT={}", u8::from(!boot.shadow)),
-            console: place.folder.join("console.log"),
-            limit: LIMIT,
+    for boot in boots {
+        let fill = |root: &Root| {
+            root.add_programs(workspace)?;
+            root.add_steps(|name| !name.ends_with(".vmx.sh") && name.contains(only))?;
+            root.add_init()
         };
         let start = Instant::now();
-        let ran = machine.run(|_| ());
-        fs::remove_file(&initrd).context("remove the initramfs")?;
+        let steps = place.boot(*boot, &MODULES, fill, "", |_, shown| {
+            if let Some(shown) = shown {
+                println!("{shown}");
+            }
+        })?;
         let seconds = start.elapsed().as_secs();
-        println!("{} in {seconds} s ({})", ran?.summary(), boot.title());
+        println!("{} in {seconds} s ({})", steps.summary(), boot.title());
     }
     Ok(())
 }
 
 /// The lane's folder, held by one run at a time.
 #[derive(Debug)]
-struct Place {
+struct Place<'a> {
+    workspace: &'a Workspace,
     folder: PathBuf,
     _lock: File,
 }
 
-impl Place {
+impl<'a> Place<'a> {
     /// Makes the folder; waits while another run has it.
-    fn take(workspace: &Workspace) -> anyhow::Result<Self> {
+    fn take(workspace: &'a Workspace) -> anyhow::Result<Self> {
         let folder = workspace.root.join("target/hw-lane");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let lock = File::create(folder.join("lock")).context("open the lane's lock")?;
@@ -155,9 +174,38 @@ impl Place {
             lock.lock().context("wait for the other run")?;
         }
         Ok(Self {
+            workspace,
             folder,
             _lock: lock,
         })
+    }
+
+    /// Boots QEMU once on a root directory that `fill` completes.
+    fn boot(
+        &self,
+        boot: Boot,
+        modules: &[&str],
+        fill: impl FnOnce(&Root) -> anyhow::Result<()>,
+        parameters: &str,
+        on_line: impl FnMut(&str, Option<&str>),
+    ) -> anyhow::Result<Steps> {
+        let linux = linux::get(&self.folder, boot.release)?;
+        let root = Root::new(self.workspace, self.folder.join("root"))?;
+        root.add_modules(&linux, modules)?;
+        fill(&root)?;
+        let initrd = self.folder.join("initrd");
+        root.pack(&initrd)?;
+        eprintln!("==> hw-lane: boot {}", boot.title());
+        let machine = Machine {
+            linux: &linux,
+            initrd: &initrd,
+            parameters: format!("LANE_NPT={} {parameters}", u8::from(!boot.shadow)),
+            console: self.folder.join("console.log"),
+            limit: LIMIT,
+        };
+        let ran = machine.run(on_line);
+        fs::remove_file(&initrd).context("remove the initramfs")?;
+        ran
     }
 }
 

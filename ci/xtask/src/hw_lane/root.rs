@@ -70,9 +70,20 @@ impl Root {
     /// # Errors
     /// When it cannot be copied.
     pub(super) fn add(&self, file: &Path, place: &str) -> anyhow::Result<()> {
-        fs::copy(file, self.folder.join(place))
-            .with_context(|| format!("copy {}", file.display()))?;
+        let place = self.folder.join(place);
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        fs::copy(file, place).with_context(|| format!("copy {}", file.display()))?;
         Ok(())
+    }
+
+    /// Writes a file at `place`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write(&self, place: &str, text: &str) -> anyhow::Result<()> {
+        fs::write(self.folder.join(place), text).with_context(|| format!("write {place}"))
     }
 
     /// Adds modules; `init` loads them in this order.
@@ -83,8 +94,7 @@ impl Root {
         for name in names {
             self.add(&linux.module(name), &format!("modules/{name}.ko"))?;
         }
-        let order = names.join("\n") + "\n";
-        fs::write(self.folder.join("modules/order"), order).context("list the modules")
+        self.write("modules/order", &(names.join("\n") + "\n"))
     }
 
     /// Builds host programs, kernel and guests and adds them under `/programs`,
@@ -112,8 +122,7 @@ impl Root {
         Ok(())
     }
 
-    /// Adds `init`, the steps' shell library, the inputs, and those files of
-    /// `steps/` whose names are wanted.
+    /// Adds those files of `steps/` whose names are wanted.
     ///
     /// # Errors
     /// When none does, or one cannot be copied.
@@ -128,6 +137,14 @@ impl Root {
             }
         }
         anyhow::ensure!(count > 0, "no file in {SOURCES}/steps has such a name");
+        Ok(())
+    }
+
+    /// Adds `init`, the steps' shell library and the inputs.
+    ///
+    /// # Errors
+    /// When one cannot be copied.
+    pub(super) fn add_init(&self) -> anyhow::Result<()> {
         for name in ["lib.sh", "part.sh"] {
             self.add(&self.sources.join(name), name)?;
         }

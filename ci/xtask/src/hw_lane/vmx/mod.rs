@@ -90,6 +90,7 @@ pub(super) fn run(workspace: &Workspace, only: &str) -> anyhow::Result<()> {
     root.add_steps(|name| {
         (STEPS.contains(&name) || name.ends_with(".vmx.sh")) && name.contains(only)
     })?;
+    root.add_init()?;
     let machine = Machine::new(&tools, place.folder.join("vmx"))?;
     machine.make_disc(&linux, root)?;
     eprintln!("==> hw-lane: boot Linux {}, VMX", Release::V6_1.name());
