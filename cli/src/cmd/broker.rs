@@ -128,6 +128,7 @@ pub(crate) fn failure(what: &str, error: &ClientError) -> Failure {
         ClientError::Snapshot(SnapshotError::Runs { .. }) => Class::Resources,
         ClientError::Start { .. }
         | ClientError::BrokerGone
+        | ClientError::Cancelled
         | ClientError::Forked
         | ClientError::Snapshot(_) => Class::Failure,
     };

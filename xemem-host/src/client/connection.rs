@@ -101,7 +101,7 @@ impl Broker {
 
     /// One request, one reply.
     pub(super) fn call(&mut self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-        self.connection.call(request, Duration::ZERO)
+        self.connection.call(request, Duration::ZERO, None)
     }
 
     /// As [`Broker::call`], where the broker may take `more` time than usual.
@@ -110,7 +110,17 @@ impl Broker {
         request: &Request,
         more: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-        self.connection.call(request, more)
+        self.connection.call(request, more, None)
+    }
+
+    /// As [`Broker::call_patiently`], given up when `cancel` is readable.
+    pub(super) fn call_unless(
+        &mut self,
+        request: &Request,
+        more: Duration,
+        cancel: BorrowedFd<'_>,
+    ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.connection.call(request, more, Some(cancel))
     }
 }
 
@@ -119,6 +129,7 @@ impl Connection {
         &mut self,
         request: &Request,
         more: Duration,
+        cancel: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         if self.pid != std::process::id() {
             return Err(ClientError::Forked);
@@ -131,7 +142,7 @@ impl Connection {
             return Err(ClientError::NoAnswer { limit });
         }
         loop {
-            self.wait_for_packet(deadline, limit)?;
+            self.wait_for_packet(deadline, limit, cancel)?;
             let packet = self.receive(sent)?;
             if let Some(answer) = self.answer(packet)? {
                 return Ok(answer);
@@ -144,13 +155,23 @@ impl Connection {
         &mut self,
         deadline: Option<Instant>,
         limit: Duration,
+        cancel: Option<BorrowedFd<'_>>,
     ) -> Result<(), ClientError> {
         loop {
-            let mut fds = [PollFd::new(&*self.socket, PollFlags::IN)];
+            let socket = self.socket.as_fd();
+            let mut fds = [
+                PollFd::from_borrowed_fd(socket, PollFlags::IN),
+                PollFd::from_borrowed_fd(cancel.unwrap_or(socket), PollFlags::IN),
+            ];
             match poll(&mut fds, time_left(deadline).as_ref()) {
                 Ok(0) => {
                     self.late = self.late.saturating_add(1);
                     return Err(ClientError::NoAnswer { limit });
+                }
+                // The answer counts if it is there.
+                Ok(_) if fds[0].revents().is_empty() => {
+                    self.late = self.late.saturating_add(1);
+                    return Err(ClientError::Cancelled);
                 }
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}

@@ -59,6 +59,9 @@ pub enum ClientError {
         /// How long it had.
         limit: Duration,
     },
+    /// Whoever waits was told to stop. What was asked may yet be done.
+    #[error("the wait was cancelled")]
+    Cancelled,
     /// The connection was made before fork(2), by the parent.
     #[error("this connection belongs to the process that forked; connect again")]
     Forked,
@@ -105,6 +108,7 @@ impl ClientError {
             Self::Refused { errno, .. } => *errno,
             Self::Connect { source, .. } | Self::System { source, .. } => *source,
             Self::Timeout | Self::NoAnswer { .. } => Errno::TIMEDOUT,
+            Self::Cancelled => Errno::INTR,
             Self::BrokerGone => Errno::CONNRESET,
             Self::Forked => Errno::STALE,
             Self::Unmovable { why, .. } => match why {

@@ -29,7 +29,7 @@ use crate::wire::{
 };
 use connection::Connection;
 use enclave_abi::arena::{Geometry, NAME_BYTES, name_field};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -201,15 +201,22 @@ impl Broker {
     /// # Errors
     /// ENOENT without waiting, ETIMEDOUT after.
     pub fn lookup(&mut self, name: &str, timeout: Option<Duration>) -> Result<SegId, ClientError> {
-        let name = field(name)?;
-        let timeout = timeout.map_or(0, |timeout| timeout.as_millis());
-        let timeout_ms = u32::try_from(timeout).unwrap_or(u32::MAX);
-        let more = Duration::from_millis(timeout_ms.into());
-        let request = Request::Lookup { name, timeout_ms };
-        match self.call_patiently(&request, more)?.0 {
-            Reply::Segment { segid } => Ok(segid),
-            _ => Err(ClientError::Answer),
-        }
+        let (request, more) = lookup(name, timeout)?;
+        found(&self.call_patiently(&request, more)?.0)
+    }
+
+    /// As [`Broker::lookup`], given up as soon as `cancel` is readable.
+    ///
+    /// # Errors
+    /// As there; [`ClientError::Cancelled`].
+    pub fn lookup_unless(
+        &mut self,
+        name: &str,
+        timeout: Option<Duration>,
+        cancel: BorrowedFd<'_>,
+    ) -> Result<SegId, ClientError> {
+        let (request, more) = lookup(name, timeout)?;
+        found(&self.call_unless(&request, more, cancel)?.0)
     }
 
     /// Asks for read access.
@@ -366,6 +373,21 @@ impl Broker {
     /// ENOTCONN if `apid` is not attached.
     pub fn detach(&mut self, apid: ApId) -> Result<(), ClientError> {
         self.done(&Request::Detach { apid })
+    }
+}
+
+fn lookup(name: &str, timeout: Option<Duration>) -> Result<(Request, Duration), ClientError> {
+    let name = field(name)?;
+    let timeout = timeout.map_or(0, |timeout| timeout.as_millis());
+    let timeout_ms = u32::try_from(timeout).unwrap_or(u32::MAX);
+    let more = Duration::from_millis(timeout_ms.into());
+    Ok((Request::Lookup { name, timeout_ms }, more))
+}
+
+fn found(reply: &Reply) -> Result<SegId, ClientError> {
+    match reply {
+        Reply::Segment { segid } => Ok(*segid),
+        _ => Err(ClientError::Answer),
     }
 }
 
