@@ -48,6 +48,8 @@ mod fault;
 #[cfg(target_os = "none")]
 mod host;
 #[cfg(target_os = "none")]
+mod imports;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod phys;

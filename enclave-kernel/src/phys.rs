@@ -119,6 +119,14 @@ impl Words {
         core::ptr::with_exposed_provenance_mut(at as usize)
     }
 
+    /// Reads word `index`, once.
+    #[inline]
+    pub(crate) fn get(&self, index: u64) -> u64 {
+        let at = self.at(index);
+        // SAFETY: inside the window checked by `new`, aligned, no Rust object.
+        unsafe { at.read_volatile() }
+    }
+
     /// Writes word `index`.
     #[inline]
     pub(crate) fn set(&self, index: u64, value: u64) {

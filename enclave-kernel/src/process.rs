@@ -19,7 +19,7 @@ use spin::Mutex;
 use zerocopy::FromBytes;
 
 use crate::arch::{self, TrapFrame, paging};
-use crate::{arenas, boot, clock, console, host, memory, phys, syscall};
+use crate::{arenas, boot, clock, console, host, imports, memory, phys, syscall};
 
 /// Where position-independent programs go.
 const PIE_BASE: u64 = 0x5555_5555_0000;
@@ -150,6 +150,7 @@ fn run(record: &Record) {
         Ok(frame) => Ok(arch::enter_user(&frame)),
         Err(reason) => Err(reason),
     };
+    imports::end_all();
     arenas::end_all(u64::from(outcome.is_ok_and_signal()));
     let report = tear_down();
     match outcome {

@@ -13,18 +13,17 @@
 
 use std::fmt;
 
-use enclave_abi::lease::MAX_ARENAS;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
     KVM_CAP_EXT_CPUID, KVM_CAP_GET_TSC_KHZ, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD,
-    KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, KVM_CAP_SIGNAL_MSI, KVM_CAP_SYNC_MMU,
-    KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS, KVM_CAP_XCRS,
+    KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
+    KVM_CAP_SIGNAL_MSI, KVM_CAP_SYNC_MMU, KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS, KVM_CAP_XCRS,
 };
 use kvm_ioctls::Kvm;
 
 use crate::config::MAX_BOOTED_CORES;
 use crate::failure::Failure;
-use crate::machine::arenas::FIRST_ARENA_SLOT;
+use crate::machine::imports;
 
 /// One capability of KVM that this VMM uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +55,9 @@ const fn yes(
     }
 }
 
-/// Memslots of an enclave with every arena it may have.
-const MEMSLOTS: i64 = FIRST_ARENA_SLOT as i64 + MAX_ARENAS as i64;
-
 /// Everything that is needed, oldest first.
 #[rustfmt::skip]
-pub const NEEDED: [Capability; 14] = [
+pub const NEEDED: [Capability; 15] = [
     yes("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, "2.6.24",
         "the vCPU's interrupt controller"),
     yes("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, "2.6.25",
@@ -71,8 +67,8 @@ pub const NEEDED: [Capability; 14] = [
     Capability {
         name: "KVM_CAP_NR_MEMSLOTS",
         number: KVM_CAP_NR_MEMSLOTS,
-        least: MEMSLOTS,
-        purpose: "memory, lease page and one memslot for each arena",
+        least: imports::MEMSLOTS,
+        purpose: "memory, lease page and one memslot for each arena and import",
         since: "2.6.26",
     },
     yes("KVM_CAP_SYNC_MMU", KVM_CAP_SYNC_MMU, "2.6.27",
@@ -96,6 +92,8 @@ pub const NEEDED: [Capability; 14] = [
     },
     yes("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, "3.5",
         "interrupting a program that is to be killed"),
+    yes("KVM_CAP_READONLY_MEM", KVM_CAP_READONLY_MEM, "3.7",
+        "attaching arenas of other enclaves"),
     yes("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT, "4.11",
         "stopping a vCPU without losing the request"),
     yes("KVM_CAP_BINARY_STATS_FD", KVM_CAP_BINARY_STATS_FD, "5.14",
@@ -236,7 +234,7 @@ mod tests {
     fn too_few_are_told_with_both_numbers() {
         let text = all_but(KVM_CAP_NR_MEMSLOTS, 32)[0].to_string();
         assert!(
-            text.contains("answers 32 to KVM_CAP_NR_MEMSLOTS, at least 35"),
+            text.contains("answers 32 to KVM_CAP_NR_MEMSLOTS, at least 51"),
             "{text}"
         );
     }

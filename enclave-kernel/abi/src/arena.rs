@@ -361,6 +361,22 @@ impl Geometry {
         self.log_offset + (n & (self.log_entries - 1)) * 8
     }
 
+    /// The change-log entries that say what differs between two places of the
+    /// log; `None` if the log is too short for that, or goes backwards.
+    #[must_use]
+    pub fn log_between(&self, from: u64, to: u64) -> Option<core::ops::Range<u64>> {
+        (to.checked_sub(from)? <= self.log_entries).then_some(from..to)
+    }
+
+    /// Whether no entry from `from` on had been written over by the time the log
+    /// had `head` entries, which is to be read after them.
+    #[must_use]
+    pub fn log_reaches(&self, from: u64, head: u64) -> bool {
+        // Strictly: the entry at `head` may be in the writing.
+        head.checked_sub(from)
+            .is_some_and(|behind| behind < self.log_entries)
+    }
+
     /// Offset in the object of the frame (chunk, bank); `None` out of range.
     #[must_use]
     pub fn frame_offset(&self, chunk: u64, bank: u32) -> Option<u64> {

@@ -145,6 +145,28 @@ numbers! {
         /// the program is to be killed: the kernel waits for something in
         /// shared memory. Answer: 0.
         Pause = 13,
+        /// Find a segment: its name in the bounce area, `args` = {length of the
+        /// name, timeout in ms as in [`crate::syscall::XEMEM_LOOKUP`]}. Answer:
+        /// segid or -errno; EINTR when the program is to be killed.
+        ImportLookup = 14,
+        /// Ask for access: {segid, flags of [`crate::syscall::XEMEM_GET`]}.
+        /// Answer: apid or -errno.
+        ImportGet = 15,
+        /// Attach an arena: {import slot, apid, policy}. Answer: {0 or -errno,
+        /// guest-physical address, payload bytes, bytes of a chunk, banks}. The
+        /// object is there, read-only, from then on.
+        ImportAttach = 16,
+        /// Lease the next generation for import slot `args[0]` and give the one
+        /// before back; wait for it at most `args[1]` milliseconds as in
+        /// [`crate::syscall::XEMEM_NEXT`]. Answer: {generation, 0 = end of the
+        /// stream, or -errno; then of its record: step, time bits, unix_ns,
+        /// log_head, chunks copied}; at the end of the stream the second word
+        /// is the reason.
+        ImportNext = 17,
+        /// The kernel has unmapped import slot `args[0]`. Answer: 0 or -errno.
+        ImportDetach = 18,
+        /// Give access `args[0]` back. Answer: 0 or -errno.
+        ImportRelease = 19,
     }
 }
 

@@ -58,6 +58,98 @@ pub const ARENA_WAIT_READERS: u64 = BASE + 11;
 /// exhausted.
 pub const ARENA_PUBLISH_SET: u64 = BASE + 12;
 
+/// `(name, name length, timeout in ms) → segid` of a live segment, whichever
+/// kernel its exporter runs on. A timeout of 0 is no wait (ENOENT), of
+/// `u32::MAX` for ever; ETIMEDOUT.
+pub const XEMEM_LOOKUP: u64 = BASE + 13;
+/// `(segid, XEMEM_RDONLY or XEMEM_RDWR) → apid`; EACCES without permission.
+pub const XEMEM_GET: u64 = BASE + 14;
+/// `(*mut AttachArgs) → address`; nothing can be read there before the first
+/// [`XEMEM_NEXT`].
+pub const XEMEM_ATTACH: u64 = BASE + 15;
+/// `(address, timeout in ms, *mut Imported) → 1`, or 0 at the end of the
+/// stream, when the last generation stays. Gives the generation shown back,
+/// waits for the next one (0 = no wait, `u32::MAX` = for ever; ETIMEDOUT) and
+/// shows it at the same address. After an error the memory may not be read.
+pub const XEMEM_NEXT: u64 = BASE + 16;
+/// `(address) → 0`, also where nothing is attached.
+pub const XEMEM_DETACH: u64 = BASE + 17;
+/// `(apid) → 0`: detaches what is attached by it, gives the access back.
+pub const XEMEM_RELEASE: u64 = BASE + 18;
+/// `(address) → 1` while what is shown there is what was published, 0 once the
+/// exporter has taken the generation away.
+pub const XEMEM_VALID: u64 = BASE + 19;
+/// `(address, index, *mut VarDesc) → 0`: a variable of the arena attached
+/// there, checked; EINVAL where the exporter describes nonsense, ENOENT past
+/// the last one.
+pub const XEMEM_VARIABLE: u64 = BASE + 20;
+
+/// Access to read.
+pub const XEMEM_RDONLY: u64 = 1;
+/// Access to read and write.
+pub const XEMEM_RDWR: u64 = 2;
+
+/// A timeout without limit.
+pub const NO_LIMIT: u64 = u32::MAX as u64;
+
+/// [`AttachArgs::policy`]: only the newest generation counts.
+pub const FOLLOW_LATEST: u32 = 1;
+/// Every generation, in order, as far as the exporter's pool goes.
+pub const FOLLOW_EVERY: u32 = 2;
+
+/// Attachments a program may have at once.
+pub const MAX_IMPORTS: usize = 16;
+
+/// Arguments of [`XEMEM_ATTACH`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AttachArgs {
+    /// The access.
+    pub apid: u64,
+    /// Bytes from the segment's start; 0 for an arena.
+    pub offset: u64,
+    /// In: bytes, 0 = all, an arena only whole; out: bytes attached.
+    pub size_bytes: u64,
+    /// In: wanted address (512 GiB aligned) or 0; out: address.
+    pub start: u64,
+    /// [`FOLLOW_LATEST`] or [`FOLLOW_EVERY`].
+    pub policy: u32,
+    /// Out: banks of the arena.
+    pub nr_banks: u32,
+    /// Out: bytes of a chunk of the arena.
+    pub chunk_bytes: u64,
+}
+
+/// Result of [`XEMEM_NEXT`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Imported {
+    /// The generation shown; at the end of the stream the last one, 0 if none
+    /// ever was.
+    pub generation: u64,
+    /// The exporter's time step.
+    pub step: u64,
+    /// The exporter's time, the bits of an f64.
+    pub time_bits: u64,
+    /// Wall-clock nanoseconds at the publish.
+    pub unix_ns: u64,
+    /// Chunks that the exporter copied since its publish before.
+    pub chunks_copied: u64,
+    /// Chunks that had to be mapped anew.
+    pub chunks_mapped: u64,
+    /// Address of the first byte.
+    pub address: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Why the stream ended: 0 = it has not, 1 = closed by its program, 2 =
+    /// the program died, 3 = the exporter is gone, 4 = removed.
+    pub end_reason: u64,
+}
+
 /// Policy when the pool is exhausted: refuse the publish, count it.
 pub const POLICY_DISCARD_NEWEST: u32 = 0;
 /// Take the oldest generation away from whoever reads it, count it; its
@@ -144,3 +236,5 @@ pub struct KernelStats {
 }
 
 const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 6);
+const _: () = assert!(size_of::<AttachArgs>() == 8 * 6);
+const _: () = assert!(size_of::<Imported>() == 8 * 9);

@@ -8,6 +8,7 @@
 //! | module         | decides                                                  |
 //! |----------------|----------------------------------------------------------|
 //! | [`arena`]      | which generations stay, where a new frame comes from      |
+//! | [`import`]     | where the chunks of somebody else's generation are        |
 //! | [`frame`]      | which physical memory to hand out                        |
 //! | [`aspace`]     | what each range of an address space is                   |
 //! | [`exec`]       | whether and where a program is loaded                    |
@@ -29,6 +30,7 @@ pub mod aspace;
 pub mod errno;
 pub mod exec;
 pub mod frame;
+pub mod import;
 pub mod names;
 pub mod stack;
 pub mod user_slice;

@@ -12,7 +12,7 @@
 
 mod arena;
 mod object;
-mod tables;
+pub(crate) mod tables;
 
 use core::sync::atomic::Ordering;
 

@@ -3,7 +3,8 @@
 //! Called by [`super`] when an arena is made. Both trees start read-only, so
 //! that only chunks that are written ever have to be frozen and the first
 //! publish costs no more than the others. The leaves of a tree are one
-//! contiguous array: chunk `i` is word `i`, found without a walk.
+//! contiguous array: chunk `i` is word `i`, found without a walk. An import
+//! ([`crate::imports`]) has one such tree, with nothing mapped at first.
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use enclave_abi::arena::{Geometry, MAX_BANKS};
@@ -15,11 +16,11 @@ use crate::phys::Words;
 
 /// One tree.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     /// Top-level entry.
-    pub(super) entry: u64,
+    pub(crate) entry: u64,
     /// Guest-physical address of the leaves, one word per chunk.
-    pub(super) leaves: u64,
+    pub(crate) leaves: u64,
 }
 
 /// Both trees and the memory they are in.
@@ -66,10 +67,16 @@ impl Twins {
         let levels = Levels::of(geometry);
         let bytes = 2 * levels.pages() * PAGE_SIZE;
         let block = memory::alloc(bytes, PAGE_SIZE)?;
-        let first = build(geometry, &levels, base, block)?;
-        let second = build(geometry, &levels, base, block + bytes / 2)?;
+        let trees = [block, block + bytes / 2].map(|pdpt| build(&levels, pdpt));
+        let bits = leaf_bits(geometry);
+        for tree in trees {
+            let leaves = Words::new(tree.leaves, geometry.nr_chunks);
+            for chunk in 0..geometry.nr_chunks {
+                leaves.set(chunk, (base + geometry.frame_offset(chunk, 0)?) | bits);
+            }
+        }
         Some(Self {
-            trees: [first, second],
+            trees,
             block: (block, bytes),
         })
     }
@@ -80,7 +87,34 @@ impl Twins {
     }
 }
 
-fn build(geometry: &Geometry, levels: &Levels, base: u64, pdpt: u64) -> Option<Tree> {
+/// A tree without leaves, and the memory it is in.
+#[derive(Debug)]
+pub(crate) struct LoneTree {
+    pub(crate) tree: Tree,
+    block: (u64, u64),
+}
+
+impl LoneTree {
+    /// A tree for `geometry` that maps nothing; `None` without memory for it.
+    pub(crate) fn new(geometry: &Geometry) -> Option<Self> {
+        let levels = Levels::of(geometry);
+        let bytes = levels.pages() * PAGE_SIZE;
+        // Zeroed: no leaf is present.
+        let block = memory::alloc(bytes, PAGE_SIZE)?;
+        Some(Self {
+            tree: build(&levels, block),
+            block: (block, bytes),
+        })
+    }
+
+    /// Gives the tables back; no top-level entry points to them any more.
+    pub(crate) fn free(self) {
+        memory::free(self.block.0, self.block.1);
+    }
+}
+
+/// The upper levels of a tree in the zeroed pages from `pdpt` on.
+fn build(levels: &Levels, pdpt: u64) -> Tree {
     let directory = pdpt + PAGE_SIZE;
     let table = directory + levels.directories * PAGE_SIZE;
     let upper = Words::new(pdpt, 512);
@@ -91,26 +125,20 @@ fn build(geometry: &Geometry, levels: &Levels, base: u64, pdpt: u64) -> Option<T
     for n in 0..levels.tables {
         middle.set(n, paging::table_entry(table + n * PAGE_SIZE));
     }
-    let first_leaf = if levels.tables == 0 { directory } else { table };
-    let leaves = Words::new(first_leaf, geometry.nr_chunks);
-    let bits = leaf_bits(geometry);
-    for chunk in 0..geometry.nr_chunks {
-        leaves.set(chunk, (base + geometry.frame_offset(chunk, 0)?) | bits);
-    }
-    Some(Tree {
+    Tree {
         entry: paging::table_entry(pdpt),
-        leaves: first_leaf,
-    })
+        leaves: if levels.tables == 0 { directory } else { table },
+    }
 }
 
 /// The bank of a leaf's frame, kept in bits of the entry that the processor
 /// ignores (SDM vol. 3 §4.5, bits 58:52).
-pub(super) const fn bank_of(leaf: u64) -> u32 {
+pub(crate) const fn bank_of(leaf: u64) -> u32 {
     (leaf >> BANK_SHIFT & 0xf) as u32
 }
 
 /// `bank` as leaf bits.
-pub(super) const fn bank_bits(bank: u32) -> u64 {
+pub(crate) const fn bank_bits(bank: u32) -> u64 {
     (bank as u64) << BANK_SHIFT
 }
 
@@ -124,7 +152,7 @@ pub(super) const FRAME_BITS: u64 = 0x000f_ffff_ffff_f000;
 const _: () = assert!(MAX_BANKS <= 16);
 
 /// Everything of a frozen leaf but the frame's address and bank.
-pub(super) fn leaf_bits(geometry: &Geometry) -> u64 {
+pub(crate) fn leaf_bits(geometry: &Geometry) -> u64 {
     let size = if geometry.chunk_bytes == LARGE_PAGE_SIZE {
         paging::PS
     } else {

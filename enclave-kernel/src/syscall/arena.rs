@@ -1,6 +1,5 @@
 //! Our own calls: arenas, publish, statistics.
 
-use alloc::vec;
 use core::sync::atomic::Ordering;
 
 use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
@@ -13,7 +12,7 @@ use enclave_core::aspace::{Backing, Kind, Prot, Region};
 use enclave_core::errno::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Outcome, misc};
+use super::{Outcome, answer, import, misc};
 use crate::arenas::{self, ArenaError, Policy};
 use crate::{arch, clock, host, memory, phys, process, user};
 
@@ -48,7 +47,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::HOST_INTERRUPT => host_interrupt(a[0]),
         ours::ARENA_PUBLISH_SET => publish_set(a[0], a[1], a[2]),
         ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
-        _ => Err(Errno::ENOSYS),
+        _ => import::serve(nr, a),
     }
 }
 
@@ -134,11 +133,6 @@ fn wait_for(timeout_ms: u32, mut look: impl FnMut() -> Result<Option<u64>, Errno
     }
 }
 
-/// The host's answer as a value or an errno.
-fn answer(value: u64) -> Result<u64, Errno> {
-    Errno::from_result(value).map_or(Ok(value), Err)
-}
-
 fn create(args_at: u64) -> Outcome {
     let mut args: ArenaArgs = user::read(args_at)?;
     let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
@@ -222,16 +216,7 @@ fn make(address: u64, len: u64, name: u64, name_len: u64) -> Outcome {
     if address != arenas::address(slot) || len == 0 || len > size {
         return Err(Errno::EINVAL);
     }
-    if name_len == 0 || name_len >= NAME_BYTES as u64 {
-        return Err(Errno::ENAMETOOLONG);
-    }
-    let mut bytes = vec![0; name_len as usize];
-    user::copy_in(name, &mut bytes)?;
-    let valid = core::str::from_utf8(&bytes).ok().and_then(name_field);
-    if valid.is_none() {
-        return Err(Errno::EINVAL);
-    }
-    phys::write_bytes(BOUNCE, &bytes);
+    import::bounce_name(name, name_len)?;
     answer(host::call(Call::ArenaName, [slot as u64, name_len, 0, 0, 0, 0, 0])[0])
 }
 

@@ -214,7 +214,7 @@ fn touches_arena(start: u64, end: u64) -> bool {
         p.aspace
             .ending_after(start)
             .take_while(|region| region.start < end)
-            .any(|region| matches!(region.backing, Backing::Arena(_)))
+            .any(|region| region.backing.is_arena())
     })
 }
 

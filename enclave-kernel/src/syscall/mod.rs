@@ -5,6 +5,7 @@
 
 mod arena;
 mod file;
+mod import;
 mod mem;
 mod misc;
 mod signal;
@@ -27,6 +28,11 @@ type Outcome = Result<u64, Errno>;
 pub(crate) static SERVED: AtomicU64 = AtomicU64::new(0);
 
 const GETPID: u64 = 39;
+
+/// The host's answer as a value or an errno.
+fn answer(value: u64) -> Outcome {
+    Errno::from_result(value).map_or(Ok(value), Err)
+}
 
 /// Serves the call in `frame` and puts the result into its RAX.
 pub(crate) fn dispatch(frame: &mut TrapFrame) {
@@ -62,6 +68,8 @@ fn refused(frame: &TrapFrame, errno: Errno) -> u64 {
     outcome.unwrap_or_else(Errno::to_result)
 }
 
+/// Apart from [`dispatch`], which has no registers to save for this.
+#[inline(never)]
 fn serve(frame: &mut TrapFrame) -> Outcome {
     let nr = frame.rax;
     let a = [

@@ -12,6 +12,7 @@
 //! Every error is an answer; the program ends when its input does. It measures
 //! and judges nothing: ratios and bounds are the host's business.
 
+mod imports;
 mod work;
 
 use std::io::Write as _;

@@ -96,6 +96,55 @@ pub enum Request {
         /// Calls.
         count: u64,
     },
+    /// Attaches an arena of anybody under its name. → payload bytes, bytes of a
+    /// chunk
+    Attach {
+        /// Its name.
+        name: String,
+        /// Every generation, not only the newest each time.
+        every: bool,
+        /// Longest wait for the name in milliseconds.
+        timeout_ms: u32,
+    },
+    /// Waits for the next generation. → 1 generation, step, chunks mapped anew;
+    /// first word; or 0 and why the stream ended: 1 closed, 2 died, 3 gone, 4
+    /// removed
+    Next {
+        /// Its name.
+        name: String,
+        /// Longest wait in milliseconds.
+        timeout_ms: u32,
+    },
+    /// Follows an arena of the checked pattern and checks each generation. →
+    /// seen, missed, torn, chunks mapped anew, last generation, end of the
+    /// stream as for `next`, 0 if it has not ended
+    Follow {
+        /// Its name.
+        name: String,
+        /// Ends with this generation, if the stream does not end before.
+        until: u64,
+        /// Longest wait for each in milliseconds.
+        timeout_ms: u32,
+    },
+    /// Reads all that was shown last again. → its step, 1 if it is whole, 1 if
+    /// the kernel says that it is what was published
+    Look {
+        /// Its name.
+        name: String,
+    },
+    /// Lets go of what is attached. → nothing
+    Detach {
+        /// Its name.
+        name: String,
+    },
+    /// Attaches, shows a generation if there is one, lets go, again and again.
+    /// → how often a generation was there
+    Churn {
+        /// Its name.
+        name: String,
+        /// How often.
+        count: u64,
+    },
     /// Publishes the checked pattern until `generations` more are out, one
     /// attempt after another. → generations, refused attempts, copy-on-write
     /// faults of the arena, refusals of the arena; both since it was made
@@ -158,6 +207,23 @@ impl fmt::Display for Request {
             Self::RewriteAfterPublish { name } => write!(f, "rewrite-after-publish {name}"),
             Self::RewriteAndCopy { name } => write!(f, "rewrite-and-copy {name}"),
             Self::GetPid { count } => write!(f, "getpid {count}"),
+            Self::Attach {
+                name,
+                every,
+                timeout_ms,
+            } => {
+                let policy = if *every { "every" } else { "latest" };
+                write!(f, "attach {name} {policy} {timeout_ms}")
+            }
+            Self::Next { name, timeout_ms } => write!(f, "next {name} {timeout_ms}"),
+            Self::Follow {
+                name,
+                until,
+                timeout_ms,
+            } => write!(f, "follow {name} {until} {timeout_ms}"),
+            Self::Look { name } => write!(f, "look {name}"),
+            Self::Detach { name } => write!(f, "detach {name}"),
+            Self::Churn { name, count } => write!(f, "churn {name} {count}"),
             Self::Storm {
                 name,
                 generations,
@@ -221,7 +287,7 @@ impl FromStr for Request {
                 generations: words.number("generations")?,
                 touched: words.number("touched blocks")?,
             },
-            other => return Err(format!("unknown request {other:?}")),
+            other => words.importing(other)?,
         };
         match words.0.next() {
             None => Ok(request),
@@ -260,6 +326,41 @@ impl Words<'_> {
             "block" => Ok(Full::Block(timeout_ms)),
             other => Err(format!("unknown policy {other:?}")),
         }
+    }
+
+    /// The requests about arenas of others.
+    fn importing(&mut self, request: &str) -> Result<Request, String> {
+        let known = ["attach", "next", "follow", "look", "detach", "churn"];
+        if !known.contains(&request) {
+            return Err(format!("unknown request {request:?}"));
+        }
+        let name = self.text("a name")?;
+        Ok(match request {
+            "attach" => Request::Attach {
+                name,
+                every: match self.text("a policy")?.as_str() {
+                    "every" => true,
+                    "latest" => false,
+                    other => return Err(format!("unknown policy {other:?}")),
+                },
+                timeout_ms: self.small("milliseconds")?,
+            },
+            "next" => Request::Next {
+                name,
+                timeout_ms: self.small("milliseconds")?,
+            },
+            "follow" => Request::Follow {
+                name,
+                until: self.number("a generation")?,
+                timeout_ms: self.small("milliseconds")?,
+            },
+            "look" => Request::Look { name },
+            "detach" => Request::Detach { name },
+            _ => Request::Churn {
+                name,
+                count: self.number("a count")?,
+            },
+        })
     }
 
     fn number(&mut self, what: &str) -> Result<u64, String> {
@@ -343,6 +444,31 @@ mod tests {
             Request::RewriteAfterPublish { name: name() },
             Request::RewriteAndCopy { name: name() },
             Request::GetPid { count: 1000 },
+            Request::Attach {
+                name: name(),
+                every: true,
+                timeout_ms: 9,
+            },
+            Request::Attach {
+                name: name(),
+                every: false,
+                timeout_ms: 0,
+            },
+            Request::Next {
+                name: name(),
+                timeout_ms: 9,
+            },
+            Request::Follow {
+                name: name(),
+                until: 300,
+                timeout_ms: 9,
+            },
+            Request::Look { name: name() },
+            Request::Detach { name: name() },
+            Request::Churn {
+                name: name(),
+                count: 100,
+            },
             Request::Storm {
                 name: name(),
                 generations: 1000,
@@ -366,6 +492,10 @@ mod tests {
             "make a 1 1 2 sometimes 0",
             "make a 1 1 2 block 0 many",
             "wait-readers a -1 0",
+            "attach a 0",
+            "attach a sometimes 0",
+            "follow a 1",
+            "detach",
         ] {
             assert!(line.parse::<Request>().is_err(), "{line:?}");
         }

@@ -3,6 +3,7 @@
 //! Called by `main` for each request. Only the stated operation lies between
 //! two looks at the clock.
 
+use crate::imports::Imports;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
@@ -28,6 +29,7 @@ struct Named {
 #[derive(Default)]
 pub(crate) struct Work {
     arenas: BTreeMap<String, Named>,
+    imports: Imports,
     /// Target of copies, as long as the largest arena copied.
     copy: Vec<u64>,
 }
@@ -94,6 +96,7 @@ impl Work {
                 generations,
                 touched,
             } => self.named(name)?.storm(*generations, *touched),
+            other => self.imports.serve(other),
         }
     }
 
@@ -143,7 +146,7 @@ impl Work {
     }
 
     fn rewrite_and_copy(&mut self, name: &str) -> Result<Vec<u64>, String> {
-        let Self { arenas, copy } = self;
+        let Self { arenas, copy, .. } = self;
         let named = arenas.get_mut(name).ok_or_else(|| unknown(name))?;
         let writing = named.rewrite()?;
         let content = named.arena.get(whole(&named.arena)?).map_err(text)?;

@@ -273,7 +273,7 @@ fn enclave_only() -> Result<(), Errno> {
 }
 
 /// A machine word as an argument register.
-fn address(word: usize) -> u64 {
+pub(crate) fn address(word: usize) -> u64 {
     const { assert!(size_of::<usize>() <= size_of::<u64>()) };
     word as u64
 }

@@ -61,6 +61,12 @@ errnos! {
     ECONNREFUSED = 111, "nobody listens";
     /// The broker is gone.
     ENOTCONN = 107, "no connection to the broker";
+    /// The broker is gone.
+    ECONNRESET = 104, "the broker is gone";
+    /// An access that is not this program's.
+    EBADF = 9, "no access of this program";
+    /// The segment has ended.
+    EIDRM = 43, "the segment has ended";
     /// Waited in vain.
     ETIMEDOUT = 110, "not in time";
     /// A size that does not fit its type.

@@ -24,9 +24,11 @@
 //! |------------|----------------------------------------------------------|
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
 //! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
-//! | [`mod@backend`] | what is below the program: an enclave, Linux, nothing   |
+//! | [`backend`] | what is below the program: an enclave, Linux, nothing   |
 //! | [`bump`]   | placement of arrays inside an arena                      |
 //! | [`calls`]  | the calls by arena slot, for other language forms        |
+//! | [`import`] | [`Import`]: reading arenas of other enclaves             |
+//! | [`xemem`]  | the importing calls, for other language forms            |
 //! | [`region`] | the XASM paper's names, translated                       |
 //! | [`var`]    | [`Var`]: what readers see in the variable table          |
 //! | `sys`, `mapping` | the instruction, the memory                        |
@@ -37,7 +39,7 @@
 //! [`available`] is false, so that a program can run without snapshots. In an
 //! enclave there is no state but which backend it is.
 //!
-//! Does not do: reading snapshots (that is `xemem-host`).
+//! Does not do: reading snapshots on Linux (that is `xemem-host`).
 
 #![cfg_attr(not(test), no_std)]
 
@@ -48,12 +50,14 @@ pub mod bump;
 pub mod calls;
 mod environ;
 mod errno;
+pub mod import;
 mod linux;
 mod mapping;
 pub mod region;
 mod say;
 mod sys;
 pub mod var;
+pub mod xemem;
 
 pub use arena::{Arena, Chunk, Options, QueueFull, publish_set};
 pub use array::{Array, Element};
@@ -61,4 +65,5 @@ pub use backend::{Backend, Choice, backend, select};
 pub use calls::available;
 pub use enclave_abi::syscall::{ArenaStats, KernelStats};
 pub use errno::Errno;
+pub use import::{Follow, Import};
 pub use var::{Dtype, Order, Role, Var};

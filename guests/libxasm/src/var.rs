@@ -57,6 +57,11 @@ impl Dtype {
         }
     }
 
+    /// Whether `desc` is of elements of this type, one after the other.
+    pub(crate) fn describes(self, desc: &VarDesc) -> bool {
+        (desc.dtype_code, desc.dtype_bits) == self.code_and_bits() && desc.dtype_lanes == 1
+    }
+
     /// Bytes of one element.
     #[must_use]
     pub const fn bytes(self) -> u64 {

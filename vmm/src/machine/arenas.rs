@@ -54,13 +54,22 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `bytes` of `fd` for reading and writing.
     pub(super) fn new(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
+        Self::with(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// Maps the first `bytes` of `fd` for reading.
+    pub(super) fn read_only(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
+        Self::with(fd, bytes, ProtFlags::READ)
+    }
+
+    fn with(fd: &OwnedFd, bytes: u64, prot: ProtFlags) -> Result<Self, Errno> {
         let len = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let at = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
                 len,
-                ProtFlags::READ | ProtFlags::WRITE,
+                prot,
                 MapFlags::SHARED,
                 fd.as_fd(),
                 0,
@@ -184,20 +193,8 @@ impl ArenaTable {
         Ok(())
     }
 
-    /// Sets a memslot; size 0 removes it.
     fn set_slot(&self, slot: u32, gpa: u64, bytes: u64, host: u64) -> Result<(), Errno> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: gpa,
-            memory_size: bytes,
-            userspace_addr: host,
-        };
-        // SAFETY: the host range is a Mapping that stays until its slot is
-        // removed (end) or replaced (connect), and nobody holds references
-        // into it.
-        unsafe { self.vm.set_user_memory_region(region) }
-            .map_err(|error| Errno::from_raw_os_error(error.errno()))
+        set_memslot(&self.vm, slot, gpa, bytes, host, 0)
     }
 
     /// Makes the arena that the kernel describes, in its slot.
@@ -447,6 +444,30 @@ impl ArenaTable {
             })
             .collect()
     }
+}
+
+/// Sets a memslot; size 0 removes it. `flags` are KVM's. The host range is that
+/// of a [`Mapping`] which the caller keeps until its slot is removed or replaced.
+pub(super) fn set_memslot(
+    vm: &VmFd,
+    slot: u32,
+    gpa: u64,
+    bytes: u64,
+    host: u64,
+    flags: u32,
+) -> Result<(), Errno> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: gpa,
+        memory_size: bytes,
+        userspace_addr: host,
+    };
+    // SAFETY: the host range stays mapped until its slot is removed (both
+    // tables' `forget`) or replaced (`connect`), and nobody holds references
+    // into it.
+    unsafe { vm.set_user_memory_region(region) }
+        .map_err(|error| Errno::from_raw_os_error(error.errno()))
 }
 
 fn doorbell_address(slot: u32) -> IoEventAddress {

@@ -5,6 +5,7 @@
 //! in a [`MachineState`] that says why.
 
 pub mod arenas;
+pub(crate) mod imports;
 mod leases;
 pub mod queue;
 mod running;
@@ -248,4 +249,7 @@ pub struct MachineReport {
     pub console_dropped: u64,
     /// Arenas: (slot, name, segid, bytes of the object, page bytes behind it).
     pub arenas: Vec<(u32, String, u64, u64, u64)>,
+    /// Arenas of others that the program has attached.
+    #[serde(default)]
+    pub imports: usize,
 }

@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::imports::ImportTable;
 use super::queue::interrupts_taken;
 use super::service::{Served, Service};
 use super::state::Shared;
@@ -230,6 +231,7 @@ impl Machine {
             config.memory_node,
         )
         .map_err(MachineError::Broker)?;
+        let imports = ImportTable::new(Arc::clone(&vm), config.broker_socket.clone());
         phases.done("broker");
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
@@ -248,7 +250,7 @@ impl Machine {
             Arc::clone(&shared),
             log,
             exports,
-            arenas,
+            (arenas, imports),
             Arc::clone(&stats),
         );
         let looped = Loop {

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use enclave_abi::arena::GenerationRecord;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
 use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record, RunArgs};
 use enclave_abi::syscall::ArenaArgs;
@@ -20,6 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::arenas::ArenaTable;
+use super::imports::{ImportTable, Next};
 use super::queue::{HostQueue, QueueError, drain_console};
 use super::state::{Pending, Shared};
 use super::{MachineState, RunOutcome, RunSpec, Selftest};
@@ -61,6 +63,7 @@ pub(super) struct Service {
     pub(super) log: Arc<ConsoleLog>,
     pub(super) exports: Exports,
     pub(super) arenas: ArenaTable,
+    pub(super) imports: ImportTable,
     pub(super) stats: Arc<KvmStats>,
     running: Option<Running>,
     forwarded: BTreeMap<u64, u64>,
@@ -76,7 +79,7 @@ impl Service {
         shared: Arc<Shared>,
         log: Arc<ConsoleLog>,
         exports: Exports,
-        arenas: ArenaTable,
+        (arenas, imports): (ArenaTable, ImportTable),
         stats: Arc<KvmStats>,
     ) -> Self {
         Self {
@@ -86,6 +89,7 @@ impl Service {
             log,
             exports,
             arenas,
+            imports,
             stats,
             running: None,
             forwarded: BTreeMap::new(),
@@ -201,6 +205,18 @@ impl Service {
                     .and_then(|name| self.arenas.name(a[0], &name));
                 self.list_arenas();
                 [result(named), 0, 0, 0, 0, 0, 0]
+            }
+            Call::ImportLookup
+            | Call::ImportGet
+            | Call::ImportAttach
+            | Call::ImportNext
+            | Call::ImportDetach
+            | Call::ImportRelease => {
+                let answer = self.import(call, a);
+                if call != Call::ImportNext {
+                    self.list_arenas();
+                }
+                answer
             }
             Call::HostCounters => self.counters(),
             Call::Pause => {
@@ -330,6 +346,7 @@ impl Service {
         {
             // Closes the program's descriptors before anybody is told.
             self.running = None;
+            self.imports.end_all();
             self.arenas.end_all(a[1] & 0x7f != 0);
             self.list_arenas();
         }
@@ -347,16 +364,8 @@ impl Service {
             .collect()
     }
 
-    /// Bytes of the bounce area, copied.
     fn bounce_bytes(&self, len: u64) -> Result<Vec<u8>, Errno> {
-        if len > BOUNCE_BYTES {
-            return Err(Errno::INVAL);
-        }
-        let mut bytes = vec![0; usize::try_from(len).map_err(|_| Errno::INVAL)?];
-        self.ram
-            .read_slice(&mut bytes, GuestAddress(BOUNCE))
-            .map_err(|_| Errno::FAULT)?;
-        Ok(bytes)
+        bounce_bytes(&self.ram, len)
     }
 
     fn bounce_text(&self, len: u64) -> String {
@@ -444,9 +453,59 @@ impl Service {
         }
     }
 
+    /// The importing side of XEMEM.
+    fn import(&mut self, call: Call, a: [u64; 7]) -> [u64; 7] {
+        let cancel = self.shared.cancel_fd();
+        let imports = &mut self.imports;
+        let single = match call {
+            Call::ImportLookup => {
+                let name = bounce_bytes(&self.ram, a[0]);
+                name.and_then(|name| imports.lookup(&name, a[1], cancel))
+            }
+            Call::ImportGet => imports.get(a[0], a[1]),
+            Call::ImportDetach => imports.detach(a[0]),
+            Call::ImportRelease => imports.release(a[0]),
+            Call::ImportNext => match imports.next(a[0], a[1], cancel) {
+                Ok(Next::Leased(r)) => {
+                    let GenerationRecord {
+                        generation,
+                        step,
+                        time_bits,
+                        unix_ns,
+                        log_head,
+                        chunks_copied,
+                        ..
+                    } = r;
+                    return [
+                        generation,
+                        step,
+                        time_bits,
+                        unix_ns,
+                        log_head,
+                        chunks_copied,
+                        0,
+                    ];
+                }
+                Ok(Next::Ended(reason)) => return [0, reason, 0, 0, 0, 0, 0],
+                Err(errno) => Err(errno),
+            },
+            _ => match imports.attach(a[0], a[1], a[2]) {
+                Ok((gpa, geometry)) => {
+                    let (size, chunk) = (geometry.size_bytes, geometry.chunk_bytes);
+                    return [0, gpa, size, chunk, geometry.nr_banks.into(), 0, 0];
+                }
+                Err(errno) => Err(errno),
+            },
+        };
+        [result(single), 0, 0, 0, 0, 0, 0]
+    }
+
     fn list_arenas(&self) {
-        let list = self.arenas.list();
-        self.shared.update_report(|report| report.arenas = list);
+        let (list, imports) = (self.arenas.list(), self.imports.count());
+        self.shared.update_report(|report| {
+            report.arenas = list;
+            report.imports = imports;
+        });
     }
 
     fn counters(&self) -> [u64; 7] {
@@ -467,6 +526,17 @@ impl Shared {
     fn cancel_fd(&self) -> BorrowedFd<'_> {
         super::running::borrow(self.cancel())
     }
+}
+
+/// Bytes of the bounce area, copied.
+fn bounce_bytes(ram: &Ram, len: u64) -> Result<Vec<u8>, Errno> {
+    if len > BOUNCE_BYTES {
+        return Err(Errno::INVAL);
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| Errno::INVAL)?];
+    ram.read_slice(&mut bytes, GuestAddress(BOUNCE))
+        .map_err(|_| Errno::FAULT)?;
+    Ok(bytes)
 }
 
 /// A value, or a negative errno as the kernel expects it.

@@ -119,7 +119,7 @@ impl Aspace {
         self.check_range(region.start, region.end)?;
         let last_gpa = match region.backing {
             Backing::Frames(gpa) | Backing::Device(gpa) => gpa.checked_add(region.len_bytes()),
-            Backing::None | Backing::Arena(_) => Some(0),
+            Backing::None | Backing::Arena(_) | Backing::Import(_) => Some(0),
         };
         if last_gpa.is_none() {
             return Err(AspaceError::OutOfRange);

@@ -101,6 +101,8 @@ pub enum Backing {
     Frames(u64),
     /// The arena in this slot.
     Arena(u32),
+    /// The arena of somebody else that is attached in this slot.
+    Import(u32),
     /// Memory that is no RAM of ours; guest-physical address of the region's
     /// start.
     Device(u64),
@@ -113,18 +115,20 @@ impl Backing {
         match self {
             Self::Frames(gpa) => Self::Frames(gpa.saturating_add(offset)),
             Self::Device(gpa) => Self::Device(gpa.saturating_add(offset)),
-            Self::None | Self::Arena(_) => self,
+            Self::None | Self::Arena(_) | Self::Import(_) => self,
         }
     }
 
-    pub(super) fn is_arena(self) -> bool {
-        matches!(self, Self::Arena(_))
+    /// Whether it is an arena, our own or somebody else's: one region, whole.
+    #[must_use]
+    pub const fn is_arena(self) -> bool {
+        matches!(self, Self::Arena(_) | Self::Import(_))
     }
 
     pub(super) fn is_aligned(self) -> bool {
         match self {
             Self::Frames(gpa) | Self::Device(gpa) => is_aligned(gpa, PAGE_SIZE),
-            Self::None | Self::Arena(_) => true,
+            Self::None | Self::Arena(_) | Self::Import(_) => true,
         }
     }
 }
@@ -142,6 +146,8 @@ pub enum Kind {
     Anonymous,
     /// A snapshot arena.
     Arena,
+    /// A snapshot of somebody else's arena.
+    Import,
     /// Code and data the kernel shares with programs.
     Vdso,
 }

@@ -158,12 +158,21 @@ fn split(pd_slot: u64, entry: u64) -> Result<(), OutOfTables> {
 
 /// Maps memory of the host's window into the kernel's direct map.
 pub(crate) fn map_direct(pa: u64, len: u64) -> Result<(), OutOfTables> {
+    map_direct_as(pa, len, W)
+}
+
+/// The same, for reading only.
+pub(crate) fn map_direct_read_only(pa: u64, len: u64) -> Result<(), OutOfTables> {
+    map_direct_as(pa, len, 0)
+}
+
+fn map_direct_as(pa: u64, len: u64, write: u64) -> Result<(), OutOfTables> {
     let user = if ring3() { U } else { 0 };
     map(
         enclave_abi::layout::DIRECT_MAP + pa,
         pa,
         len,
-        P | W | NX | AD | user,
+        P | NX | AD | write | user,
     )
 }
 

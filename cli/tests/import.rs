@@ -1,0 +1,446 @@
+//! Programs that attach arenas of other enclaves: what they see, and what
+//! neither a death nor a liar on the other side can do to them.
+//!
+//! Exporter and importer are `xasm-bench` (from `cargo xtask image`; folder
+//! `$XASM_OUT`, else `out/`), told what to do line by line, or the hostile
+//! programs of `guests/programs`. Order is forced by what they answer.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use support::{BUSYBOX, Ended, build, enclavectl, finish, require_programs, unique_dir, wait};
+
+/// Longest wait that a request asks for, in milliseconds.
+const PATIENCE: u32 = 60_000;
+
+/// Enclaves `a` and `b` on shared cores.
+struct Pair {
+    run_dir: PathBuf,
+}
+
+impl Pair {
+    fn new(ring: &str) -> Self {
+        require_programs();
+        let this = Self {
+            run_dir: unique_dir("import"),
+        };
+        for name in ["a", "b"] {
+            let options = "--cores 1 --share-cores --mem 64M --no-prefault --backing small --ring";
+            let options = options.split(' ').chain([ring]);
+            let arguments: Vec<&str> = ["create", name].into_iter().chain(options).collect();
+            this.succeeds(&arguments);
+        }
+        this
+    }
+
+    fn ended(&self, arguments: &[&str]) -> Ended {
+        finish(enclavectl(&self.run_dir).args(arguments), b"")
+    }
+
+    #[track_caller]
+    fn succeeds(&self, arguments: &[&str]) -> String {
+        let ended = self.ended(arguments);
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+        ended.stdout
+    }
+
+    fn bench(&self, enclave: &str) -> Program {
+        self.start(enclave, &bench(), &[])
+    }
+
+    fn start(&self, enclave: &str, program: &Path, arguments: &[&str]) -> Program {
+        let mut child = enclavectl(&self.run_dir)
+            .args(["run", enclave, "--"])
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Program {
+            requests: child.stdin.take(),
+            replies: BufReader::new(child.stdout.take().unwrap()),
+            child: Some(child),
+        }
+    }
+
+    /// The first value under `key` in what `inspect` says.
+    fn fact(&self, enclave: &str, key: &str) -> Value {
+        let text = self.succeeds(&["inspect", enclave, "--json"]);
+        find(&serde_json::from_str(&text).unwrap(), key).unwrap()
+    }
+
+    /// Open descriptors and mappings of the enclave's VMM.
+    fn holdings(&self, enclave: &str) -> (usize, usize) {
+        let pid = self.fact(enclave, "pid");
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let arenas = maps.lines().filter(|line| line.contains("memfd:"));
+        (fds, arenas.count())
+    }
+
+    fn listed(&self, key: &str) -> Value {
+        let text = self.succeeds(&["snap", "ls", "--json"]);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        value["arenas"][0][key].clone()
+    }
+
+    /// The enclave is as good as new.
+    #[track_caller]
+    fn still_runs(&self, enclave: &str) {
+        let ended = self.ended(&["run", enclave, "--", BUSYBOX, "echo", "all is well"]);
+        assert_eq!(
+            (ended.code, ended.stdout.as_str()),
+            (0, "all is well\n"),
+            "{}",
+            ended.stderr
+        );
+        assert_eq!(self.fact(enclave, "imports"), 0);
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
+            self.ended(arguments);
+        }
+        let _ = fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+fn find(value: &Value, key: &str) -> Option<Value> {
+    match value {
+        Value::Object(map) => map
+            .get(key)
+            .cloned()
+            .or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
+        _ => None,
+    }
+}
+
+/// A program that does what it is told; end of input ends it.
+struct Program {
+    /// Until it has been waited for.
+    child: Option<Child>,
+    requests: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn tell(&mut self, request: &str) {
+        let requests = self.requests.as_mut().unwrap();
+        writeln!(requests, "{request}").unwrap();
+        requests.flush().unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.replies.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.tell(request);
+        self.answer()
+    }
+
+    /// The numbers of an answer that has to be one.
+    #[track_caller]
+    fn numbers(&mut self) -> Vec<u64> {
+        let line = self.answer();
+        let words = line.strip_prefix("ok").unwrap_or_else(|| panic!("{line}"));
+        let words = words.split_ascii_whitespace();
+        words.map(|word| word.parse().unwrap()).collect()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().unwrap();
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Waits for its end: exit code, signals as a shell tells them.
+    fn code(&mut self) -> i32 {
+        wait(&mut self.child.take().unwrap())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(mut child) = self.child.take() {
+            if thread::panicking() {
+                // It may wait for what does not come any more.
+                let _ = child.kill();
+            }
+            wait(&mut child);
+        }
+    }
+}
+
+fn bench() -> PathBuf {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
+    let program = out.join("xasm-bench");
+    let shown = program.display();
+    assert!(
+        program.is_file(),
+        "{shown} is missing; try: cargo xtask image"
+    );
+    program
+}
+
+fn hostile(name: &str) -> PathBuf {
+    let compiler = ["gcc", "-O0", "-static", "-no-pie", "-Wall", "-Wextra"];
+    build(
+        &format!("hostile/{name}.c"),
+        &format!("hostile-{name}"),
+        &compiler,
+    )
+}
+
+/// Looks until it is so; the broker notices some things by itself.
+#[track_caller]
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_millis(PATIENCE.into());
+    while !is_so() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        thread::yield_now();
+    }
+}
+
+/// `a` storms, `b` follows and checks each generation that it gets.
+fn storm(ring: &str, policy: &str, chunk_bytes: u64) {
+    const GENERATIONS: u64 = 300;
+    let pair = Pair::new(ring);
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    let bytes = 6 * chunk_bytes;
+    let made = a.ask(&format!("make q {bytes} {chunk_bytes} 4 discard-newest 0"));
+    assert!(made.starts_with("ok "), "{made}");
+    let attached = b.ask(&format!("attach q {policy} {PATIENCE}"));
+    assert_eq!(attached, format!("ok {bytes} {chunk_bytes}"));
+    b.tell(&format!("follow q {GENERATIONS} {PATIENCE}"));
+    a.tell(&format!("storm q {GENERATIONS} 2"));
+    let [seen, missed, torn, mapped, last, end] = b.numbers().try_into().unwrap();
+    println!("ring {ring}, {policy}: {seen} seen, {missed} missed, {mapped} chunks mapped");
+    assert_eq!((torn, last, end), (0, GENERATIONS, 0));
+    // What it saw first is where it began to count.
+    assert!(seen > 1 && seen + missed <= GENERATIONS);
+    assert!(mapped >= seen);
+    assert_eq!(a.numbers().first(), Some(&GENERATIONS));
+    assert_eq!(a.ask("end q"), "ok");
+    b.tell(&format!("follow q {} {PATIENCE}", u64::MAX));
+    assert_eq!(b.numbers().last(), Some(&1));
+    assert_eq!(
+        b.ask("look q").split(' ').skip(2).collect::<Vec<_>>(),
+        ["1", "1"]
+    );
+}
+
+#[test]
+fn no_generation_is_torn_in_ring_3_mode() {
+    storm("3", "latest", 4096);
+    storm("3", "every", 2 << 20);
+}
+
+#[test]
+fn no_generation_is_torn_in_ring_0_mode() {
+    storm("0", "latest", 4096);
+    storm("0", "every", 4096);
+}
+
+#[test]
+fn a_next_that_finds_nothing_gives_the_bank_back_and_is_not_in_time() {
+    let pair = Pair::new("3");
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    // Two banks: while `b` holds one `a` cannot publish.
+    assert_eq!(a.ask("make q 8192 4096 2 discard-newest 0"), "ok 4096");
+    assert_eq!(b.ask("attach q latest 0"), "ok 8192 4096");
+    let early = b.ask("next q 20");
+    assert!(early.contains("ETIMEDOUT"), "{early}");
+    assert_eq!(a.ask("step q"), "ok 1");
+    // Generation, step, chunks mapped, first word.
+    assert_eq!(b.ask("next q 0"), "ok 1 1 1 2 1");
+    let refused = a.ask("step q");
+    assert!(refused.contains("EAGAIN"), "{refused}");
+    b.tell(&format!("next q {PATIENCE}"));
+    let mut tried = 2;
+    while a.ask("step q").contains("EAGAIN") {
+        tried += 1;
+        thread::yield_now();
+    }
+    assert_eq!(b.answer(), format!("ok 1 2 {0} 1 {0}", tried + 1));
+    assert_eq!(b.ask("detach q"), "ok");
+    assert_eq!(a.ask("step q"), "ok 3");
+}
+
+#[test]
+fn a_program_attaches_what_it_publishes_itself() {
+    let pair = Pair::new("3");
+    let mut a = pair.bench("a");
+    assert_eq!(a.ask("make q 8192 4096 3 discard-newest 0"), "ok 4096");
+    assert_eq!(a.ask("attach q every 0"), "ok 8192 4096");
+    for step in 1..=5 {
+        assert_eq!(a.ask("step q"), format!("ok {step}"));
+        let mapped = if step == 1 { 2 } else { 1 };
+        let shown = format!("ok 1 {step} {step} {mapped} {step}");
+        assert_eq!(a.ask("next q 1000"), shown);
+    }
+    assert_eq!(a.ask("end q"), "ok");
+    assert_eq!(a.ask("next q 1000"), "ok 0 1");
+}
+
+#[test]
+fn an_importer_that_is_killed_leaves_nothing() {
+    let pair = Pair::new("3");
+    pair.still_runs("b");
+    let before = pair.holdings("b");
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    assert_eq!(a.ask("make q 8192 4096 2 discard-newest 0"), "ok 4096");
+    assert_eq!(a.ask("step q"), "ok 1");
+    assert_eq!(b.ask("attach q latest 0"), "ok 8192 4096");
+    assert_eq!(b.ask("next q 0"), "ok 1 1 1 2 1");
+    assert_eq!(pair.fact("b", "imports"), 1);
+    assert_eq!(pair.listed("readers"), 1);
+    // It waits, for a generation that does not come.
+    b.tell("next q 4000000");
+    b.signal(Signal::TERM);
+    assert_eq!(b.code(), 143);
+    pair.still_runs("b");
+    // The client's connection goes by itself.
+    eventually("nothing is left", || pair.holdings("b") == before);
+    eventually("no reader", || pair.listed("readers") == 0);
+    assert_eq!(a.ask("step q"), "ok 2");
+}
+
+#[test]
+fn a_program_that_waits_for_a_name_can_be_killed() {
+    let pair = Pair::new("3");
+    let mut b = pair.bench("b");
+    b.tell("attach nobody every 4000000");
+    b.signal(Signal::TERM);
+    assert_eq!(b.code(), 143);
+    pair.still_runs("b");
+}
+
+#[test]
+fn the_last_generation_stays_when_its_enclave_is_destroyed() {
+    let pair = Pair::new("3");
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    assert_eq!(a.ask("make q 65536 4096 4 discard-newest 0"), "ok 4096");
+    assert_eq!(b.ask("attach q latest 0"), "ok 65536 4096");
+    b.tell(&format!("follow q {} {PATIENCE}", u64::MAX));
+    a.tell("storm q 100000000 2");
+    eventually("twenty generations", || {
+        pair.listed("latest_generation").as_u64() >= Some(20)
+    });
+    pair.succeeds(&["destroy", "a"]);
+    let [seen, _, torn, _, last, end] = b.numbers().try_into().unwrap();
+    assert!(seen > 0 && last > 0);
+    assert_eq!((torn, end), (0, 3));
+    let look: Vec<String> = b.ask("look q").split(' ').map(str::to_owned).collect();
+    assert_eq!(look[2..], ["1", "1"]);
+    assert_eq!(b.ask("next q 10"), "ok 0 3");
+    drop(b);
+    pair.still_runs("b");
+}
+
+#[test]
+fn a_hundred_rounds_of_attach_and_detach_leave_nothing() {
+    let pair = Pair::new("3");
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    assert_eq!(
+        a.ask("make q 4194304 2097152 2 discard-newest 0"),
+        "ok 4096"
+    );
+    assert_eq!(a.ask("step q"), "ok 1");
+    // The connection to the broker is made once.
+    assert_eq!(b.ask("churn q 1"), "ok 1");
+    let before = pair.holdings("b");
+    assert_eq!(b.ask("churn q 100"), "ok 100");
+    assert_eq!(pair.holdings("b"), before);
+    assert_eq!(pair.fact("b", "imports"), 0);
+    assert_eq!(a.ask("step q"), "ok 2");
+}
+
+#[test]
+fn names_nobody_has_and_calls_that_make_no_sense_are_refused() {
+    let pair = Pair::new("3");
+    let (mut a, mut b) = (pair.bench("a"), pair.bench("b"));
+    let refused = b.ask("attach nobody latest 0");
+    assert!(refused.contains("ENOENT"), "{refused}");
+    let refused = b.ask("attach nobody latest 20");
+    assert!(refused.contains("ETIMEDOUT"), "{refused}");
+    // A name that comes while it is waited for.
+    b.tell(&format!("attach q latest {PATIENCE}"));
+    assert_eq!(a.ask("make q 8192 4096 2 discard-newest 0"), "ok 4096");
+    assert_eq!(b.answer(), "ok 8192 4096");
+    drop(b);
+    assert_eq!(a.ask("step q"), "ok 1");
+    let mut nonsense = pair.start("b", &hostile("import"), &["nonsense"]);
+    assert_eq!(nonsense.answer(), "");
+    assert_eq!(nonsense.code(), 0);
+    pair.still_runs("b");
+}
+
+/// A write to an import ends the program, not the enclave, whatever the
+/// instruction is.
+fn write_to_import(ring: &str) {
+    let pair = Pair::new(ring);
+    let mut a = pair.bench("a");
+    assert_eq!(a.ask("make q 8192 4096 2 discard-newest 0"), "ok 4096");
+    assert_eq!(a.ask("step q"), "ok 1");
+    for how in ["store", "vector", "early", "execute"] {
+        let code = pair.start("b", &hostile("import"), &[how]).code();
+        assert_eq!(code, 139, "{how}");
+        pair.still_runs("b");
+    }
+    let log = pair.succeeds(&["logs", "b"]);
+    assert!(log.contains("writing 0x300000000000"), "{log}");
+    assert!(log.contains("r-- Import"), "{log}");
+    assert_eq!(a.ask("step q"), "ok 2");
+}
+
+#[test]
+fn writing_to_an_import_ends_the_program_only() {
+    write_to_import("3");
+    write_to_import("0");
+}
+
+#[test]
+fn an_exporter_that_lies_harms_no_importer() {
+    let pair = Pair::new("3");
+    for seed in ["1", "2", "3", "4", "5", "6"] {
+        let mut a = pair.start("a", &hostile("exporter"), &[seed]);
+        let mut b = pair.bench("b");
+        assert_eq!(
+            b.ask(&format!("attach lies latest {PATIENCE}")),
+            "ok 1048576 4096"
+        );
+        // Whatever it sees: errors, nonsense, an end.
+        for _ in 0..40 {
+            let line = b.ask("follow lies 40 30");
+            assert!(
+                line.starts_with("ok") || line.starts_with("error"),
+                "{line}"
+            );
+        }
+        a.requests = None;
+        assert_eq!(a.code(), 0);
+        drop(b);
+        pair.still_runs("b");
+    }
+    let log = pair.succeeds(&["logs", "b"]);
+    assert!(!log.contains("panic"), "{log}");
+}

@@ -1,0 +1,131 @@
+//! Arenas of somebody else that the running program has attached.
+//!
+//! Called by the import system calls and at the program's end. Which frames a
+//! generation consists of is decided in `enclave-core/import`; the host leases
+//! the generations ([`Call::ImportNext`]) and has put the exporter's object into
+//! the import window, read-only.
+//!
+//! Each import owns one top-level entry (512 GiB of addresses) with a tree of
+//! its own, all of it read-only and not executable: a store of the program never
+//! reaches the read-only memory, which KVM could not emulate. The kernel maps
+//! the control area for itself, read-only too, and believes nothing in it.
+//! While no whole generation is shown, nothing is mapped.
+
+mod import;
+
+use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
+use enclave_abi::arena::{Geometry, VarDesc};
+use enclave_abi::layout::{IMPORT_WINDOW, IMPORT_WINDOW_END};
+use enclave_abi::queue::Call;
+use enclave_abi::syscall::MAX_IMPORTS;
+use enclave_core::import::{ImportError, Place};
+use spin::Mutex;
+
+use crate::arch::paging;
+use crate::host;
+use import::Import;
+
+/// Bytes of address space of one import: one top-level entry.
+pub(crate) const IMPORT_SPAN: u64 = 1 << 39;
+/// Virtual address of import slot 0; arenas end here.
+const IMPORT_BASE: u64 = 0x3000_0000_0000;
+
+static IMPORTS: Mutex<[Option<Import>; MAX_IMPORTS]> = Mutex::new([const { None }; MAX_IMPORTS]);
+
+/// The virtual address of import `slot`.
+pub(crate) fn address(slot: usize) -> u64 {
+    IMPORT_BASE + slot as u64 * IMPORT_SPAN
+}
+
+/// The slot that begins at `va`, whether it is in use or not.
+pub(crate) fn slot_at(va: u64) -> Option<usize> {
+    let slot = va.wrapping_sub(IMPORT_BASE) / IMPORT_SPAN;
+    (slot < MAX_IMPORTS as u64 && is_aligned(va, IMPORT_SPAN)).then_some(slot as usize)
+}
+
+/// The first slot without an import.
+pub(crate) fn free_slot() -> Option<usize> {
+    IMPORTS.lock().iter().position(Option::is_none)
+}
+
+/// The slots attached by `apid`.
+pub(crate) fn attached_by(apid: u64) -> impl Iterator<Item = usize> {
+    let by = move |slot: &usize| {
+        let imports = IMPORTS.lock();
+        matches!(imports.get(*slot), Some(Some(import)) if import.apid() == apid)
+    };
+    (0..MAX_IMPORTS).filter(by)
+}
+
+/// Sets up the import whose object the host placed at `base`; shows nothing
+/// yet. `false` if the object is not where it may be, or without memory for
+/// tables.
+pub(crate) fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> bool {
+    let fits = base >= IMPORT_WINDOW
+        && is_aligned(base, LARGE_PAGE_SIZE)
+        && base
+            .checked_add(geometry.object_bytes)
+            .is_some_and(|end| end <= IMPORT_WINDOW_END);
+    if !fits || paging::map_direct_read_only(base, geometry.control_bytes).is_err() {
+        return false;
+    }
+    let Some(import) = Import::new(address(slot), apid, geometry, base) else {
+        paging::unmap_direct(base, geometry.control_bytes);
+        return false;
+    };
+    if let Some(place) = IMPORTS.lock().get_mut(slot) {
+        *place = Some(import);
+    }
+    true
+}
+
+/// Runs `f` on the import in `slot`.
+fn with<T>(slot: usize, f: impl FnOnce(&mut Import) -> T) -> Option<T> {
+    IMPORTS.lock().get_mut(slot)?.as_mut().map(f)
+}
+
+/// Payload bytes of the import in `slot`.
+pub(crate) fn size_bytes(slot: usize) -> Option<u64> {
+    with(slot, |import| import.size_bytes())
+}
+
+/// The generation that `slot` shows, if any.
+pub(crate) fn generation(slot: usize) -> Option<u64> {
+    with(slot, |import| import.generation())?
+}
+
+/// Shows a leased generation in `slot`; how many chunks had to be mapped. After
+/// a failure nothing is mapped.
+pub(crate) fn show(slot: usize, place: Place) -> Option<Result<u64, ImportError>> {
+    with(slot, |import| import.show(place))
+}
+
+/// Whether what `slot` shows is what was published.
+pub(crate) fn is_valid(slot: usize) -> Option<bool> {
+    with(slot, |import| import.is_valid())
+}
+
+/// Variable `index` as the exporter describes it, unchecked; `None` past the
+/// last one.
+pub(crate) fn variable(slot: usize, index: u64) -> Option<VarDesc> {
+    with(slot, |import| import.variable(index))?
+}
+
+/// Takes the import in `slot` out of the program's address space, then out of
+/// the enclave; `false` if there is none.
+pub(crate) fn remove(slot: usize) -> bool {
+    let Some(import) = IMPORTS.lock().get_mut(slot).and_then(Option::take) else {
+        return false;
+    };
+    import.remove();
+    // It is unmapped, whatever the host says.
+    let _ = host::call(Call::ImportDetach, [slot as u64, 0, 0, 0, 0, 0, 0]);
+    true
+}
+
+/// Ends every import.
+pub(crate) fn end_all() {
+    for slot in 0..MAX_IMPORTS {
+        remove(slot);
+    }
+}

@@ -1,0 +1,238 @@
+//! XEMEM's importing side: find, get, attach, follow, let go.
+//!
+//! The host speaks to the broker and leases generations; the kernel maps them
+//! ([`crate::imports`]). What the host refuses is passed on as it is.
+
+use alloc::vec;
+
+use enclave_abi::arena::{Geometry, NAME_BYTES, name_field};
+use enclave_abi::layout::BOUNCE;
+use enclave_abi::queue::Call;
+use enclave_abi::syscall as ours;
+use enclave_abi::syscall::{AttachArgs, FOLLOW_EVERY, FOLLOW_LATEST, Imported};
+use enclave_core::aspace::{Backing, Kind, Prot, Region};
+use enclave_core::errno::Errno;
+use enclave_core::import::Place;
+
+use super::{Outcome, answer};
+use crate::imports::{self, IMPORT_SPAN};
+use crate::{host, phys, process, user};
+
+/// Serves a call of the importing side.
+pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
+    match nr {
+        ours::XEMEM_LOOKUP => lookup(a[0], a[1], a[2]),
+        ours::XEMEM_GET => get(a[0], a[1]),
+        ours::XEMEM_ATTACH => attach(a[0]),
+        ours::XEMEM_NEXT => next(a[0], a[1], a[2]),
+        ours::XEMEM_DETACH => detach(a[0]),
+        ours::XEMEM_RELEASE => release(a[0]),
+        ours::XEMEM_VALID => {
+            slot(a[0]).and_then(|slot| imports::is_valid(slot).map(u64::from).ok_or(Errno::EINVAL))
+        }
+        ours::XEMEM_VARIABLE => variable(a[0], a[1], a[2]),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn ask(kind: Call, args: [u64; 3]) -> Outcome {
+    let [a, b, c] = args;
+    answer(host::call(kind, [a, b, c, 0, 0, 0, 0])[0])
+}
+
+/// A name of the program, copied to the bounce area.
+pub(super) fn bounce_name(name: u64, len: u64) -> Result<(), Errno> {
+    if len == 0 || len >= NAME_BYTES as u64 {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let mut bytes = vec![0; len as usize];
+    user::copy_in(name, &mut bytes)?;
+    let valid = core::str::from_utf8(&bytes).ok().and_then(name_field);
+    if valid.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    phys::write_bytes(BOUNCE, &bytes);
+    Ok(())
+}
+
+fn lookup(name: u64, len: u64, timeout_ms: u64) -> Outcome {
+    if timeout_ms > ours::NO_LIMIT {
+        return Err(Errno::EINVAL);
+    }
+    bounce_name(name, len)?;
+    ask(Call::ImportLookup, [len, timeout_ms, 0])
+}
+
+/// Whether `id` can be a segid or an apid: both are positive.
+fn is_id(id: u64) -> bool {
+    i64::try_from(id).is_ok_and(|id| id > 0)
+}
+
+fn get(segid: u64, flags: u64) -> Outcome {
+    if !is_id(segid) || !matches!(flags, ours::XEMEM_RDONLY | ours::XEMEM_RDWR) {
+        return Err(Errno::EINVAL);
+    }
+    ask(Call::ImportGet, [segid, flags, 0])
+}
+
+fn release(apid: u64) -> Outcome {
+    if !is_id(apid) {
+        return Err(Errno::EINVAL);
+    }
+    for slot in imports::attached_by(apid) {
+        drop_import(slot);
+    }
+    ask(Call::ImportRelease, [apid, 0, 0])
+}
+
+fn attach(args_at: u64) -> Outcome {
+    let mut args: AttachArgs = user::read(args_at)?;
+    if !is_id(args.apid) || args.offset != 0 || !matches!(args.policy, FOLLOW_LATEST | FOLLOW_EVERY)
+    {
+        return Err(Errno::EINVAL);
+    }
+    let slot = imports::free_slot().ok_or(Errno::ENOSPC)?;
+    let start = imports::address(slot);
+    if args.start != 0 && args.start != start {
+        return Err(Errno::EINVAL);
+    }
+    user::check_writable(args_at, size_of::<AttachArgs>() as u64)?;
+    let number = slot as u64;
+    let [result, base, size_bytes, chunk_bytes, nr_banks, ..] = host::call(
+        Call::ImportAttach,
+        [number, args.apid, u64::from(args.policy), 0, 0, 0, 0],
+    );
+    answer(result)?;
+    let nr_banks = u32::try_from(nr_banks).unwrap_or(0);
+    let wanted = args.size_bytes;
+    let installed = Geometry::new(size_bytes, chunk_bytes, nr_banks)
+        .map_err(|_| Errno::EIO)
+        .and_then(|geometry| {
+            if wanted != 0 && wanted != size_bytes {
+                return Err(Errno::EINVAL);
+            }
+            install(slot, args.apid, geometry, base)
+        });
+    if let Err(errno) = installed {
+        let _ = ask(Call::ImportDetach, [number, 0, 0]);
+        return Err(errno);
+    }
+    (args.size_bytes, args.chunk_bytes) = (size_bytes, chunk_bytes);
+    (args.start, args.nr_banks) = (start, nr_banks);
+    user::write(args_at, &args)?;
+    Ok(start)
+}
+
+/// Reserves the addresses of `slot` and sets the import up.
+fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> Result<(), Errno> {
+    let region = region(slot, geometry.size_bytes, Prot::NONE);
+    process::with(|p| {
+        // Whatever else lies in the span would be lost with its tables.
+        let end = region.start + IMPORT_SPAN;
+        let next = p.aspace.ending_after(region.start).next();
+        if next.is_some_and(|other| other.start < end) {
+            return Err(Errno::EEXIST);
+        }
+        p.aspace.insert(region).map_err(|error| error.errno())
+    })?;
+    if imports::install(slot, apid, geometry, base) {
+        return Ok(());
+    }
+    forget_region(slot);
+    Err(Errno::ENOMEM)
+}
+
+fn region(slot: usize, size_bytes: u64, prot: Prot) -> Region {
+    let start = imports::address(slot);
+    Region {
+        start,
+        end: start + size_bytes,
+        prot,
+        backing: Backing::Import(slot as u32),
+        kind: Kind::Import,
+    }
+}
+
+fn forget_region(slot: usize) {
+    let start = imports::address(slot);
+    process::with(|p| p.aspace.remove(start, start + IMPORT_SPAN, &mut |_| {}));
+}
+
+/// Says what the program may do with the import in `slot`.
+fn set_prot(slot: usize, prot: Prot) {
+    if let Some(size_bytes) = imports::size_bytes(slot) {
+        forget_region(slot);
+        // It was there before, so it fits.
+        let _ = process::with(|p| p.aspace.insert(region(slot, size_bytes, prot)));
+    }
+}
+
+fn drop_import(slot: usize) {
+    if imports::remove(slot) {
+        forget_region(slot);
+    }
+}
+
+/// The slot attached at `address`.
+fn slot(address: u64) -> Result<usize, Errno> {
+    let slot = imports::slot_at(address).ok_or(Errno::EINVAL)?;
+    imports::size_bytes(slot).map(|_| slot).ok_or(Errno::EINVAL)
+}
+
+fn next(address: u64, timeout_ms: u64, to: u64) -> Outcome {
+    let slot = slot(address)?;
+    if timeout_ms > ours::NO_LIMIT {
+        return Err(Errno::EINVAL);
+    }
+    user::check_writable(to, size_of::<Imported>() as u64)?;
+    let [result, step, time_bits, unix_ns, log_head, chunks_copied, _] =
+        host::call(Call::ImportNext, [slot as u64, timeout_ms, 0, 0, 0, 0, 0]);
+    let mut imported = Imported {
+        address,
+        size_bytes: imports::size_bytes(slot).unwrap_or(0),
+        ..Imported::default()
+    };
+    let generation = answer(result)?;
+    if generation == 0 {
+        imported.generation = imports::generation(slot).unwrap_or(0);
+        imported.end_reason = step;
+        user::write(to, &imported)?;
+        return Ok(0);
+    }
+    let place = Place {
+        generation,
+        log_head,
+    };
+    let was_shown = imports::generation(slot).is_some();
+    let Some(Ok(chunks_mapped)) = imports::show(slot, place) else {
+        set_prot(slot, Prot::NONE);
+        return Err(Errno::EIO);
+    };
+    if !was_shown {
+        set_prot(slot, Prot::READ);
+    }
+    imported.generation = generation;
+    (imported.step, imported.time_bits, imported.unix_ns) = (step, time_bits, unix_ns);
+    (imported.chunks_copied, imported.chunks_mapped) = (chunks_copied, chunks_mapped);
+    user::write(to, &imported)?;
+    Ok(1)
+}
+
+fn detach(address: u64) -> Outcome {
+    if let Some(slot) = imports::slot_at(address) {
+        drop_import(slot);
+        return Ok(0);
+    }
+    let mapped = process::with(|p| p.aspace.at(address).is_some());
+    // Nothing there is as good as detached; something else is a mistake.
+    if mapped { Err(Errno::EINVAL) } else { Ok(0) }
+}
+
+fn variable(address: u64, index: u64, to: u64) -> Outcome {
+    let slot = slot(address)?;
+    let size_bytes = imports::size_bytes(slot).unwrap_or(0);
+    let variable = imports::variable(slot, index).ok_or(Errno::ENOENT)?;
+    variable.check(size_bytes).map_err(|_| Errno::EINVAL)?;
+    user::write(to, &variable)?;
+    Ok(0)
+}
