@@ -27,6 +27,7 @@ Examples:
   enclavectl run a1 -- ./snap_mini --steps 100
   enclavectl snap ls
   enclavectl snap read flux --var flux --format npy -o flux.npy
+  enclavectl snap schema flux --format conduit
   enclavectl list --json
   enclavectl destroy a1";
 
@@ -71,7 +72,7 @@ enum Command {
     Logs(cmd::logs::Logs),
     /// Follow an enclave's console from now on; Ctrl-] leaves.
     Console(cmd::logs::Console),
-    /// List and read snapshots.
+    /// List, read and describe snapshots.
     #[command(subcommand)]
     Snap(cmd::snap::Snap),
     /// List what processes and enclaves share.

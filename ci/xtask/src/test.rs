@@ -21,6 +21,7 @@ use crate::lint;
 use crate::proc::{self, Process};
 use crate::setup::{self, Purpose};
 use crate::tool;
+use crate::wheel;
 use crate::workspace::Workspace;
 
 /// Arguments of `test`.
@@ -86,13 +87,14 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
             .arg("test")
             .env("ENCLAVE_KERNEL", workspace.kernel())
             .env("XASM_OUT", &workspace.out);
-        let totals = if kvm == Kvm::Usable {
+        let mut totals = if kvm == Kvm::Usable {
             cargo_test("all tests", command)?
         } else {
             let (totals, not_run) = without_kvm(workspace, command)?;
             left_out = not_run;
             totals
         };
+        totals.add(wheel::test(workspace, kvm)?);
         demo::check(workspace, kvm)?;
         if kvm == Kvm::Usable {
             figures(workspace)?;
@@ -132,6 +134,7 @@ fn without_kvm(workspace: &Workspace, mut test: Command) -> anyhow::Result<(Tota
     let mut command = workspace.cargo();
     command.args(["test", "--doc"]);
     totals.add(cargo_test("examples in documents", command)?);
+    left_out.push("the Python package with an enclave, and its examples".to_owned());
     left_out.push("the promised figures: times and ratios on this machine".to_owned());
     left_out.push("a host that interprets ring 0 (docs/platforms.md)".to_owned());
     Ok((totals, left_out))

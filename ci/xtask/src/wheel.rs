@@ -11,6 +11,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
+use crate::demo::{self, Kvm};
 use crate::failure::Failure;
 use crate::image;
 use crate::libtest::Totals;
@@ -30,6 +31,8 @@ const TO_TEST: &[&str] = &[
     "pytest",
     "xarray",
 ];
+/// The tests with an enclave.
+const NEEDS_KVM: &str = "test_enclave.py";
 /// In the environment: what was installed, so that it is done once.
 const STAMP: &str = "xasm-installed";
 
@@ -48,7 +51,7 @@ pub(crate) struct Options {
 /// No Python, no network on the first run, or a build or test that fails.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
     if options.test {
-        let totals = test(workspace)?;
+        let totals = test(workspace, demo::kvm()?)?;
         println!("{} passed, {} failed", totals.passed, totals.failed);
         return Ok(());
     }
@@ -56,23 +59,30 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     environment.build(workspace).map(drop)
 }
 
-/// Builds the wheel and runs its tests against the programs in `out/`.
+/// Builds the wheel and runs its tests against the programs in `out/`; those
+/// that need an enclave only where there can be one.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<Totals> {
+pub(crate) fn test(workspace: &Workspace, kvm: Kvm) -> anyhow::Result<Totals> {
     let environment = Environment::with(workspace, &[TO_BUILD, TO_TEST].concat())?;
     let wheel = environment.build(workspace)?;
     let mut install = environment.pip(&["install", "--no-index", "--no-deps"]);
     install.args(["--quiet", "--force-reinstall"]).arg(&wheel);
     tool::run("python: install the wheel", &mut install)?;
     let exporter = exporter(workspace)?;
+    let tests = workspace.root.join(PACKAGE).join("tests");
     let mut pytest = environment.python();
+    if kvm == Kvm::Missing {
+        eprintln!("==> python: /dev/kvm is missing, {NEEDS_KVM} is left out");
+    }
     pytest
         .args(["-m", "pytest", "-p", "no:cacheprovider", "--durations=5"])
         .arg("--rootdir")
         .arg(workspace.root.join(PACKAGE))
-        .arg(workspace.root.join(PACKAGE).join("tests"))
+        .arg(&tests)
+        .args((kvm == Kvm::Missing).then_some("--ignore"))
+        .args((kvm == Kvm::Missing).then(|| tests.join(NEEDS_KVM)))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("XASM_OUT", &workspace.out)
         .env("XASM_TEST_EXPORTER", exporter);

@@ -6,6 +6,7 @@ pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod logs;
 pub(crate) mod run;
+pub(crate) mod schema;
 pub(crate) mod selftest;
 pub(crate) mod show;
 pub(crate) mod snap;

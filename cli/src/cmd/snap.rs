@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream};
 
 use super::broker;
+use super::schema::Schema;
 use super::store;
 use super::xemem::{self, state};
 use crate::figures::{Figures, figure};
@@ -22,7 +23,7 @@ use crate::npy;
 use crate::output::{self, Format};
 use crate::whole_file::WholeFile;
 
-/// List and read snapshots.
+/// List, read and describe snapshots.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snap {
     /// List the arenas, or the generations of one that can be read now.
@@ -36,6 +37,8 @@ pub(crate) enum Snap {
     Diff(store::DiffOf),
     /// Keep the newest generations of an arena although nobody reads them.
     Retain(store::Retain),
+    /// Describe the variables of an arena.
+    Schema(Schema),
 }
 
 /// Read one snapshot.
@@ -97,6 +100,7 @@ impl Snap {
             Self::Read(read) => read.run(format),
             Self::Diff(diff) => diff.run(format),
             Self::Retain(retain) => retain.run(format),
+            Self::Schema(schema) => schema.run(format),
         }
     }
 }

@@ -24,7 +24,7 @@
 //! |------------|----------------------------------------------------------|
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
 //! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
-//! | [`backend`] | what is below the program: an enclave, Linux, nothing   |
+//! | [`mod@backend`] | what is below the program: an enclave, Linux, nothing   |
 //! | [`bump`]   | placement of arrays inside an arena                      |
 //! | [`calls`]  | the calls by arena slot, for other language forms        |
 //! | [`import`] | [`Import`]: reading arenas of other enclaves             |

@@ -5,8 +5,10 @@
 
 use enclave_abi::arena::{VarDesc, dtype, text};
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use xemem_host::schema::{self, Described};
 
 /// What an arena says about one of its variables.
 #[derive(Clone, Debug)]
@@ -41,6 +43,27 @@ pub(crate) fn dimensions(desc: &VarDesc) -> (Vec<u64>, Vec<i64>) {
     (shape, strides)
 }
 
+/// What is `described`, as Python's JSON module reads it.
+///
+/// # Errors
+/// ValueError if there is no such form.
+pub(crate) fn schema<'py>(
+    py: Python<'py>,
+    format: &str,
+    described: &Described<'_>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let document = match format {
+        "json" => schema::json(described),
+        "conduit" => schema::conduit(described),
+        other => {
+            let text = format!("format must be \"json\" or \"conduit\", not {other:?}");
+            return Err(PyValueError::new_err(text));
+        }
+    };
+    py.import("json")?
+        .call_method1("loads", (document.to_string(),))
+}
+
 impl Variable {
     pub(crate) fn new(desc: VarDesc) -> Self {
         Self { desc }
@@ -49,6 +72,11 @@ impl Variable {
     /// Its name.
     pub(crate) fn key(&self) -> &str {
         self.desc.name().unwrap_or("")
+    }
+
+    /// The entry of the table it was made of.
+    pub(crate) fn desc(&self) -> VarDesc {
+        self.desc
     }
 
     /// Labels of the axes, none for lanes.
@@ -118,7 +146,7 @@ impl Variable {
     /// What it is: "data", "coordinate", "element" or "vertex".
     #[getter]
     fn role(&self) -> &'static str {
-        xemem_host::schema::role_name(self.desc.role)
+        schema::role_name(self.desc.role)
     }
 
     /// Unit, axes, order and role as a dictionary.

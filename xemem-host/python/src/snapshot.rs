@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use enclave_abi::arena::GenerationRecord;
+use enclave_abi::arena::{GenerationRecord, VarDesc};
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyIterator, PyList, PyTuple};
 use rustix::io::Errno;
+use xemem_host::schema::Described;
 use xemem_host::snapshot::SnapshotError;
 use xemem_host::{ClientError, OwnedSnapshot};
 
@@ -181,6 +182,20 @@ impl Snapshot {
     /// Names of the variables.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.variables.iter().map(Variable::key))
+    }
+
+    /// The variables as a dictionary: "json" lists the table, "conduit" is a
+    /// Conduit schema over the arena's bytes.
+    #[pyo3(signature = (format = "json"))]
+    fn schema<'py>(&self, py: Python<'py>, format: &str) -> PyResult<Bound<'py, PyAny>> {
+        let variables: Vec<VarDesc> = self.variables.iter().map(Variable::desc).collect();
+        let described = Described {
+            arena: &self.arena,
+            size_bytes: self.size_bytes,
+            record: Some(&self.record),
+            variables: &variables,
+        };
+        layout::schema(py, format, &described)
     }
 
     /// Private copies of all variables, or of those named, by name.

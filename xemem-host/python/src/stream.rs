@@ -12,11 +12,12 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use rustix::io::Errno;
+use xemem_host::schema::Described;
 use xemem_host::{ClientError, EndReason, MapCounts, OwnedSnapshot};
 
 use crate::failure::{self, Class};
 use crate::hold::Hold;
-use crate::layout::Variable;
+use crate::layout::{self, Variable};
 use crate::snapshot::Snapshot;
 use crate::wait::{self, Deadline};
 
@@ -36,6 +37,7 @@ pub(crate) struct Stream {
     facts: Mutex<Facts>,
     holds: Mutex<Vec<Weak<Hold>>>,
     nr_banks: u32,
+    size_bytes: u64,
     /// A connection is of no use in a forked process.
     pid: u32,
 }
@@ -70,6 +72,7 @@ impl Stream {
             name: name.into(),
             timeout,
             nr_banks: stream.geometry().nr_banks,
+            size_bytes: stream.geometry().size_bytes,
             inner: Mutex::new(Some(stream)),
             facts: Mutex::default(),
             holds: Mutex::default(),
@@ -189,6 +192,27 @@ impl Stream {
             EndReason::ExporterGone => "its enclave is gone",
             EndReason::Removed => "removed",
         })
+    }
+
+    /// The variables as a dictionary: "json" lists the table, "conduit" is a
+    /// Conduit schema over the arena's bytes. Needs no snapshot.
+    #[pyo3(signature = (format = "json"))]
+    fn schema<'py>(&self, py: Python<'py>, format: &str) -> PyResult<Bound<'py, PyAny>> {
+        let variables = py.detach(|| {
+            lock(&self.inner)
+                .as_ref()
+                .map(xemem_host::Stream::variables)
+        });
+        let Some(variables) = variables else {
+            return Err(Self::closed_error(py));
+        };
+        let described = Described {
+            arena: &self.name,
+            size_bytes: self.size_bytes,
+            record: None,
+            variables: &variables,
+        };
+        layout::schema(py, format, &described)
     }
 
     /// Whether it was closed.

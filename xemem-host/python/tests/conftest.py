@@ -25,6 +25,12 @@ CODES = {"i": 0, "u": 1, "f": 2, "c": 5}
 ROLES = {"data": 0, "coordinate": 1, "element": 2, "vertex": 3}
 
 
+def pytest_configure(config):
+    for name in ("XASM_OUT", "XASM_TEST_EXPORTER"):
+        if name not in os.environ:
+            pytest.exit(f"{name} is not set; try: cargo xtask wheel --test", 2)
+
+
 @pytest.fixture
 def out():
     """The folder with the project's programs."""

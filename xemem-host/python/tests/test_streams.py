@@ -6,7 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import xemem
-from conftest import Exporter, Flux
 
 
 def test_latest_skips_and_counts(flux, attach):
@@ -160,9 +158,13 @@ def test_a_forked_child_reads_but_does_not_ask(flux, attach):
     assert stream.next().generation == 2
 
 
-def interrupted(code, run_dir):
+def interrupted(code):
     """Runs `code`, sends it Ctrl-C once it says so, returns how it ended."""
-    code = "import sys, xemem\n" + textwrap.dedent(code)
+    # A test run in the background of a shell has Ctrl-C switched off.
+    code = (
+        "import signal, xemem\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -179,13 +181,16 @@ def interrupted(code, run_dir):
 @pytest.mark.parametrize(
     "wait",
     [
-        "stream = xemem.attach('snap/flux', timeout=None)\nprint('waiting', flush=True)\nstream.next()",
-        "print('waiting', flush=True)\nxemem.attach('no/such', timeout=None)",
+        "stream = xemem.attach('snap/flux', timeout=None)\n"
+        "print('waiting', flush=True)\n"
+        "stream.next()",
+        "print('waiting', flush=True)\n"
+        "xemem.attach('no/such', timeout=None)",
     ],
     ids=["for a step", "for a name"],
 )
-def test_ctrl_c_ends_a_wait(flux, run_dir, wait):
-    code, stderr, seconds = interrupted(wait, run_dir)
+def test_ctrl_c_ends_a_wait(flux, wait):
+    code, stderr, seconds = interrupted(wait)
     assert "KeyboardInterrupt" in stderr
     assert code == -signal.SIGINT
     assert seconds < 10
