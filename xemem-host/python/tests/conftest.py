@@ -31,6 +31,15 @@ def pytest_configure(config):
             pytest.exit(f"{name} is not set; try: cargo xtask wheel --test", 2)
 
 
+#: Lines that tests want to be seen at the end.
+FIGURES = []
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in FIGURES:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def out():
     """The folder with the project's programs."""

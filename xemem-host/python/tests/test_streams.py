@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import xemem
+from conftest import FIGURES
 
 
 def test_latest_skips_and_counts(flux, attach):
@@ -219,3 +221,29 @@ def test_things_say_what_they_are(flux, attach):
     assert repr(snap.variables["flux"]) == (
         '<xemem.Variable "flux" <f8 (16, 8, 4) order F unit "cm-2 s-1">'
     )
+
+
+def test_a_step_costs_microseconds_and_no_mapping(flux, attach):
+    stream = attach()
+    to_next, to_array = [], []
+    for _ in range(500):
+        flux.publish()
+        start = time.perf_counter()
+        snap = stream.next()
+        between = time.perf_counter()
+        array = snap["flux"]
+        end = time.perf_counter()
+        to_next.append(between - start)
+        to_array.append(end - between)
+    assert array.shape == (16, 8, 4)
+    next_us, array_us = (statistics.median(t) * 1e6 for t in (to_next, to_array))
+    FIGURES.append(
+        f"loop overhead per step: next {next_us:.1f} us, array {array_us:.1f} us "
+        "(medians of 500, one of 64 chunks changes)"
+    )
+    assert next_us + array_us < 10_000
+    # The two views that take turns each find the chunk where it was.
+    counters = stream.counters
+    assert counters["steps"] == 500 and counters["bytes_detached"] == 0
+    assert counters["chunks_mapped"] + counters["chunks_reused"] == 500 * 64
+    assert counters["runs_mapped"] < 500
