@@ -159,11 +159,13 @@ impl Connection {
     ) -> Result<(), ClientError> {
         loop {
             let socket = self.socket.as_fd();
-            let mut fds = [
-                PollFd::from_borrowed_fd(socket, PollFlags::IN),
-                PollFd::from_borrowed_fd(cancel.unwrap_or(socket), PollFlags::IN),
-            ];
-            match poll(&mut fds, time_left(deadline).as_ref()) {
+            let answer = PollFd::from_borrowed_fd(socket, PollFlags::IN);
+            let given_up = PollFd::from_borrowed_fd(cancel.unwrap_or(socket), PollFlags::IN);
+            let mut fds = [answer, given_up];
+            // The socket twice would not do without `cancel`: poll(2) looks at
+            // one entry after the other, and the answer may come in between.
+            let nr_fds = if cancel.is_some() { 2 } else { 1 };
+            match poll(&mut fds[..nr_fds], time_left(deadline).as_ref()) {
                 Ok(0) => {
                     self.late = self.late.saturating_add(1);
                     return Err(ClientError::NoAnswer { limit });

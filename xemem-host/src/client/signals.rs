@@ -86,7 +86,10 @@ impl Signals {
             ];
             match poll(&mut fds, time_left(deadline).as_ref()) {
                 Ok(0) => return Err(ClientError::Timeout),
-                Ok(_) if fds[0].revents().is_empty() => return Err(ClientError::BrokerGone),
+                // Its last words may have come after its eventfd was looked at.
+                Ok(_) if fds[0].revents().is_empty() && !poll_in(self.wait.as_fd())? => {
+                    return Err(ClientError::BrokerGone);
+                }
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(source) => {
                     let what = "wait for a signal";
