@@ -189,15 +189,41 @@ impl Drop for Program {
     }
 }
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// What `cargo xtask image` made.
+fn made(name: &str) -> PathBuf {
+    let out = std::env::var_os("XASM_OUT");
+    let file = out
+        .map_or_else(|| repository().join("out"), PathBuf::from)
+        .join(name);
+    let shown = file.display();
+    assert!(file.is_file(), "{shown} is missing; try: cargo xtask image");
+    file
+}
+
 fn bench() -> PathBuf {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
-    let program = out.join("xasm-bench");
-    let shown = program.display();
-    assert!(
-        program.is_file(),
-        "{shown} is missing; try: cargo xtask image"
+    made("xasm-bench")
+}
+
+/// A C example of the guest library.
+fn example(name: &str, target: &Path) -> PathBuf {
+    let library = repository().join("guests/libxasm");
+    let program = target.join(name);
+    let ended = finish(
+        std::process::Command::new("cc")
+            .args(["-static", "-O2", "-Wall", "-Wextra", "-Werror"])
+            .arg(library.join("examples").join(name).with_extension("c"))
+            .arg("-I")
+            .arg(library.join("include"))
+            .arg(made("libxasm.a"))
+            .arg("-o")
+            .arg(&program),
+        b"",
     );
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
     program
 }
 
@@ -369,7 +395,8 @@ fn a_hundred_rounds_of_attach_and_detach_leave_nothing() {
     assert_eq!(b.ask("churn q 1"), "ok 1");
     let before = pair.holdings("b");
     assert_eq!(b.ask("churn q 100"), "ok 100");
-    assert_eq!(pair.holdings("b"), before);
+    // Looking takes a connection, too, which closes by itself.
+    eventually("nothing is left", || pair.holdings("b") == before);
     assert_eq!(pair.fact("b", "imports"), 0);
     assert_eq!(a.ask("step q"), "ok 2");
 }
@@ -443,4 +470,31 @@ fn an_exporter_that_lies_harms_no_importer() {
     }
     let log = pair.succeeds(&["logs", "b"]);
     assert!(!log.contains("panic"), "{log}");
+}
+
+#[test]
+fn a_c_program_follows_another_to_its_end() {
+    let pair = Pair::new("3");
+    let [follow, publish] = ["follow", "three_calls"].map(|name| example(name, &pair.run_dir));
+    let mut b = pair.start("b", &follow, &[]);
+    let mut a = pair.start("a", &publish, &["20000", "64", "64"]);
+    let mut means = Vec::new();
+    let end = loop {
+        let line = b.answer();
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["step", step, "mean", mean, ..] => {
+                let step: u64 = step.trim_end_matches(':').parse().unwrap();
+                let mean: f64 = mean.trim_end_matches(',').parse().unwrap();
+                means.push((step, mean));
+            }
+            _ => break line,
+        }
+    };
+    assert_eq!(end, "the end, reason 1");
+    assert_eq!((a.code(), b.code()), (0, 0));
+    // The plate gets warmer.
+    println!("{} of 20000 steps seen", means.len());
+    assert!(means.len() > 1 && means.is_sorted(), "{means:?}");
+    assert!(means.first().unwrap().1 < means.last().unwrap().1);
 }

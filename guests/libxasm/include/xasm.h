@@ -257,6 +257,115 @@ struct xasm_host_counters {
 /* Fills in `counters`; 0, -EINVAL for NULL, -ENOSYS on Linux. For benchmarks. */
 int xasm_host_counters(struct xasm_host_counters *counters);
 
+/* ---- arenas of others ------------------------------------------------------- */
+
+/*
+ * A program attaches arenas that other enclaves, Linux processes or itself
+ * publish: read-only, whole, without a copy. In an enclave only; processes on
+ * Linux use libxemem. XEMEM's names, then what they have no word for.
+ *
+ *     int64_t apid = xemem_get(xasm_lookup("heat", 5000), XEMEM_RDONLY);
+ *     struct xemem_addr heat = { apid, 0 };
+ *     const double *t = xemem_attach(heat, 0, NULL);   // (void *)-1 on failure
+ *     do use(t); while (xasm_next(t, XASM_NO_LIMIT, NULL) == 1);
+ *     xemem_release(apid);
+ */
+#define XEMEM_RDONLY 1
+#define XEMEM_RDWR 2
+#define XASM_NO_LIMIT UINT32_MAX
+
+struct xemem_addr {
+	int64_t apid;
+	uint64_t offset; /* 0 for an arena */
+};
+
+/* The segment of that name; -ENOENT. */
+int64_t xemem_lookup_segid(const char *name);
+
+/* The same, waiting for the name up to `timeout_ms`; -ETIMEDOUT. */
+int64_t xasm_lookup(const char *name, uint32_t timeout_ms);
+
+/*
+ * Access to it, by XEMEM_RDONLY or XEMEM_RDWR: an apid. -EACCES without
+ * permission, to write an arena always; -ENOENT; -EIDRM when it has ended.
+ */
+int64_t xemem_get(int64_t segid, int flags);
+
+/*
+ * Attaches it and shows its newest generation, waiting for the first one if
+ * there is none. `size` is 0 or the whole, `vaddr` NULL or where it would be
+ * anyway. (void *)-1 on failure; xasm_attach() tells which.
+ */
+void *xemem_attach(struct xemem_addr addr, uint64_t size, void *vaddr);
+
+/* Detaches; 0, also if nothing is attached there. */
+int xemem_detach(void *vaddr);
+
+/* Gives the access back and detaches; 0 or -EBADF. */
+int xemem_release(int64_t apid);
+
+/* xasm_attachment.policy: which generations xasm_next() shows. */
+#define XASM_LATEST 1u /* the newest */
+#define XASM_EVERY 2u  /* each one, as far as the exporter's queue goes */
+
+struct xasm_attachment {
+	uint64_t apid;
+	uint64_t offset;      /* 0 */
+	uint64_t size_bytes;  /* 0 or the whole; then: bytes */
+	uint64_t start;       /* 0 or where it would be; then: address */
+	uint32_t policy;      /* XASM_LATEST, XASM_EVERY */
+	uint32_t nr_banks;    /* then: banks of the arena */
+	uint64_t chunk_bytes; /* then: bytes of a chunk */
+};
+
+/*
+ * Attaches; nothing can be read there before xasm_next(). 0, -EBADF for an apid
+ * of somebody else, -EEXIST when it is attached, -EINVAL, -EIDRM, -ENOSPC with
+ * 16 attached, -ENOMEM.
+ */
+int xasm_attach(struct xasm_attachment *attachment);
+
+struct xasm_imported {
+	uint64_t generation;
+	uint64_t step;          /* the exporter's */
+	uint64_t time_bits;     /* bits of its double */
+	uint64_t unix_ns;       /* wall clock at its publish */
+	uint64_t chunks_copied; /* by the exporter since its publish before */
+	uint64_t chunks_mapped; /* that had to be mapped anew here */
+	uint64_t address;
+	uint64_t size_bytes;
+	uint64_t end_reason;    /* 0, or why the stream ended: 1 closed, 2 program
+				   died, 3 exporter gone, 4 removed */
+};
+
+/*
+ * Shows the next generation at the same address and gives the one before back.
+ * 1; 0 at the end of the stream, when the last one stays; -ETIMEDOUT; -EINVAL
+ * when nothing is attached there; -EIO. After an error the memory may not be
+ * read. `imported` may be NULL.
+ */
+int xasm_next(const void *at, uint32_t timeout_ms, struct xasm_imported *imported);
+
+/*
+ * 1 while what is shown is what was published; 0 once an exporter with
+ * XASM_DISCARD_OLDEST has taken it away. To be asked after reading.
+ */
+int xasm_valid(const void *at);
+
+struct xasm_found {
+	const void *data;
+	uint64_t bytes;
+	uint64_t shape[8];
+	int64_t strides[8]; /* in bytes */
+	uint32_t dtype;     /* XASM_F64, ... */
+	uint32_t ndim;
+	char order;         /* 'C' or 'F' */
+	uint8_t reserved[7];
+};
+
+/* A variable of what is attached; 0, -ENOENT, -EINVAL. */
+int xasm_find(const void *at, const char *name, struct xasm_found *found);
+
 /* ---- the XASM paper's names ------------------------------------------------ */
 
 /*

@@ -62,6 +62,15 @@ impl Dtype {
         (desc.dtype_code, desc.dtype_bits) == self.code_and_bits() && desc.dtype_lanes == 1
     }
 
+    /// The type of a described variable's elements; `None` if this library has no
+    /// name for it.
+    #[must_use]
+    pub fn described(desc: &VarDesc) -> Option<Self> {
+        (1..=12)
+            .filter_map(|number| Self::try_from(number).ok())
+            .find(|dtype| dtype.describes(desc))
+    }
+
     /// Bytes of one element.
     #[must_use]
     pub const fn bytes(self) -> u64 {

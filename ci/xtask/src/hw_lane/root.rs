@@ -23,7 +23,7 @@ const SOURCES: &str = "ci/xtask/src/hw_lane";
 /// C programs of the project that run in enclaves, with musl.
 const GUESTS: [&str; 3] = ["tls", "segv", "spin"];
 /// Those that attack their enclave; unoptimised, or their faults vanish.
-const HOSTILE: [&str; 4] = ["instructions", "memory", "scribble", "vector"];
+const HOSTILE: [&str; 5] = ["import", "instructions", "memory", "scribble", "vector"];
 const MUSL: &[&str] = &["musl-gcc", "-O1", "-static", "-no-pie"];
 const GLIBC: &[&str] = &["gcc", "-O0", "-fno-stack-protector", "-static", "-no-pie"];
 

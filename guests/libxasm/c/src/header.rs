@@ -4,9 +4,12 @@
 //! to the C compiler: a field that moved, a constant that changed or a header
 //! that does not compile fails the test with the compiler's own words.
 
+use crate::import::{XasmFound, XememAddr};
 use crate::surface::{XasmOptions, XasmVarSpec};
+use enclave_abi::syscall::{AttachArgs, FOLLOW_EVERY, FOLLOW_LATEST, Imported, NO_LIMIT};
 use guest::calls::HostCounters;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
+use guest::xemem;
 use guest::{ArenaStats, Chunk, Dtype, KernelStats, Role};
 use std::fmt::Write as _;
 use std::mem::offset_of;
@@ -44,7 +47,23 @@ fn assertions() -> String {
     layout!(out, HostCounters => "xasm_host_counters" {
         emulated_instructions, exits, guest_page_faults, injected_interrupts
     });
+    layout!(out, XememAddr => "xemem_addr" { apid, offset });
+    layout!(out, AttachArgs => "xasm_attachment" {
+        apid, offset, size_bytes, start, policy, nr_banks, chunk_bytes
+    });
+    layout!(out, Imported => "xasm_imported" {
+        generation, step, time_bits, unix_ns, chunks_copied, chunks_mapped, address, size_bytes,
+        end_reason
+    });
+    layout!(out, XasmFound => "xasm_found" {
+        data, bytes, shape, strides, dtype, ndim, order, reserved
+    });
     let constants = [
+        ("XEMEM_RDONLY", xemem::RDONLY),
+        ("XEMEM_RDWR", xemem::RDWR),
+        ("XASM_LATEST", u64::from(FOLLOW_LATEST)),
+        ("XASM_EVERY", u64::from(FOLLOW_EVERY)),
+        ("XASM_NO_LIMIT", NO_LIMIT),
         ("XASM_F64", Dtype::F64 as u64),
         ("XASM_F32", Dtype::F32 as u64),
         ("XASM_I64", Dtype::I64 as u64),
@@ -127,7 +146,11 @@ fn the_header_compiles_alone_as_c99() {
 #[test]
 fn every_exported_function_is_declared() {
     let header = include_str!("../../include/xasm.h");
-    let rust = concat!(include_str!("surface.rs"), include_str!("paper.rs"));
+    let rust = concat!(
+        include_str!("surface.rs"),
+        include_str!("paper.rs"),
+        include_str!("import.rs")
+    );
     let exported: Vec<&str> = rust
         .split("extern \"C\" fn ")
         .skip(1)

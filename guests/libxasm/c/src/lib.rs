@@ -20,6 +20,7 @@
 
 #[cfg(test)]
 mod header;
+pub mod import;
 pub mod paper;
 pub mod surface;
 mod table;

@@ -21,7 +21,27 @@ int main(void)
 	uint32_t id = 0, copy = 0;
 	void *start = 0;
 
+	struct xemem_addr nobody = { 1, 0 };
+	struct xasm_attachment none = { .apid = 1, .policy = XASM_LATEST };
+	struct xasm_found found;
+
 	CHECK(xasm_available() == 0);
+	CHECK(xemem_lookup_segid("a") == -ENOSYS);
+	CHECK(xasm_lookup("a", 10) == -ENOSYS);
+	CHECK(xemem_get(1, XEMEM_RDONLY) == -ENOSYS);
+	CHECK(xemem_get(-1, XEMEM_RDONLY) == -EINVAL);
+	CHECK(xemem_get(1, -1) == -EINVAL);
+	CHECK(xemem_attach(nobody, 0, NULL) == (void *)-1);
+	CHECK(xasm_attach(&none) == -ENOSYS);
+	CHECK(xasm_attach(NULL) == -EINVAL);
+	CHECK(xasm_next(&none, 0, NULL) == -ENOSYS);
+	CHECK(xasm_valid(&none) == -ENOSYS);
+	CHECK(xasm_find(&none, "a", &found) == -ENOSYS);
+	CHECK(xasm_find(&none, "a", NULL) == -EINVAL);
+	CHECK(xasm_find(&none, NULL, &found) == -EINVAL);
+	CHECK(xemem_detach(&none) == -ENOSYS);
+	CHECK(xemem_release(1) == -ENOSYS);
+	CHECK(xemem_release(-1) == -EINVAL);
 	CHECK(xasm_arena_create("a", 4096, NULL) == -ENOSYS);
 	CHECK(xasm_arena_create("", 4096, NULL) == -EINVAL);
 	CHECK(xasm_arena_create(NULL, 4096, NULL) == -EINVAL);
