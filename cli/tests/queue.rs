@@ -11,6 +11,8 @@
 #[expect(dead_code, reason = "builds nothing and needs no busybox")]
 mod support;
 
+#[path = "support/both.rs"]
+mod both;
 #[path = "support/producer.rs"]
 mod producer;
 
@@ -19,7 +21,7 @@ use std::thread;
 use xemem_host::Stream;
 use xemem_host::wire::Policy;
 
-use producer::{Below, CHUNK, PATIENCE, Producer, on_both, word};
+use producer::{Below, CHUNK, PATIENCE, Producer, word};
 use support::wait;
 
 fn discard_newest_refuses_and_leaves_the_readers_generation_alone(below: Below) {
@@ -184,7 +186,7 @@ fn a_rendezvous_waits_for_its_readers(below: Below) {
     drop(second);
 }
 
-on_both! {
+both::on_both! {
     discard_newest_refuses_and_leaves_the_readers_generation_alone
     discard_oldest_goes_on_and_tells_the_reader
     a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest

@@ -7,6 +7,8 @@
 #[expect(dead_code, reason = "builds nothing and needs no busybox")]
 mod support;
 
+#[path = "support/both.rs"]
+mod both;
 #[expect(dead_code, reason = "counts are the business of another test")]
 #[path = "support/producer.rs"]
 mod producer;
@@ -14,7 +16,7 @@ mod producer;
 use serde_json::Value;
 use xemem_host::wire::Policy;
 
-use producer::{Below, CHUNK, Producer, on_both, word};
+use producer::{Below, CHUNK, Producer, word};
 use support::{Ended, enclavectl, finish};
 
 fn ctl(producer: &Producer, arguments: &str) -> Ended {
@@ -141,7 +143,7 @@ fn diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot(below: Below
     assert!(forgotten.stderr.contains("not known any more"));
 }
 
-on_both! {
+both::on_both! {
     as_many_generations_are_kept_as_was_asked_for
     diff_names_the_chunks_that_the_program_wrote
     diff_goes_by_births_when_the_log_is_over_and_says_when_it_cannot

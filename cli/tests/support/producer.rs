@@ -24,26 +24,6 @@ pub(crate) enum Below {
     Linux,
 }
 
-/// Makes two tests of each check, one per backend.
-macro_rules! on_both {
-    ($($check:ident)*) => {
-        mod enclave {
-            $(#[test]
-            fn $check() {
-                super::$check(crate::producer::Below::Enclave);
-            })*
-        }
-
-        mod linux {
-            $(#[test]
-            fn $check() {
-                super::$check(crate::producer::Below::Linux);
-            })*
-        }
-    };
-}
-pub(crate) use on_both;
-
 /// A program that does what it is told.
 pub(crate) struct Producer {
     pub(crate) run_dir: PathBuf,
@@ -160,7 +140,7 @@ fn on_linux(run_dir: &Path) -> Command {
     command
 }
 
-fn bench() -> PathBuf {
+pub(crate) fn bench() -> PathBuf {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
     let program = out.join("xasm-bench");

@@ -1,7 +1,9 @@
 //! Following one arena: lookup, get, attach, then lease after lease.
 
 use super::{Broker, ClientError};
-use crate::snapshot::{ArenaReader, Diff, MapCounts, OwnedSnapshot, Snapshot, Views};
+use crate::snapshot::{
+    ArenaReader, Diff, MapCounts, OwnedSnapshot, Snapshot, SnapshotError, Views,
+};
 use crate::wire::{ApId, EndReason, Generation, LeaseReply, Policy, Role, SegId, Want};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -96,11 +98,14 @@ impl Stream {
     /// [`ClientError::Timeout`]; [`ClientError::BrokerGone`]; the generation
     /// cannot be read.
     pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Snapshot<'_>>, ClientError> {
-        let Some((generation, record)) = self.wait_for_lease(timeout)? else {
-            return Ok(None);
-        };
-        self.count(generation);
-        self.show(generation, record).map(Some)
+        while let Some((generation, record)) = self.wait_for_lease(timeout)? {
+            self.count(generation);
+            match self.map(generation, record) {
+                Ok(record) => return Ok(Some(self.snapshot(record))),
+                Err(error) => self.pass_over(error)?,
+            }
+        }
+        Ok(None)
     }
 
     /// Generation `generation`, whatever was read before; the stream goes on
@@ -111,24 +116,50 @@ impl Stream {
     /// [`ClientError::BrokerGone`]; the generation cannot be read.
     pub fn at(&mut self, generation: u64) -> Result<Snapshot<'_>, ClientError> {
         match self.link.lease(Want::Exactly(generation))? {
-            LeaseReply::Granted { record, .. } => self.show(generation, record),
+            LeaseReply::Granted { record, .. } => {
+                let record = self.map(generation, record)?;
+                Ok(self.snapshot(record))
+            }
             _ => Err(ClientError::Answer),
         }
     }
 
-    /// Maps a generation that was leased.
-    fn show(
+    /// Maps a generation that was leased; gives it back if that fails.
+    fn map(
         &mut self,
         generation: u64,
         record: GenerationRecord,
-    ) -> Result<Snapshot<'_>, ClientError> {
+    ) -> Result<GenerationRecord, ClientError> {
+        let mapped = whole_record(&self.reader, generation, record).and_then(|record| {
+            self.reader.show(&record)?;
+            Ok(record)
+        });
+        if mapped.is_err() {
+            self.link.release(generation);
+        }
+        mapped
+    }
+
+    /// What [`Stream::map`] has mapped.
+    fn snapshot(&self, record: GenerationRecord) -> Snapshot<'_> {
         let held = Held {
             link: &*self.link,
-            generation,
+            generation: record.generation,
         };
-        let record = whole_record(&self.reader, generation, record)?;
-        self.reader.show(&record)?;
-        Ok(Snapshot::new(&self.reader, record, Some(held)))
+        Snapshot::new(&self.reader, record, Some(held))
+    }
+
+    /// Goes on after a generation that was taken away from us between the lease
+    /// and the mapping, as its exporter's policy may have it; any other error
+    /// is one.
+    fn pass_over(&mut self, error: ClientError) -> Result<(), ClientError> {
+        match error {
+            ClientError::Snapshot(SnapshotError::NoFrame { .. } | SnapshotError::NoRecord(_)) => {
+                self.missed = self.missed.saturating_add(1);
+                Ok(())
+            }
+            other => Err(other),
+        }
     }
 
     /// The generations that [`Stream::at`] would find now, ascending.
@@ -158,11 +189,14 @@ impl Stream {
         &mut self,
         timeout: Option<Duration>,
     ) -> Result<Option<OwnedSnapshot>, ClientError> {
-        let Some((generation, record)) = self.wait_for_lease(timeout)? else {
-            return Ok(None);
-        };
-        self.count(generation);
-        self.own(generation, record).map(Some)
+        while let Some((generation, record)) = self.wait_for_lease(timeout)? {
+            self.count(generation);
+            match self.own(generation, record) {
+                Ok(snapshot) => return Ok(Some(snapshot)),
+                Err(error) => self.pass_over(error)?,
+            }
+        }
+        Ok(None)
     }
 
     /// As [`Stream::at`], but the snapshot stays when the next one comes.

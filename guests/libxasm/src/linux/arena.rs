@@ -11,7 +11,7 @@
 //! process may have. All chunks of a piece are in the same bank.
 
 use super::broker::Grant;
-use super::memory::{self, LeaseWords, Object, Window, ring};
+use super::memory::{self, LeaseWords, Object, Way, Window, ring};
 use super::os::{self, Fd};
 use crate::errno::Errno;
 use core::mem::offset_of;
@@ -129,11 +129,12 @@ impl Arena {
     /// one keep what they have.
     pub(super) fn move_to(&mut self, grant: Grant, lease: LeaseWords) -> Result<(), Errno> {
         let bytes = self.size_bytes();
-        let object = Object::map(&grant.memory, self.parts.geometry.object_bytes)?;
+        let geometry = &self.parts.geometry;
+        let object = Object::map(&grant.memory, geometry.object_bytes, geometry.control_bytes)?;
         let first = self.frame(0, 0)?;
         // From here on other threads wait for the lock when they store.
         self.parts.window.freeze()?;
-        object.copy_in(&self.parts.window, first, bytes)?;
+        object.copy_in(&self.parts.window, 0, first, bytes)?;
         let mut var = VarDesc::new_zeroed();
         for n in 0..self.nr_vars {
             self.parts.object.read(var_offset(n), var.as_mut_bytes())?;
@@ -149,10 +150,13 @@ impl Arena {
     }
 
     fn show_first_bank(&self) -> Result<(), Errno> {
-        let (parts, first) = (&self.parts, self.frame(0, 0)?);
-        parts
-            .window
-            .show(&parts.object, first, 0, self.size_bytes())
+        let (parts, first, bytes) = (&self.parts, self.frame(0, 0)?, self.size_bytes());
+        let window = &parts.window;
+        window.show(&parts.object, self.way(), None, first, 0, bytes)
+    }
+
+    fn way(&self) -> Way {
+        Way::for_pieces(self.parts.geometry.chunk_bytes * self.parts.chunks_per_piece)
     }
 
     /// Lets the arena of a parent go: its memory is not mapped in this process.
@@ -234,10 +238,11 @@ impl Arena {
         self.parts.policy
     }
 
-    /// Mappings that the window may come to need.
-    pub(super) fn nr_pieces(&self) -> u64 {
-        let per_piece = self.parts.chunks_per_piece;
-        self.parts.geometry.nr_chunks.div_ceil(per_piece)
+    /// Mappings that the arena may come to need.
+    pub(super) fn nr_mappings(&self) -> u64 {
+        let geometry = &self.parts.geometry;
+        let pieces = geometry.nr_chunks.div_ceil(self.parts.chunks_per_piece);
+        pieces * self.way().mappings(geometry.nr_banks)
     }
 
     fn birth(&self, chunk: u64, bank: u32) -> &AtomicU64 {
@@ -291,7 +296,8 @@ impl Arena {
         for chunk in first..first + nr_chunks {
             self.birth(chunk, bank).store(coming, Ordering::Release);
         }
-        self.parts.object.copy(from, to, bytes)?;
+        let (object, window) = (&self.parts.object, &self.parts.window);
+        object.copy_in(window, at, to, bytes)?;
         for chunk in first..first + nr_chunks {
             let entry = self.parts.geometry.log_entry_offset(self.log_head);
             let entry = self.parts.object.word(entry);
@@ -300,9 +306,8 @@ impl Arena {
         }
         self.header(offset_of!(ArenaHeader, log_head))
             .store(self.log_head, Ordering::Release);
-        self.parts.window.show(&self.parts.object, to, at, bytes)?;
-        self.parts.window.populate(at, bytes);
-        Ok(())
+        let (object, window) = (&self.parts.object, &self.parts.window);
+        window.show(object, self.way(), Some(from), to, at, bytes)
     }
 
     /// Makes a range writable, piece by piece.

@@ -6,10 +6,10 @@
 //!  window            chunk 0 │ chunk 1 │ …    where the program reads and writes
 //! ```
 //!
-//! The window shows each piece of the arena from some bank. Showing another bank
-//! is one `mremap` of the object's mapping with an old length of 0, which
-//! duplicates it: the only way to a writable mapping once the object is sealed.
-//! Called by [`super::arena`], which decides what to show; nothing here does.
+//! The window shows each piece of the arena from some bank. Once the object is
+//! sealed a writable mapping can only come from one that was made before, by
+//! `mremap`. There are two ways, chosen by the size of a piece ([`Way`]). Called
+//! by [`super::arena`], which decides what to show; nothing here does.
 
 // UNSAFETY: mappings, and words and bytes in them that the broker and readers
 // map as well.
@@ -18,7 +18,7 @@
 use super::os::{self, Fd, call, word};
 use crate::errno::Errno;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
-use enclave_abi::addr::{PAGE_SIZE, range_within};
+use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, range_within};
 use enclave_abi::lease::WORDS_PER_ARENA;
 use linux_raw_sys::general as raw;
 
@@ -27,6 +27,38 @@ const LEASE_BYTES: u64 = PAGE_SIZE;
 
 /// The lease words of one arena.
 pub(super) type LeaseWords = &'static [AtomicU64; WORDS_PER_ARENA];
+
+/// How the window comes to show another bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The object's mapping is duplicated (an old length of 0) and stays one
+    /// mapping. New page-table entries come with the first access to each page:
+    /// right for small pieces.
+    Duplicate,
+    /// The page tables of both banks change places: Linux moves whole ones, of
+    /// 2 MiB, where both ends are aligned. No entry is made or lost. The object
+    /// may come to be a mapping per piece and bank.
+    Exchange,
+}
+
+impl Way {
+    /// For pieces of so many bytes.
+    pub(super) fn for_pieces(bytes: u64) -> Self {
+        if bytes.is_multiple_of(LARGE_PAGE_SIZE) {
+            Self::Exchange
+        } else {
+            Self::Duplicate
+        }
+    }
+
+    /// Most mappings that a piece of an arena with `nr_banks` needs.
+    pub(super) fn mappings(self, nr_banks: u32) -> u64 {
+        match self {
+            Self::Duplicate => 1,
+            Self::Exchange => u64::from(nr_banks) + 1,
+        }
+    }
+}
 
 /// A range of addresses that is ours, unmapped when dropped.
 #[derive(Debug)]
@@ -38,19 +70,19 @@ struct Range {
 impl Range {
     /// Maps the beginning of a file, shared, readable and writable; a forked
     /// child does not get it.
-    fn of_file(fd: &Fd, bytes: u64) -> Result<Self, Errno> {
+    fn of_file(fd: &Fd, bytes: u64, align: u64) -> Result<Self, Errno> {
+        let range = Self::reserve_aligned(bytes, align)?;
         let protection = u64::from(raw::PROT_READ | raw::PROT_WRITE);
-        let flags = u64::from(raw::MAP_SHARED);
-        let args = [0, bytes, protection, flags, word(fd.raw()), 0];
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let start = unsafe { call(raw::__NR_mmap, args) }?;
-        let range = Self { start, bytes };
-        range.advise(0, bytes, raw::MADV_DONTFORK)?;
+        let flags = u64::from(raw::MAP_SHARED | raw::MAP_FIXED);
+        let args = [range.start, bytes, protection, flags, word(fd.raw()), 0];
+        // SAFETY: the addresses are ours, and nothing is there yet.
+        unsafe { call(raw::__NR_mmap, args) }?;
+        range.advise(raw::MADV_DONTFORK)?;
         Ok(range)
     }
 
     /// Takes addresses that nothing may use yet: those from `start` on if they
-    /// are free.
+    /// are free, any if it is 0.
     fn reserve(start: u64, bytes: u64) -> Result<Self, Errno> {
         let mut flags = raw::MAP_PRIVATE | raw::MAP_ANONYMOUS | raw::MAP_NORESERVE;
         if start != 0 {
@@ -60,27 +92,48 @@ impl Range {
         let args = [start, bytes, nothing, u64::from(flags), word(-1), 0];
         // SAFETY: a fresh mapping, where there was none.
         let at = unsafe { call(raw::__NR_mmap, args) }?;
-        let range = Self { start: at, bytes };
-        // Kernels before 4.17 take the address for a hint.
-        if start != 0 && at != start {
-            return Err(Errno::EEXIST);
-        }
-        Ok(range)
+        Ok(Self { start: at, bytes })
     }
 
-    fn advise(&self, offset: u64, bytes: u64, advice: u32) -> Result<(), Errno> {
-        if !range_within(offset, bytes, self.bytes) {
-            return Err(Errno::EFAULT);
+    /// Takes addresses anywhere at a multiple of `align`.
+    fn reserve_aligned(bytes: u64, align: u64) -> Result<Self, Errno> {
+        let more = bytes.checked_add(align).ok_or(Errno::ENOMEM)?;
+        let wide = Self::reserve(0, more)?;
+        let (first, end) = (wide.start, wide.start + more);
+        core::mem::forget(wide);
+        let start = first.next_multiple_of(align);
+        // What is too much goes back, at both ends.
+        drop(Self {
+            start: first,
+            bytes: start - first,
+        });
+        drop(Self {
+            start: start + bytes,
+            bytes: end - (start + bytes),
+        });
+        Ok(Self { start, bytes })
+    }
+
+    /// The address at `offset`, if `bytes` bytes from there on are inside.
+    fn at(&self, offset: u64, bytes: u64) -> Result<u64, Errno> {
+        if range_within(offset, bytes, self.bytes) {
+            Ok(self.start + offset)
+        } else {
+            Err(Errno::EFAULT)
         }
-        let args = [self.start + offset, bytes, u64::from(advice), 0, 0, 0];
-        // SAFETY: the callers' advice changes no contents.
+    }
+
+    fn advise(&self, advice: u32) -> Result<(), Errno> {
+        let args = [self.start, self.bytes, u64::from(advice), 0, 0, 0];
+        // SAFETY: the range is ours; the callers' advice changes no contents.
         unsafe { call(raw::__NR_madvise, args) }.map(drop)
     }
 }
 
 impl Drop for Range {
     fn drop(&mut self) {
-        // SAFETY: the range is ours, and whoever owns it gives it up.
+        // SAFETY: the range is ours, and whoever owns it gives it up. An empty
+        // one is refused, which is right as well.
         let _ = unsafe { call(raw::__NR_munmap, [self.start, self.bytes, 0, 0, 0, 0]) };
     }
 }
@@ -88,7 +141,7 @@ impl Drop for Range {
 /// Maps the lease page for good (it is small, and an arena may refer to it for
 /// as long as it lives); returns its words.
 pub(super) fn lease_page(fd: &Fd) -> Result<&'static [AtomicU64], Errno> {
-    let range = Range::of_file(fd, LEASE_BYTES)?;
+    let range = Range::of_file(fd, LEASE_BYTES, PAGE_SIZE)?;
     let start = core::ptr::with_exposed_provenance::<AtomicU64>(address(range.start));
     core::mem::forget(range);
     let words = usize::try_from(LEASE_BYTES).map_err(|_| Errno::EIO)? / size_of::<AtomicU64>();
@@ -97,100 +150,92 @@ pub(super) fn lease_page(fd: &Fd) -> Result<&'static [AtomicU64], Errno> {
     Ok(unsafe { core::slice::from_raw_parts(start, words) })
 }
 
-/// A mapped arena object.
+/// A mapped arena object. Words and bytes are those of its control area, which
+/// no window shows.
 #[derive(Debug)]
-pub(super) struct Object(Range);
+pub(super) struct Object {
+    range: Range,
+    control_bytes: u64,
+}
 
 impl Object {
     /// Maps the whole object and has all its pages made, so that a shortage is
     /// an error here and not a signal later.
-    pub(super) fn map(fd: &Fd, bytes: u64) -> Result<Self, Errno> {
-        let object = Self(Range::of_file(fd, bytes)?);
-        match object.0.advise(0, bytes, raw::MADV_POPULATE_WRITE) {
-            // Linux before 5.14.
-            Err(Errno::EINVAL) => object.allocate(fd)?,
-            Err(_) => return Err(Errno::ENOMEM),
-            Ok(()) => {}
-        }
-        Ok(object)
+    pub(super) fn map(fd: &Fd, bytes: u64, control_bytes: u64) -> Result<Self, Errno> {
+        let range = Range::of_file(fd, bytes, LARGE_PAGE_SIZE)?;
+        range
+            .advise(raw::MADV_POPULATE_WRITE)
+            .map_err(|_| Errno::ENOMEM)?;
+        Ok(Self {
+            range,
+            control_bytes,
+        })
     }
 
-    fn allocate(&self, fd: &Fd) -> Result<(), Errno> {
-        let args = [word(fd.raw()), 0, 0, self.0.bytes, 0, 0];
-        // SAFETY: the call takes numbers; the file's contents stay.
-        let allocated = unsafe { call(raw::__NR_fallocate, args) };
-        allocated.map(drop).map_err(|_| Errno::ENOMEM)
-    }
-
-    /// The word at `offset`; the first one if there is none.
+    /// The control word at `offset`; the first one if there is none.
     #[inline]
     pub(super) fn word(&self, offset: u64) -> &AtomicU64 {
-        let inside = offset.is_multiple_of(8) && range_within(offset, 8, self.0.bytes);
+        let inside = offset.is_multiple_of(8) && range_within(offset, 8, self.control_bytes);
         debug_assert!(inside, "offset {offset}");
-        let at = self.0.start + if inside { offset } else { 0 };
-        // SAFETY: the word lies inside the mapping, which lives as long as
-        // `self`, and is aligned; others only read it.
-        unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(address(at))) }
+        let at = address(self.range.start + if inside { offset } else { 0 });
+        // SAFETY: the word lies inside the control area, which is mapped as long
+        // as `self` lives, and is aligned; others only read it.
+        unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(at)) }
     }
 
-    /// Writes `bytes` at `offset`.
+    /// Writes `bytes` at `offset` of the control area.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let at = self.place(offset, bytes.len() as u64)?;
-        // SAFETY: the range is inside the mapping, and no reference into it is
-        // alive: words are borrowed for one access at a time.
-        unsafe {
-            core::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len());
-        }
+        let at = self.control(offset, bytes.len() as u64)?;
+        // SAFETY: the range is inside the control area, and no reference into it
+        // is alive: words are borrowed for one access at a time.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
         Ok(())
     }
 
-    /// Reads `bytes.len()` bytes at `offset`.
+    /// Reads `bytes.len()` bytes at `offset` of the control area.
     pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-        let at = self.place(offset, bytes.len() as u64)?;
+        let at = self.control(offset, bytes.len() as u64)?;
         // SAFETY: as in `write`, in the other direction.
-        unsafe {
-            core::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), bytes.len());
-        }
+        unsafe { core::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
-    /// Copies `bytes` bytes inside the object. All stores before it are visible
-    /// before those of the copy.
-    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<(), Errno> {
-        if from.abs_diff(to) < bytes {
-            return Err(Errno::EINVAL);
+    fn control(&self, offset: u64, bytes: u64) -> Result<*mut u8, Errno> {
+        if !range_within(offset, bytes, self.control_bytes) {
+            return Err(Errno::EFAULT);
         }
-        let (source, target) = (self.place(from, bytes)?, self.place(to, bytes)?);
+        let at = address(self.range.start + offset);
+        Ok(core::ptr::with_exposed_provenance_mut(at))
+    }
+
+    /// Copies what a window shows, frozen, at `offset` to `to`, which no window
+    /// shows. All stores before it are visible before those of the copy.
+    pub(super) fn copy_in(
+        &self,
+        window: &Window,
+        offset: u64,
+        to: u64,
+        bytes: u64,
+    ) -> Result<(), Errno> {
+        let source = address(window.0.at(offset, bytes)?);
+        let target = self.range.at(to, bytes)?;
         let len = usize::try_from(bytes).map_err(|_| Errno::EOVERFLOW)?;
+        // It may be frozen since the window showed it.
+        thaw(target, bytes)?;
         // x86 keeps the order of stores, the compiler has to be told.
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: both ranges are inside the mapping and do not overlap. The
-        // source is frozen: nobody writes there.
-        unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
+        // SAFETY: the window is readable everywhere, and frozen here: nobody
+        // writes. The target is a part of the object's own mapping that no
+        // window shows: writable by now, and used by nobody.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                core::ptr::with_exposed_provenance::<u8>(source),
+                core::ptr::with_exposed_provenance_mut::<u8>(address(target)),
+                len,
+            );
+        }
         compiler_fence(Ordering::SeqCst);
         Ok(())
-    }
-
-    /// Copies the first `bytes` bytes that a (frozen) window shows to `to`.
-    pub(super) fn copy_in(&self, window: &Window, to: u64, bytes: u64) -> Result<(), Errno> {
-        if bytes > window.0.bytes {
-            return Err(Errno::EFAULT);
-        }
-        let (from, target) = (address(window.0.start), self.place(to, bytes)?);
-        let len = usize::try_from(bytes).map_err(|_| Errno::EOVERFLOW)?;
-        let source = core::ptr::with_exposed_provenance::<u8>(from);
-        // SAFETY: the window is readable wherever it shows something, which is
-        // everywhere; this object is another one, and nobody else's yet.
-        unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
-        Ok(())
-    }
-
-    fn place(&self, offset: u64, bytes: u64) -> Result<*mut u8, Errno> {
-        if !range_within(offset, bytes, self.0.bytes) {
-            return Err(Errno::EFAULT);
-        }
-        let at = address(self.0.start + offset);
-        Ok(core::ptr::with_exposed_provenance_mut(at))
     }
 }
 
@@ -200,21 +245,17 @@ pub(super) struct Window(Range);
 
 impl Window {
     /// Takes `bytes` addresses from `start` on. If that is taken and need not
-    /// be there, anywhere at a multiple of `align`.
-    pub(super) fn new(start: u64, must: bool, bytes: u64, align: u64) -> Result<Self, Errno> {
+    /// be there, anywhere at a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// EINVAL when it has to be there, ENOMEM.
+    pub(super) fn new(start: u64, must: bool, bytes: u64) -> Result<Self, Errno> {
         match Range::reserve(start, bytes) {
-            Ok(range) => return Ok(Self(range)),
-            Err(_) if !must => {}
-            Err(_) => return Err(Errno::EINVAL),
+            // Kernels before 4.17 take the address for a hint.
+            Ok(range) if range.start == start => Ok(Self(range)),
+            _ if must => Err(Errno::EINVAL),
+            _ => Range::reserve_aligned(bytes, LARGE_PAGE_SIZE).map(Self),
         }
-        // Find a place by taking more, and giving it back.
-        let more = bytes.checked_add(align).ok_or(Errno::ENOMEM)?;
-        let wide = Range::reserve(0, more)?;
-        let aligned = wide.start.next_multiple_of(align);
-        drop(wide);
-        Range::reserve(aligned, bytes)
-            .map(Self)
-            .map_err(|_| Errno::ENOMEM)
     }
 
     /// Address of the first byte.
@@ -223,33 +264,37 @@ impl Window {
     }
 
     /// Shows `bytes` bytes of the object from `from` on at `offset`, writable.
+    /// The other way takes the object's own page tables for them, and gives
+    /// back those of what the window shows so far, which go to `old`, where they
+    /// came from; `None` when it shows nothing yet.
     ///
     /// # Errors
     /// ENOMEM when the process has too many mappings.
     pub(super) fn show(
         &self,
         object: &Object,
+        way: Way,
+        old: Option<u64>,
         from: u64,
         offset: u64,
         bytes: u64,
     ) -> Result<(), Errno> {
-        let inside = range_within(from, bytes, object.0.bytes);
-        if !inside || !range_within(offset, bytes, self.0.bytes) {
-            return Err(Errno::EFAULT);
+        let (from, to) = (object.range.at(from, bytes)?, self.0.at(offset, bytes)?);
+        if way == Way::Duplicate {
+            // SAFETY: both ranges are ours, and the window has the same contents
+            // (or is fresh) as what it shows afterwards, so whoever reads there
+            // sees no difference. The object's mapping stays as it is.
+            return unsafe { remap(from, 0, to, bytes) };
         }
-        let flags = u64::from(raw::MREMAP_MAYMOVE | raw::MREMAP_FIXED);
-        let args = [
-            object.0.start + from,
-            0,
-            bytes,
-            flags,
-            self.0.start + offset,
-            0,
-        ];
-        // SAFETY: both ranges are inside mappings of ours; what the window shows
-        // afterwards has the same contents (or is fresh), so whoever reads there
-        // sees no difference.
-        unsafe { call(raw::__NR_mremap, args) }.map(drop)
+        if let Some(old) = old {
+            let old = object.range.at(old, bytes)?;
+            // SAFETY: nobody uses the object's mapping of what a window shows.
+            // The window goes on showing the same, its entries made anew if
+            // somebody reads there before the next call.
+            unsafe { remap(to, bytes, old, bytes) }?;
+        }
+        // SAFETY: as for the other way.
+        unsafe { remap(from, bytes, to, bytes) }
     }
 
     /// Makes the whole window read-only: no store from here on reaches what it
@@ -270,20 +315,32 @@ impl Window {
 
     /// Makes `bytes` bytes at `offset` writable.
     pub(super) fn thaw(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        if !range_within(offset, bytes, self.0.bytes) {
-            return Err(Errno::EFAULT);
-        }
-        let protection = u64::from(raw::PROT_READ | raw::PROT_WRITE);
-        let args = [self.0.start + offset, bytes, protection, 0, 0, 0];
-        // SAFETY: the range is ours, and it was writable before.
-        unsafe { call(raw::__NR_mprotect, args) }.map(drop)
+        thaw(self.0.at(offset, bytes)?, bytes)
     }
+}
 
-    /// Has the page-table entries made that stores at `offset` would need one
-    /// fault each for. It does not matter if that cannot be.
-    pub(super) fn populate(&self, offset: u64, bytes: u64) {
-        let _ = self.0.advise(offset, bytes, raw::MADV_POPULATE_WRITE);
+/// Moves the page tables of a mapping to a new one over whatever is at `to`, or
+/// makes a new one without them if `old_bytes` is 0. The old mapping stays in
+/// both cases: its addresses must not become anybody else's.
+///
+/// # Safety
+/// Both ranges are ours, and nobody uses the second one in a way that the other
+/// contents would harm.
+unsafe fn remap(from: u64, old_bytes: u64, to: u64, bytes: u64) -> Result<(), Errno> {
+    let mut flags = raw::MREMAP_MAYMOVE | raw::MREMAP_FIXED;
+    if old_bytes != 0 {
+        flags |= raw::MREMAP_DONTUNMAP;
     }
+    let args = [from, old_bytes, bytes, u64::from(flags), to, 0];
+    // SAFETY: the caller answers for both ranges.
+    unsafe { call(raw::__NR_mremap, args) }.map(drop)
+}
+
+/// Makes a range of ours writable that was writable before.
+fn thaw(start: u64, bytes: u64) -> Result<(), Errno> {
+    let protection = u64::from(raw::PROT_READ | raw::PROT_WRITE);
+    // SAFETY: the callers checked the range; who reads there may go on.
+    unsafe { call(raw::__NR_mprotect, [start, bytes, protection, 0, 0, 0]) }.map(drop)
 }
 
 /// The processor's time-stamp counter.

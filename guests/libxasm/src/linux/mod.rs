@@ -39,12 +39,11 @@ use crate::errno::Errno;
 use arena::{Arena, Parts, Policy, Refusal};
 use broker::Connection;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
 use enclave_abi::lease::{MAX_ARENAS, WORDS_PER_ARENA};
 use enclave_abi::syscall::{ArenaArgs, ArenaStats};
 use lock::Lock;
-use memory::{LeaseWords, Object, Window};
+use memory::{LeaseWords, Object, Way, Window};
 use place::Digits;
 
 /// Where an enclave's kernel places arena 0, and the distance to the next:
@@ -53,7 +52,7 @@ const ARENA_BASE: u64 = 0x2000_0000_0000;
 const ARENA_SPAN: u64 = 1 << 39;
 /// Mappings that all arenas together may come to need. A process has 65,530 by
 /// default (`vm.max_map_count`), and is not ours alone.
-const MOST_PIECES: u64 = 48 << 10;
+const MOST_MAPPINGS: u64 = 48 << 10;
 /// Of what is left of them, an arena gets one part in so many.
 const SHARE: u64 = 3;
 
@@ -199,7 +198,7 @@ pub(crate) fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
         let (slot, chunks_per_piece) = ARENAS
             .with(|arenas| {
                 let slot = arenas.iter().position(Option::is_none);
-                let used = arenas.iter().flatten().map(Arena::nr_pieces).sum();
+                let used = arenas.iter().flatten().map(Arena::nr_mappings).sum();
                 slot.map(|slot| (slot, chunks_per_piece(&geometry, used)))
             })
             .ok_or(Errno::ENOSPC)?;
@@ -209,7 +208,9 @@ pub(crate) fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
         let grant = link.connection.arena_make(number, args, &geometry)?;
         let segid = grant.segid;
         let made = fault::install()
-            .and_then(|()| Object::map(&grant.memory, geometry.object_bytes))
+            .and_then(|()| {
+                Object::map(&grant.memory, geometry.object_bytes, geometry.control_bytes)
+            })
             .and_then(|object| {
                 args.start = window.start();
                 let parts = Parts {
@@ -251,14 +252,23 @@ fn window(slot: usize, args: &ArenaArgs, geometry: &Geometry) -> Result<Window, 
         0 => (usual, false),
         wanted => (wanted, true),
     };
-    Window::new(start, must, geometry.size_bytes, LARGE_PAGE_SIZE)
+    Window::new(start, must, geometry.size_bytes)
 }
 
 /// Chunks that one fault copies, so that the process does not run out of
 /// mappings: a power of two.
 fn chunks_per_piece(geometry: &Geometry, used: u64) -> u64 {
-    let share = (MOST_PIECES.saturating_sub(used) / SHARE).max(1);
-    geometry.nr_chunks.div_ceil(share).next_power_of_two()
+    let share = (MOST_MAPPINGS.saturating_sub(used) / SHARE).max(1);
+    let mut chunks = 1;
+    while chunks < geometry.nr_chunks {
+        let way = Way::for_pieces(geometry.chunk_bytes * chunks);
+        let pieces = geometry.nr_chunks.div_ceil(chunks);
+        if pieces * way.mappings(geometry.nr_banks) <= share {
+            break;
+        }
+        chunks *= 2;
+    }
+    chunks
 }
 
 fn lease_words(page: &'static [AtomicU64], slot: usize) -> Option<LeaseWords> {
