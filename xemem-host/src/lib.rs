@@ -39,6 +39,7 @@ mod shared;
 pub mod snapshot;
 pub mod wire;
 
+pub use client::maps;
 pub use client::{
     ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Piece, PlainAttachment, Segment,
     SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,

@@ -5,6 +5,7 @@
 //! runs and not one: kernel and host crates built together would share the
 //! features of their common dependencies, and guests need their own flags.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +18,11 @@ use crate::workspace::Workspace;
 
 /// Packages of the host side.
 pub(crate) const HOST_PACKAGES: [&str; 4] = ["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
+/// The shared library for programs written for XPMEM, and the name under which
+/// they load it.
+const XPMEM_PACKAGE: &str = "xpmem";
+const XPMEM_LIBRARY: &str = "libxpmem.so";
+const XPMEM_SONAME: &str = "libxpmem.so.0";
 /// Folder of programs that run inside an enclave (and one that does not).
 const GUEST_FOLDER: &str = "guests";
 /// Target of guest programs: never the kernel's, which has no floating point.
@@ -48,6 +54,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     for file in &files {
         install(file, &workspace.out)?;
     }
+    install_xpmem(workspace)?;
     install_headers(workspace)?;
     eprintln!(
         "==> image: {} files in {}",
@@ -87,8 +94,23 @@ pub(crate) fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Runs one cargo build and returns the executables and static libraries it
-/// made, as cargo itself names them.
+/// Builds the shared library and copies it under the name that programs load,
+/// with a link under the name that compilers look for.
+fn install_xpmem(workspace: &Workspace) -> anyhow::Result<()> {
+    let package = [XPMEM_PACKAGE.to_owned()];
+    let all = arguments(&["build", "--release", "--lib"], &package);
+    let built = build(workspace, "image: XPMEM library", &all)?;
+    let is_library = |file: &&PathBuf| file.ends_with(XPMEM_LIBRARY);
+    let library = built.iter().find(is_library).context("no shared library")?;
+    install_as(library, &workspace.out, XPMEM_SONAME.as_ref())?;
+    let link = workspace.out.join(XPMEM_LIBRARY);
+    // Nothing to remove the first time.
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink(XPMEM_SONAME, &link).context("link libxpmem.so")
+}
+
+/// Runs one cargo build and returns the executables, static and shared C
+/// libraries it made, as cargo itself names them.
 pub(crate) fn build(
     workspace: &Workspace,
     what: &str,
@@ -130,7 +152,7 @@ struct Message {
     filenames: Vec<PathBuf>,
 }
 
-/// Executables and static libraries named by one line of cargo's JSON output.
+/// Executables and libraries named by one line of cargo's JSON output.
 fn artifacts(line: &str) -> Vec<PathBuf> {
     let Ok(message) = serde_json::from_str::<Message>(line) else {
         return Vec::new();
@@ -138,9 +160,12 @@ fn artifacts(line: &str) -> Vec<PathBuf> {
     if message.reason != "compiler-artifact" {
         return Vec::new();
     }
-    let is_archive = |path: &PathBuf| path.extension().is_some_and(|ext| ext == "a");
-    let archives = message.filenames.into_iter().filter(is_archive);
-    message.executable.into_iter().chain(archives).collect()
+    let is_own = |path: &PathBuf| {
+        let shared = path.ends_with(XPMEM_LIBRARY);
+        shared || path.extension().is_some_and(|ext| ext == "a")
+    };
+    let libraries = message.filenames.into_iter().filter(is_own);
+    message.executable.into_iter().chain(libraries).collect()
 }
 
 /// What `cargo metadata` says about the workspace.
@@ -181,6 +206,11 @@ fn guest_packages(metadata: &serde_json::Value, kind: &str) -> Vec<String> {
 /// overwritten.
 fn install(file: &Path, folder: &Path) -> anyhow::Result<()> {
     let name = file.file_name().context("artifact without a name")?;
+    install_as(file, folder, name)
+}
+
+/// As [`install`], under another name.
+fn install_as(file: &Path, folder: &Path, name: &OsStr) -> anyhow::Result<()> {
     let mut fresh = name.to_owned();
     fresh.push(".new");
     let fresh = folder.join(fresh);
@@ -188,15 +218,20 @@ fn install(file: &Path, folder: &Path) -> anyhow::Result<()> {
     fs::rename(&fresh, folder.join(name)).with_context(|| format!("install {}", file.display()))
 }
 
-/// Copies the C header and the Fortran module next to the static library.
+/// Copies C headers, the Fortran module and pkg-config files next to the
+/// libraries.
 fn install_headers(workspace: &Workspace) -> anyhow::Result<()> {
-    for folder in ["guests/libxasm/include", "guests/libxasm/fortran"] {
+    for folder in [
+        "guests/libxasm/include",
+        "guests/libxasm/fortran",
+        "xemem-host/xpmem/include",
+    ] {
         let Ok(entries) = fs::read_dir(workspace.root.join(folder)) else {
             continue;
         };
         for entry in entries {
             let path = entry?.path();
-            let wanted = |ext: &std::ffi::OsStr| ext == "h" || ext == "f90";
+            let wanted = |ext: &OsStr| ext == "h" || ext == "f90" || ext == "pc";
             if path.extension().is_some_and(wanted) {
                 install(&path, &workspace.out)?;
             }
@@ -215,11 +250,18 @@ mod tests {
         let line = json!({
             "reason": "compiler-artifact",
             "executable": "/t/release/snap-mini",
-            "filenames": ["/t/release/snap-mini", "/t/libxasm.a", "/t/libxasm.rlib"],
+            "filenames": [
+                "/t/release/snap-mini", "/t/libxasm.a", "/t/libxasm.rlib",
+                "/t/libxpmem.so", "/t/libserde_derive.so",
+            ],
         });
         assert_eq!(
             artifacts(&line.to_string()),
-            [Path::new("/t/release/snap-mini"), Path::new("/t/libxasm.a")]
+            [
+                Path::new("/t/release/snap-mini"),
+                Path::new("/t/libxasm.a"),
+                Path::new("/t/libxpmem.so"),
+            ]
         );
     }
 

@@ -1,16 +1,19 @@
 //! What lies behind a range of our own addresses, from `/proc/self/maps`.
 //!
 //! Used before memory is moved into a segment: only private anonymous memory
-//! can be, or memory that a segment which has ended left behind. Pure: the text
-//! is an argument. proc(5) says what its fields are.
+//! can be, or memory that a segment which has ended left behind. The XPMEM
+//! library finds out with it what its program did to attachments. Pure: the
+//! text is an argument. proc(5) says what its fields are.
 
 use core::ops::Range;
 
 /// Identity of a mapped file or memory object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Object {
-    pub(super) device: (u32, u32),
-    pub(super) inode: u64,
+pub struct Object {
+    /// Major and minor number of the file system.
+    pub device: (u32, u32),
+    /// Its number there; 0 = no object, private memory.
+    pub inode: u64,
 }
 
 /// Why a range cannot be moved.
@@ -42,11 +45,23 @@ impl core::fmt::Display for Unmovable {
 }
 
 /// One line.
-struct Mapping<'a> {
-    range: Range<usize>,
-    protection: &'a str,
-    object: Object,
-    name: &'a str,
+#[derive(Clone, Debug)]
+pub struct Mapping<'a> {
+    /// Addresses.
+    pub range: Range<usize>,
+    /// Read, write, execute, private or shared: `rw-p`.
+    pub protection: &'a str,
+    /// Where it begins in the object, in bytes.
+    pub offset: u64,
+    /// What is mapped.
+    pub object: Object,
+    /// Path or pseudo-path, may be empty.
+    pub name: &'a str,
+}
+
+/// All mappings in the text of `/proc/self/maps`, by address.
+pub fn mappings(maps: &str) -> impl Iterator<Item = Mapping<'_>> {
+    maps.lines().filter_map(parse)
 }
 
 /// Checks that all of `range` is memory that can be moved; returns the shared
@@ -54,7 +69,7 @@ struct Mapping<'a> {
 pub(super) fn movable(maps: &str, range: &Range<usize>) -> Result<Vec<Object>, Unmovable> {
     let mut shared = Vec::new();
     let mut at = range.start;
-    for mapping in maps.lines().filter_map(parse) {
+    for mapping in mappings(maps) {
         let apart = mapping.range.end <= at || mapping.range.start >= range.end;
         if apart || at >= range.end {
             continue;
@@ -77,10 +92,7 @@ pub(super) fn movable(maps: &str, range: &Range<usize>) -> Result<Vec<Object>, U
 
 /// All objects that are mapped.
 pub(super) fn objects(maps: &str) -> Vec<Object> {
-    maps.lines()
-        .filter_map(parse)
-        .map(|mapping| mapping.object)
-        .collect()
+    mappings(maps).map(|mapping| mapping.object).collect()
 }
 
 /// The shared object behind a mapping, `None` if it is private memory.
@@ -108,7 +120,7 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
     let hex = |text| usize::from_str_radix(text, 16).ok();
     let (start, end) = fields.next()?.split_once('-')?;
     let protection = fields.next()?;
-    fields.next()?;
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
     let (major, minor) = fields.next()?.split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();
     let device = (number(major)?, number(minor)?);
@@ -116,6 +128,7 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
     Some(Mapping {
         range: hex(start)?..hex(end)?,
         protection,
+        offset,
         object: Object { device, inode },
         name: fields.next().unwrap_or("").trim(),
     })

@@ -5,10 +5,11 @@
 //! leases and exported segments end with their connection, whatever happens to
 //! the process, because the kernel closes it.
 
+mod apart;
 mod connection;
 mod error;
 mod make_over;
-mod maps;
+pub mod maps;
 mod segments;
 mod signals;
 mod start;
@@ -111,7 +112,17 @@ impl Broker {
     /// # Errors
     /// As [`Broker::connect`], or it cannot be started.
     pub fn connect_or_start(socket: &Path, broker_exe: &Path) -> Result<Self, ClientError> {
-        start::connect_or_start(socket, broker_exe)
+        start::connect_or_start(socket, broker_exe, start::Parent::Us)
+    }
+
+    /// As [`Broker::connect_or_start`], for libraries inside programs that
+    /// know nothing of brokers: the broker is nobody's child, so that waiting
+    /// for any child does not find it, and it inherits no descriptor.
+    ///
+    /// # Errors
+    /// As [`Broker::connect_or_start`].
+    pub fn connect_or_start_apart(socket: &Path, broker_exe: &Path) -> Result<Self, ClientError> {
+        start::connect_or_start(socket, broker_exe, start::Parent::Nobody)
     }
 
     /// Names this exporter's enclave.

@@ -4,6 +4,7 @@
 //! end at once, and every client finds the winner. A broker that was about to
 //! end for want of clients is replaced: that is the one retry.
 
+use super::apart;
 use super::connection::{ANSWER_WITHIN, time_left};
 use super::{Broker, ClientError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,10 +21,23 @@ const LOG_NAME: &str = "xemem.log";
 /// What a broker says once it serves.
 const READY: &[u8] = b"ready\n";
 
-pub(super) fn connect_or_start(socket: &Path, exe: &Path) -> Result<Broker, ClientError> {
+/// Whose child a broker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parent {
+    /// Ours.
+    Us,
+    /// Not ours: see [`Broker::connect_or_start_apart`].
+    Nobody,
+}
+
+pub(super) fn connect_or_start(
+    socket: &Path,
+    exe: &Path,
+    parent: Parent,
+) -> Result<Broker, ClientError> {
     for _ in 0..2 {
         match Broker::connect(socket) {
-            Err(error) if is_absent(&error) => start(socket, exe)?,
+            Err(error) if is_absent(&error) => start(socket, exe, parent)?,
             connected => return connected,
         }
     }
@@ -45,26 +59,39 @@ fn is_absent(error: &ClientError) -> bool {
 }
 
 /// Starts a broker and waits until it, or another one, serves.
-fn start(socket: &Path, exe: &Path) -> Result<(), ClientError> {
+fn start(socket: &Path, exe: &Path, parent: Parent) -> Result<(), ClientError> {
     let failed = |why: String| ClientError::Start {
         exe: exe.to_owned(),
         why,
     };
     let socket = std::path::absolute(socket).map_err(|error| failed(error.to_string()))?;
-    let mut child = Command::new(exe)
+    let mut command = Command::new(exe);
+    command
         .arg("--detach")
         .arg("--socket")
         .arg(&socket)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log_of(&socket).map_or_else(Stdio::null, Stdio::from))
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
+        .stderr(log_of(&socket).map_or_else(Stdio::null, Stdio::from));
+    if parent == Parent::Nobody {
+        apart::set_apart(&mut command);
+    }
+    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
+    if parent == Parent::Nobody {
+        // It ends at once. A program that waits for any child may be faster.
+        let _ = child.wait();
+    }
     let mut said = Vec::new();
     let heard = child.stdout.take().map(|out| listen(out, &mut said));
     if said == READY {
-        reap_later(child);
+        if parent == Parent::Us {
+            reap_later(child);
+        }
         return Ok(());
+    }
+    if parent == Parent::Nobody {
+        let log = socket.with_file_name(LOG_NAME);
+        return Err(failed(format!("it did not serve; see {}", log.display())));
     }
     if let Some(Err(Errno::TIMEDOUT)) = heard {
         // One that hangs is no use to anybody, and has nobody's memory yet.
