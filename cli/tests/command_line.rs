@@ -98,6 +98,10 @@ fn usage_errors_exit_with_2() {
         &["destroy", "a1", "--all"],
         &["snap", "read"],
         &["snap", "read", "flux", "--step", "newest"],
+        &["snap", "rm"],
+        &["snap", "rm", "flux", "--all"],
+        &["snap", "diff", "flux", "1"],
+        &["snap", "retain", "flux", "0"],
         &["snap", "read", "flux", "--format", "hdf5"],
         &["logs"],
     ] {

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use xemem_host::broker::Retention;
 use xemem_host::server::{Options, Server};
 use xemem_host::{ArenaRequest, Broker, Hugetlb, SegmentRequest, Target};
 
@@ -27,6 +28,7 @@ impl Serving {
         let options = Options {
             linger: Duration::from_secs(3600),
             rings_per_second: 1000,
+            retention: Retention::NONE,
         };
         let server = Server::start(&run_dir.join("xemem.sock"), options);
         let server = server.unwrap().expect("the only one");

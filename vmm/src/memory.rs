@@ -97,6 +97,12 @@ pub(crate) struct Supply {
 }
 
 impl Supply {
+    /// All bytes, on whatever pages.
+    pub(crate) fn bytes(&self) -> u64 {
+        let huge_bytes = self.huge_pages.saturating_mul(LARGE_PAGE_SIZE);
+        self.small_bytes.saturating_add(huge_bytes)
+    }
+
     /// That of the host, or of the one node that may be used.
     pub(crate) fn read(node: MemoryNode) -> Self {
         let unknown = Self {

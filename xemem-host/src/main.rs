@@ -11,13 +11,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use xemem_host::broker::RINGS_PER_SECOND;
+use xemem_host::broker::{RINGS_PER_SECOND, Retention};
 use xemem_host::server::{Options, Server};
 
 const AFTER_HELP: &str = "\
 Examples:
   xemem-broker                        serve $ENCLAVE_RUNDIR, in the foreground
   xemem-broker --linger-ms 3600000    stay an hour after the last client
+  xemem-broker --retain-ms 0          let ended arenas go with their readers
 
 Files in the run directory ($ENCLAVE_RUNDIR, else /run/enclave for root, else
 $XDG_RUNTIME_DIR/enclave, else /tmp/enclave-UID):
@@ -42,6 +43,13 @@ struct Arguments {
     /// Milliseconds to stay when there is no client at all.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     linger_ms: u64,
+    /// Milliseconds that an arena can be attached after its end; 0 = not at all.
+    /// Without it: $XEMEM_RETAIN_MS, else ten minutes.
+    #[arg(long, value_name = "N")]
+    retain_ms: Option<u64>,
+    /// Most bytes of ended arenas of one user; without it a quarter of memory.
+    #[arg(long, value_name = "N")]
+    retain_bytes: Option<u64>,
     /// Rings per second (and at once) that a doorbell may cost work.
     #[arg(long, value_name = "N", default_value_t = RINGS_PER_SECOND)]
     rings_per_second: u64,
@@ -78,12 +86,29 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let options = Options {
         linger: Duration::from_millis(arguments.linger_ms),
         rings_per_second: arguments.rings_per_second,
+        retention: retention(arguments)?,
     };
     let server = Server::start(&socket, options).context("cannot start")?;
     if arguments.detach {
         say_ready().context("cannot tell that the broker is ready")?;
     }
     server.map_or(Ok(()), |server| server.run().context("cannot go on"))
+}
+
+/// How long and how much is retained. The environment counts, too, because
+/// clients start brokers on demand and pass no such arguments.
+fn retention(arguments: &Arguments) -> anyhow::Result<Retention> {
+    let from_environment = match std::env::var("XEMEM_RETAIN_MS") {
+        Ok(text) => Some(text.parse().context("XEMEM_RETAIN_MS is no number")?),
+        Err(_) => None,
+    };
+    let for_ms = arguments.retain_ms.or(from_environment);
+    Ok(Retention {
+        for_ms: for_ms.unwrap_or(Retention::DEFAULT_MS),
+        bytes_per_user: arguments
+            .retain_bytes
+            .unwrap_or_else(Retention::default_bytes),
+    })
 }
 
 /// Answers whoever started us, then lets go of its pipe.

@@ -52,19 +52,24 @@ fn status(format: Format) -> Result<(), Failure> {
                 "leases": status.leases,
                 "protocol_errors": status.protocol_errors,
                 "throttled": status.throttled,
+                "retained": status.retained,
+                "retained_bytes": status.retained_bytes,
                 "uptime_ms": status.uptime_ms,
             }),
         );
     }
     output::line(&format!(
-        "broker: pid {}, up {}, {} clients, {} enclaves, {} segments, {} attachments, {} leases",
+        "broker: pid {}, up {}, {} clients, {} enclaves, {} segments, {} attachments, {} leases, \
+         {} retained arenas of {}",
         status.pid,
         output::duration(status.uptime_ms),
         status.clients,
         status.enclaves,
         status.segments,
         status.attachments,
-        status.leases
+        status.leases,
+        status.retained,
+        output::size(status.retained_bytes)
     ))
 }
 

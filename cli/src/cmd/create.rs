@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_vmm::config::{
     ConfigError, CoreRequest, EnclaveConfig, parse_cores, parse_export, parse_node, parse_size,
 };
@@ -12,6 +13,7 @@ use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::features::{Features, parse_without};
 use enclave_vmm::machine::{Backing, Export, Ring};
+use enclave_vmm::topology::Topology;
 
 use crate::launch::{Launch, Lifetime, Word};
 use crate::output::{self, Format};
@@ -89,8 +91,9 @@ impl Create {
         let vmm = locate::program("enclave-vmm")?;
         // Makes the run directory, so that broker and VMM find the same one.
         locate::run_dir()?;
-        let (socket, broker) = cmd::broker::ensure_running()?;
+        let (socket, mut broker) = cmd::broker::ensure_running()?;
         config.broker_socket = socket;
+        make_room(&mut broker, &config);
         let started = start(&vmm, &config)?;
         // By now the VMM has its own connection.
         drop(broker);
@@ -132,6 +135,23 @@ impl Create {
             broker_socket: PathBuf::new(),
             selftest: 0,
         }
+    }
+}
+
+/// Has the broker give up what it keeps of ended arenas where the enclave would
+/// lack it: memory, or huge pages.
+fn make_room(broker: &mut xemem_host::Broker, config: &EnclaveConfig) {
+    let Ok(host) = Topology::read(Path::new("/")) else {
+        return;
+    };
+    let huge_bytes = host.huge_free.saturating_mul(LARGE_PAGE_SIZE);
+    let wants_huge = config.backing != Backing::Small && host.huge_total > 0;
+    let wanted = config.mem_bytes;
+    if wants_huge && huge_bytes < wanted {
+        // If it has nothing to give, the VMM says what is missing.
+        let _ = broker.make_room(wanted - huge_bytes, true);
+    } else if host.mem_available_bytes < wanted {
+        let _ = broker.make_room(wanted - host.mem_available_bytes, false);
     }
 }
 

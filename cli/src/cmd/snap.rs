@@ -39,6 +39,8 @@ pub(crate) enum Snap {
     Retain(store::Retain),
     /// Describe the variables of an arena.
     Schema(Schema),
+    /// Give up what is kept of arenas that have ended.
+    Rm(store::Remove),
 }
 
 /// Read one snapshot.
@@ -61,7 +63,8 @@ pub(crate) struct Read {
     /// Write to a file instead of standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Seconds to wait for the arena and the snapshot.
+    /// Seconds to wait for the arena and the snapshot; an arena that has ended
+    /// is read after that time if no live one came.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u32,
 }
@@ -101,6 +104,7 @@ impl Snap {
             Self::Diff(diff) => diff.run(format),
             Self::Retain(retain) => retain.run(format),
             Self::Schema(schema) => schema.run(format),
+            Self::Rm(remove) => remove.run(format),
         }
     }
 }
@@ -162,6 +166,8 @@ fn arena_json(arena: &SegmentInfo) -> Value {
         "readers": arena.readers,
         "leases": arena.leases,
         "retain": arena.retain,
+        "end_reason": arena.end_reason.map(|reason| reason.to_string()),
+        "retained_ms": arena.retained_ms,
         "owner_uid": arena.owner_uid,
         "age_ms": arena.age_ms,
     })

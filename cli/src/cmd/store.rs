@@ -1,15 +1,18 @@
-//! `snap ls NAME`, `snap diff` and `snap retain`: the generations of one arena.
+//! `snap ls NAME`, `snap diff`, `snap retain` and `snap rm`: the generations of
+//! one arena, and its end.
 
 use std::time::Duration;
 
 use clap::Args;
-use enclave_vmm::failure::Failure;
+use enclave_vmm::failure::{Class, Failure};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use xemem_host::wire::Role;
-use xemem_host::{Broker, ClientError, Diff, DiffSource, Generation, Policy, Stream};
+use xemem_host::{
+    Broker, ClientError, Diff, DiffSource, Generation, Policy, SegId, SegmentState, Stream,
+};
 
-use super::broker;
+use super::{broker, xemem};
 use crate::output::{self, Format};
 
 /// Show what changed between two generations.
@@ -31,6 +34,68 @@ pub(crate) struct Retain {
     /// How many, at most one less than it has banks.
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
+}
+
+/// Give up what is kept of arenas that have ended.
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Arena; NAME@SEGID for an earlier one of that name.
+    #[arg(required_unless_present = "all")]
+    name: Option<String>,
+    /// All that are retained.
+    #[arg(long, conflicts_with_all = ["name", "force"])]
+    all: bool,
+    /// Even one that is live: take it away from its readers.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Remove {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        let removed = match &self.name {
+            Some(name) => vec![self.remove(name)?],
+            None => remove_all()?,
+        };
+        let segids: Vec<u64> = removed.iter().map(|segid| segid.0).collect();
+        match format {
+            Format::Json => output::json("removed", &segids),
+            Format::Text => Ok(()),
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<SegId, Failure> {
+        let what = format!("remove {name}");
+        let failed = |error: ClientError| broker::failure(&what, &error);
+        let mut broker = broker::connect(&what)?;
+        let segid = broker.lookup(name, None).map_err(failed)?;
+        let info = broker.info(segid).map_err(failed)?;
+        if info.state == SegmentState::Live && !self.force {
+            let why = "it is live: its program still publishes";
+            let hint = format!("enclavectl snap rm --force {name}");
+            return Err(Failure::new(Class::Busy, what, why).with_hint(hint));
+        }
+        broker.remove(segid).map_err(failed)?;
+        Ok(segid)
+    }
+}
+
+/// Gives up all retained arenas that this user may; one that goes by itself
+/// meanwhile is no error.
+fn remove_all() -> Result<Vec<SegId>, Failure> {
+    let what = "remove what is retained";
+    let mut removed = Vec::new();
+    let segments = xemem::segments(what)?;
+    let retained = segments
+        .iter()
+        .filter(|s| s.state == SegmentState::Retained);
+    for segment in retained {
+        match broker::connect(what)?.remove(segment.segid) {
+            Ok(()) => removed.push(segment.segid),
+            Err(error) if matches!(error.refusal(), Some(Errno::NOENT | Errno::IDRM)) => {}
+            Err(error) => return Err(broker::failure(what, &error)),
+        }
+    }
+    Ok(removed)
 }
 
 /// Lists the generations of `name` that can be read now.

@@ -38,6 +38,7 @@ pub(super) fn state(segment: &SegmentInfo) -> &'static str {
         SegmentState::Making => "making",
         SegmentState::Live => "live",
         SegmentState::Ended => "ended",
+        SegmentState::Retained => "retained",
     }
 }
 
@@ -148,6 +149,7 @@ mod tests {
             mode: 0o640,
             age_ms: 61_000,
             retain: 0,
+            retained_ms: 0,
         }
     }
 

@@ -150,6 +150,12 @@ impl Stage {
         pid(&self.row(name)["pid"])
     }
 
+    /// Has the broker forget the arenas that have ended.
+    #[track_caller]
+    pub(crate) fn give_up_retained(&self) {
+        self.succeeds(&["snap", "rm", "--all"]);
+    }
+
     /// The broker's status.
     pub(crate) fn broker(&self) -> Value {
         let text = self.succeeds(&["broker", "status", "--json"]);

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use xasm::{Array, Order, Var};
+use xemem_host::broker::Retention;
 use xemem_host::server::{Options, Server};
 use xemem_host::{ArenaRequest, Broker, EndReason, Hugetlb, SegId};
 use zerocopy::{FromZeros, IntoBytes};
@@ -53,6 +54,7 @@ impl Host {
         let options = Options {
             linger: Duration::from_secs(3600),
             rings_per_second: 1000,
+            retention: Retention::NONE,
         };
         let server = Server::start(&directory.join("xemem.sock"), options)
             .expect("it starts")

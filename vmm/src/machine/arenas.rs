@@ -211,9 +211,14 @@ impl ArenaTable {
             .map_err(|_| Errno::INVAL)?;
         // Prefaulting would find out too, after minutes and at the cost of
         // everybody else on the host.
-        let supply = Supply::read(self.node);
+        let mut supply = Supply::read(self.node);
+        if geometry.object_bytes > supply.bytes() {
+            // Arenas that ended may still be kept for their readers.
+            let _ = self.tell(|broker| broker.make_room(geometry.object_bytes, false));
+            supply = Supply::read(self.node);
+        }
         let huge_bytes = supply.huge_pages.saturating_mul(LARGE_PAGE_SIZE);
-        if geometry.object_bytes > supply.small_bytes.saturating_add(huge_bytes) {
+        if geometry.object_bytes > supply.bytes() {
             return Err(Errno::NOMEM);
         }
         // The broker counts the pages of the whole host.

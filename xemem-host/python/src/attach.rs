@@ -97,7 +97,8 @@ fn may_come(error: &ClientError) -> bool {
     }
 }
 
-/// The segment of that name; the broker waits, slice by slice.
+/// The segment of that name; the broker waits, slice by slice, for a live one.
+/// At the end it may be one that has ended and is retained.
 fn lookup(py: Python<'_>, broker: &mut Broker, name: &str, deadline: Deadline) -> PyResult<SegId> {
     let mut last_slice = false;
     let mut waited = false;
@@ -106,7 +107,12 @@ fn lookup(py: Python<'_>, broker: &mut Broker, name: &str, deadline: Deadline) -
         last_slice = slice < Duration::from_millis(1);
         let timeout = (!last_slice || waited).then_some(slice.max(Duration::from_millis(1)));
         waited = true;
-        match broker.lookup(name, timeout) {
+        let found = if last_slice {
+            broker.lookup(name, timeout)
+        } else {
+            broker.lookup_live(name, timeout)
+        };
+        match found {
             Err(error) if error.refusal() == Some(Errno::TIMEDOUT) && !last_slice => Ok(None),
             Err(error) => Err(error),
             Ok(segid) => Ok(Some(segid)),

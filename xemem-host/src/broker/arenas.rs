@@ -26,6 +26,8 @@ pub(super) struct Arena {
     pub(super) leases: Leases,
     /// Newest generations that stay although nobody leased them, at least 1.
     pub(super) retain: u32,
+    /// Pages asked for.
+    pub(super) hugetlb: Hugetlb,
     /// Whether readers want each generation and keep up.
     pub(super) queueing: bool,
 }
@@ -125,6 +127,7 @@ impl Broker {
                 geometry,
                 leases: Leases::default(),
                 retain,
+                hugetlb,
                 queueing: false,
             })),
             exporter: peer,
@@ -135,6 +138,7 @@ impl Broker {
             page_bytes: 0,
             state: SegmentState::Making,
             end_reason: None,
+            retained_until_ms: None,
             made_ms: env.now_ms,
             apids: BTreeSet::new(),
             meter: Meter::new(self.settings.rings_per_second, env.now_ms),
@@ -164,6 +168,32 @@ impl Broker {
         let Some(segment) = self.segments.get_mut(&segid) else {
             return;
         };
+        // Retained arenas may be what there is too little memory for.
+        let uid = segment.permit.owner_uid;
+        let Some(arena) = segment.arena() else {
+            return;
+        };
+        let (object_bytes, wanted) = (arena.geometry.object_bytes, arena.hugetlb);
+        let large = LARGE_PAGE_SIZE;
+        let short = match result {
+            Err(Errno::NOMEM) => true,
+            Ok(page_bytes) => wanted != Hugetlb::No && page_bytes != large,
+            Err(_) => false,
+        };
+        if short && self.give_up_one(uid, wanted != Hugetlb::No).is_some() {
+            let making = Making::Arena(segid);
+            self.effects.push(Effect::DropArena(segid));
+            self.effects.push(Effect::MakeArena {
+                ticket: Ticket { peer, seq, making },
+                segid,
+                object_bytes,
+                hugetlb: wanted,
+            });
+            return;
+        }
+        let Some(segment) = self.segments.get_mut(&segid) else {
+            return;
+        };
         match result {
             Ok(page_bytes) => {
                 segment.page_bytes = u32::try_from(page_bytes).unwrap_or(0);
@@ -171,7 +201,6 @@ impl Broker {
                     return;
                 };
                 let (enclave, slot) = (arena.enclave, arena.slot);
-                let object_bytes = arena.geometry.object_bytes;
                 env.memory.clear(enclave, slot);
                 env.memory.set_retain(enclave, slot, arena.retain, 0);
                 let reply = Reply::Arena {

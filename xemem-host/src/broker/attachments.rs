@@ -93,11 +93,10 @@ impl Broker {
         if access == Access::ReadWrite && !segment.permit.has_writers() {
             return Err(Refusal::ReadOnly);
         }
-        if let Some(reason) = segment.end_reason {
-            return Err(Refusal::SegmentEnded(segid, reason));
-        }
-        if !segment.is_live() {
-            return Err(Refusal::SegmentState(segid));
+        match segment.end_reason {
+            _ if segment.can_be_got() => {}
+            Some(reason) => return Err(Refusal::SegmentEnded(segid, reason)),
+            None => return Err(Refusal::SegmentState(segid)),
         }
         if known.apids.len() >= MAX_APIDS {
             let (what, limit) = (Table::Apids, MAX_APIDS);
@@ -138,7 +137,7 @@ impl Broker {
         let segid = grant.segid;
         if let Some(segment) = self.segments.get(&segid) {
             segment.arena().ok_or(Refusal::NotArena(segid))?;
-            if let Some(reason) = segment.end_reason {
+            if let Some(reason) = segment.end_reason.filter(|_| !segment.is_retained()) {
                 return Err(Refusal::SegmentEnded(segid, reason));
             }
         }

@@ -225,10 +225,19 @@ impl Leases {
         }
     }
 
-    /// Cuts the tie to the shared words.
-    pub(super) fn freeze(&mut self, words: Words<'_>) {
-        if self.frozen.is_none() {
-            self.frozen = Some(words.memory.words(words.enclave, words.slot));
+    /// Cuts the tie to the shared words. A kernel that was stopped between
+    /// taking back a generation and publishing the next one has left none; then
+    /// `latest`, by its header, still is whole: a frame of it is reused at the
+    /// second write to a chunk after the next publish at the earliest.
+    pub(super) fn freeze(&mut self, words: Words<'_>, latest: Option<u64>) {
+        if self.frozen.is_some() {
+            return;
         }
+        let mut copy = words.memory.words(words.enclave, words.slot);
+        let has_any = copy.iter().any(|&word| Slot::decode(word).held().is_some());
+        if let (false, Some(latest), Some(word)) = (has_any, latest, copy.first_mut()) {
+            *word = Slot::Published(latest).encode();
+        }
+        self.frozen = Some(copy);
     }
 }

@@ -30,6 +30,7 @@ mod names;
 mod permits;
 mod plain;
 mod refusal;
+mod retained;
 mod segments;
 mod signals;
 mod store;
@@ -40,6 +41,7 @@ pub use doorbells::{PAUSE_MS, RINGS_PER_SECOND};
 pub use effect::{Effect, Fds, Ticket};
 pub use leases::{Counters, LeaseMemory};
 pub use refusal::{Operation, Refusal, Table};
+pub use retained::{RETAINED_PER_USER, Retention};
 
 use crate::wire::{
     ApId, EndReason, PROTOCOL_VERSION, Reply, Request, Role, SegId, Status, WireError,
@@ -111,6 +113,8 @@ pub struct Settings {
     pub linger_ms: u64,
     /// Budget of each doorbell.
     pub rings_per_second: u64,
+    /// For how long and how much ended arenas are retained.
+    pub retention: Retention,
 }
 
 #[derive(Debug)]
@@ -280,24 +284,24 @@ impl Broker {
     /// When [`Broker::tick`] has to be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        let idle = self.idle_since_ms;
+        let idle = self.idle_since_ms.filter(|_| self.retained().0 == 0);
         let idle = idle.map(|since| since.saturating_add(self.settings.linger_ms));
         let paused = self.segments.values().filter_map(Segment::paused_until);
         idle.into_iter()
             .chain(self.names.next_deadline())
             .chain(paused)
+            .chain(self.retained_deadline())
             .min()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, env: Env<'_>) {
-        for (peer, waiter) in self.names.expired(env.now_ms) {
-            self.refuse(peer, waiter.seq, &Refusal::NameTimeout);
-        }
+        self.end_lookups(env.now_ms);
         self.resume(env.now_ms);
+        self.expire_retained(env.now_ms);
         let linger_ms = self.settings.linger_ms;
         let idle = |since: u64| since.saturating_add(linger_ms) <= env.now_ms;
-        if self.idle_since_ms.is_some_and(idle) {
+        if self.idle_since_ms.is_some_and(idle) && self.retained().0 == 0 {
             self.effects.push(Effect::Exit);
         }
     }
@@ -320,7 +324,12 @@ impl Broker {
             Request::Mapped { segid } => self.mapped(peer, seq, segid).map(|()| None),
             Request::Name { segid, name } => self.name(peer, segid, &name).map(ok),
             Request::ArenaEnd { segid, reason } => self.arena_end(peer, segid, reason, env).map(ok),
-            Request::Lookup { name, timeout_ms } => self.lookup(peer, seq, &name, timeout_ms, env),
+            Request::Lookup {
+                name,
+                timeout_ms,
+                live_only,
+            } => self.lookup(peer, seq, &name, timeout_ms, live_only, env),
+            Request::MakeRoom { bytes, huge } => Ok(Some(self.make_room(peer, bytes, huge))),
             Request::Get { segid, access } => self.get(peer, segid, access).map(Some),
             Request::Attach { apid, policy } => self.attach(peer, seq, apid, policy).map(|()| None),
             Request::Lease { apid, want } => {
@@ -370,23 +379,46 @@ impl Broker {
         seq: u32,
         name: &[u8; enclave_abi::arena::NAME_BYTES],
         timeout_ms: u32,
+        live_only: bool,
         env: Env<'_>,
     ) -> Result<Option<Reply>, Refusal> {
         let name = Name::required(name)?;
-        let live = |segid: &SegId| self.segments.get(segid).is_some_and(Segment::is_live);
-        if let Some(segid) = self.names.find(&name).filter(live) {
+        let is_live = |segid: &SegId| self.segments.get(segid).is_some_and(Segment::is_live);
+        let can_be_got = |segid: &SegId| {
+            let segment = self.segments.get(segid);
+            segment.is_some_and(Segment::can_be_got)
+        };
+        let live = self.names.find(&name).filter(is_live);
+        let numbered = || self.names.find_numbered(&name).filter(can_be_got);
+        if let Some(segid) = live.or_else(numbered) {
             return Ok(Some(Reply::Segment { segid }));
         }
         if timeout_ms == 0 {
-            return Err(Refusal::NoName);
+            let retained = self.names.find_former(&name).filter(|_| !live_only);
+            let segid = retained.ok_or(Refusal::NoName)?;
+            return Ok(Some(Reply::Segment { segid }));
         }
         let deadline_ms = env.now_ms.saturating_add(u64::from(timeout_ms));
-        self.names.wait(peer, seq, name, deadline_ms).map(|()| None)
+        let waiting = self.names.wait(peer, seq, name, deadline_ms, live_only);
+        waiting.map(|()| None)
+    }
+
+    /// Answers the lookups whose time is over: who waited for a live segment
+    /// gets the retained one of that name, or none.
+    fn end_lookups(&mut self, now_ms: u64) {
+        for (peer, waiter) in self.names.expired(now_ms) {
+            let retained = self.names.find_former(&waiter.name);
+            match retained.filter(|_| !waiter.live_only) {
+                Some(segid) => self.reply(peer, waiter.seq, Reply::Segment { segid }),
+                None => self.refuse(peer, waiter.seq, &Refusal::NameTimeout),
+            }
+        }
     }
 
     fn status(&self, env: Env<'_>) -> Status {
         let attachments = self.grants.values().filter(|grant| grant.is_attached());
         let leases = self.peers.values().map(|peer| peer.leases).sum();
+        let retained = self.retained();
         Status {
             pid: self.settings.pid,
             protocol_version: u32::from(PROTOCOL_VERSION),
@@ -398,6 +430,8 @@ impl Broker {
             leases: count(leases),
             protocol_errors: self.protocol_errors,
             throttled: self.throttled,
+            retained: retained.0 as u64,
+            retained_bytes: retained.1,
             uptime_ms: env.now_ms.saturating_sub(self.started_ms),
         }
     }
@@ -411,11 +445,13 @@ impl Broker {
         let attachments = self.grants.values().filter(|grant| grant.is_attached());
         let attachments = attachments.count();
         let segments = self.peers.values().map(|peer| peer.segments.len()).sum();
-        if !force && enclaves + segments + attachments > 0 {
+        let retained = self.retained().0;
+        if !force && enclaves + segments + attachments + retained > 0 {
             return Err(Refusal::Busy {
                 enclaves,
                 segments,
                 attachments,
+                retained,
             });
         }
         Ok(())

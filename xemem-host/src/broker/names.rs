@@ -2,7 +2,10 @@
 //!
 //! A name belongs to one segment that has not ended. It is taken when the
 //! arena is made but found only once the segment is live: the caller says
-//! which. Lookups wait here, one per peer, until name, deadline or end.
+//! which. A segment that is retained after its end keeps its names as *former*
+//! ones: anybody may take them, and they are found if nobody has, the one that
+//! ended last first. `name@N` is the segment N under one of its names. Lookups
+//! wait here, one per peer, until name, deadline or end.
 
 use super::PeerId;
 use super::refusal::Refusal;
@@ -45,14 +48,18 @@ impl Name {
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) seq: u32,
-    name: Name,
+    pub(super) name: Name,
     deadline_ms: u64,
+    /// It does not want a retained segment in the end.
+    pub(super) live_only: bool,
 }
 
 /// All names and waiting lookups.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     segments: BTreeMap<Name, SegId>,
+    /// Of retained segments, in the order of their ends.
+    former: BTreeMap<Name, Vec<SegId>>,
     waiters: BTreeMap<PeerId, Waiter>,
 }
 
@@ -60,6 +67,21 @@ impl Names {
     /// Whose name this is.
     pub(super) fn find(&self, name: &Name) -> Option<SegId> {
         self.segments.get(name).copied()
+    }
+
+    /// The retained segment that had this name last.
+    pub(super) fn find_former(&self, name: &Name) -> Option<SegId> {
+        self.former.get(name)?.last().copied()
+    }
+
+    /// The segment meant by `name@segid`, if it has or had that name.
+    pub(super) fn find_numbered(&self, name: &Name) -> Option<SegId> {
+        let (base, number) = name.0.rsplit_once('@')?;
+        let segid = SegId(number.parse().ok()?);
+        let base = Name(base.to_owned());
+        let former = self.former.get(&base);
+        let is_former = former.is_some_and(|all| all.contains(&segid));
+        (is_former || self.find(&base) == Some(segid)).then_some(segid)
     }
 
     /// Takes `name` for `segid`.
@@ -74,6 +96,18 @@ impl Names {
     /// Gives all names of `segid` back.
     pub(super) fn free(&mut self, segid: SegId) {
         self.segments.retain(|_, owner| *owner != segid);
+        self.former.retain(|_, all| {
+            all.retain(|owner| *owner != segid);
+            !all.is_empty()
+        });
+    }
+
+    /// Lets others take the names of `segid`; until then it is found by them.
+    pub(super) fn retire(&mut self, segid: SegId) {
+        let names = self.segments.extract_if(.., |_, owner| *owner == segid);
+        for (name, _) in names {
+            self.former.entry(name).or_default().push(segid);
+        }
     }
 
     /// Lets a lookup of `peer` wait.
@@ -83,6 +117,7 @@ impl Names {
         seq: u32,
         name: Name,
         deadline_ms: u64,
+        live_only: bool,
     ) -> Result<(), Refusal> {
         if self.waiters.contains_key(&peer) {
             return Err(Refusal::LookupPending);
@@ -93,6 +128,7 @@ impl Names {
                 seq,
                 name,
                 deadline_ms,
+                live_only,
             },
         );
         Ok(())
@@ -126,7 +162,7 @@ impl Names {
     /// Whether nothing is left.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.waiters.is_empty()
+        self.segments.is_empty() && self.former.is_empty() && self.waiters.is_empty()
     }
 }
 
@@ -160,14 +196,43 @@ mod tests {
     }
 
     #[test]
+    fn a_retired_name_is_found_until_freed_and_anybody_may_take_it() {
+        let mut names = Names::default();
+        for segid in [SegId(1), SegId(2), SegId(3)] {
+            assert_eq!(names.take(name("a"), segid), Ok(()));
+            if segid != SegId(3) {
+                names.retire(segid);
+            }
+        }
+        assert_eq!(names.find(&name("a")), Some(SegId(3)));
+        assert_eq!(names.find_former(&name("a")), Some(SegId(2)));
+        for (text, wanted) in [
+            ("a@1", Some(SegId(1))),
+            ("a@3", Some(SegId(3))),
+            ("a@4", None),
+            ("b@1", None),
+            ("a@", None),
+            ("@1", None),
+            ("a@-1", None),
+        ] {
+            assert_eq!(names.find_numbered(&name(text)), wanted, "{text}");
+        }
+        names.free(SegId(2));
+        assert_eq!(names.find_former(&name("a")), Some(SegId(1)));
+        names.free(SegId(1));
+        names.free(SegId(3));
+        assert!(names.is_empty());
+    }
+
+    #[test]
     fn a_lookup_leaves_with_its_name_or_its_deadline() {
         let mut names = Names::default();
-        assert_eq!(names.wait(PeerId(1), 7, name("a"), 100), Ok(()));
+        assert_eq!(names.wait(PeerId(1), 7, name("a"), 100, false), Ok(()));
         assert_eq!(
-            names.wait(PeerId(1), 8, name("b"), 100),
+            names.wait(PeerId(1), 8, name("b"), 100, false),
             Err(Refusal::LookupPending)
         );
-        assert_eq!(names.wait(PeerId(2), 9, name("b"), 50), Ok(()));
+        assert_eq!(names.wait(PeerId(2), 9, name("b"), 50, true), Ok(()));
         assert_eq!(names.next_deadline(), Some(50));
         assert!(names.expired(49).is_empty());
         assert_eq!(names.expired(50).len(), 1);

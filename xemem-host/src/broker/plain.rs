@@ -70,6 +70,7 @@ impl Broker {
             page_bytes: 0,
             state: SegmentState::Making,
             end_reason: None,
+            retained_until_ms: None,
             made_ms: env.now_ms,
             apids: BTreeSet::new(),
             meter: Meter::new(self.settings.rings_per_second, env.now_ms),

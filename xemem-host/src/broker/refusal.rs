@@ -145,7 +145,7 @@ pub enum Refusal {
     ShutdownPermission,
     /// Shutdown while in use.
     #[error(
-        "still in use: enclaves {enclaves}, plain segments {segments}, attachments {attachments}"
+        "still in use: enclaves {enclaves}, plain segments {segments}, attachments {attachments}, retained arenas {retained}"
     )]
     Busy {
         /// Registered enclaves.
@@ -154,6 +154,8 @@ pub enum Refusal {
         segments: usize,
         /// Attachments.
         attachments: usize,
+        /// Ended arenas that are retained.
+        retained: usize,
     },
     /// The operating system refused.
     #[error("the operating system refused to {0}: {1}")]

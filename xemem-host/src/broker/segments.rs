@@ -41,6 +41,8 @@ pub(super) struct Segment {
     pub(super) page_bytes: u32,
     pub(super) state: SegmentState,
     pub(super) end_reason: Option<EndReason>,
+    /// When it will be retained no longer, if it is.
+    pub(super) retained_until_ms: Option<u64>,
     pub(super) made_ms: u64,
     /// Apids granted for it, attached or not.
     pub(super) apids: BTreeSet<ApId>,
@@ -87,7 +89,18 @@ impl Segment {
 }
 
 impl Broker {
-    pub(super) fn room_for_segment(&self, owner_uid: u32) -> Result<(), Refusal> {
+    /// Makes sure that there may be one more segment of `owner_uid`: retained
+    /// ones give way.
+    pub(super) fn room_for_segment(&mut self, owner_uid: u32) -> Result<(), Refusal> {
+        loop {
+            match self.one_more_segment(owner_uid) {
+                Err(_) if self.give_up_one(owner_uid, false).is_some() => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn one_more_segment(&self, owner_uid: u32) -> Result<(), Refusal> {
         let of_user = |segment: &&Segment| segment.permit.owner_uid == owner_uid;
         let nr_of_user = self.segments.values().filter(of_user).count();
         let limit = if self.segments.len() >= MAX_SEGMENTS {
@@ -191,32 +204,51 @@ impl Broker {
             let uid = credentials.uid;
             return Err(Refusal::Permission { uid, segid });
         }
-        if let Some(reason) = segment.end_reason {
-            return Err(Refusal::SegmentEnded(segid, reason));
+        match segment.end_reason {
+            Some(_) if segment.is_retained() => self.evict(segid),
+            Some(reason) => return Err(Refusal::SegmentEnded(segid, reason)),
+            None => self.end_segment(segid, EndReason::Removed, env),
         }
-        self.end_segment(segid, EndReason::Removed, env);
         Ok(())
     }
 
     /// Ends a segment once: its names are free, and whoever waits is told. Of
-    /// an arena, queues what readers of each generation still may get and cuts
-    /// it off the lease page; of a plain segment, hands out pending signals.
+    /// an arena, queues what readers of each generation still may get, cuts it
+    /// off the lease page and retains it if there is anything to read; of a
+    /// plain segment, hands out pending signals.
     pub(super) fn end_segment(&mut self, segid: SegId, reason: EndReason, env: Env<'_>) {
         self.advance(segid, env);
+        let latest = env.memory.counters(segid).latest_generation;
         let Some(segment) = self.segments.get_mut(&segid) else {
             return;
         };
         if segment.end_reason.is_some() {
             return;
         }
+        if let Some(arena) = segment.arena_mut() {
+            let record = env.memory.record(segid, latest);
+            let readable = record.map(|_| latest).filter(|&latest| latest > 0);
+            arena.leases.freeze(arena.words(env), readable);
+        }
+        let segment = self.segments.get(&segid);
+        let retain = segment.is_some_and(|s| self.is_worth_retaining(s, reason, env));
+        let Some(segment) = self.segments.get_mut(&segid) else {
+            return;
+        };
         segment.end_reason = Some(reason);
         segment.state = SegmentState::Ended;
+        if retain {
+            segment.state = SegmentState::Retained;
+            let until = env.now_ms.saturating_add(self.settings.retention.for_ms);
+            segment.retained_until_ms = Some(until);
+            self.names.retire(segid);
+        } else {
+            self.names.free(segid);
+        }
         let _ = segment.meter.resume(None);
         let (exporter, apids) = (segment.exporter, segment.apids.clone());
-        self.names.free(segid);
         match &mut segment.body {
             Body::Arena(arena) => {
-                arena.leases.freeze(arena.words(env));
                 let (enclave, slot) = (arena.enclave, arena.slot);
                 env.memory.clear(enclave, slot);
                 if let Some(enclave) = self.enclaves.get_mut(&enclave) {
@@ -237,11 +269,15 @@ impl Broker {
             }
         }
         self.forget_if_unused(segid);
+        if retain {
+            self.trim_retained(segid);
+        }
     }
 
-    /// Drops an ended segment that nobody has access to.
+    /// Drops an ended segment that nobody has access to, nor may get.
     pub(super) fn forget_if_unused(&mut self, segid: SegId) {
-        let unused = |segment: &Segment| segment.end_reason.is_some() && segment.apids.is_empty();
+        let unused =
+            |segment: &Segment| segment.state == SegmentState::Ended && segment.apids.is_empty();
         if self.segments.get(&segid).is_some_and(unused) {
             let gone = self.segments.remove(&segid);
             let memory = gone.as_ref().and_then(Segment::plain);
@@ -319,6 +355,7 @@ impl Broker {
             mode: segment.permit.mode,
             age_ms: env.now_ms.saturating_sub(segment.made_ms),
             retain: arena.map_or(0, |arena| arena.retain),
+            retained_ms: segment.retained_for_ms(env.now_ms),
         }
     }
 

@@ -206,13 +206,28 @@ impl Broker {
         self.done(&Request::ArenaEnd { segid, reason })
     }
 
-    /// Finds a segment; waits up to `timeout` for its name, not at all if
-    /// `None`.
+    /// Finds a segment; waits up to `timeout` for a live one of this name, not
+    /// at all if `None`. If there is none then, it is the arena that had the
+    /// name last and is retained. `name@N` is the segment N, which has or had
+    /// that name.
     ///
     /// # Errors
     /// ENOENT without waiting, ETIMEDOUT after.
     pub fn lookup(&mut self, name: &str, timeout: Option<Duration>) -> Result<SegId, ClientError> {
-        let (request, more) = lookup(name, timeout)?;
+        let (request, more) = lookup(name, timeout, false)?;
+        found(&self.call_patiently(&request, more)?.0)
+    }
+
+    /// As [`Broker::lookup`], but finds live segments only.
+    ///
+    /// # Errors
+    /// As [`Broker::lookup`].
+    pub fn lookup_live(
+        &mut self,
+        name: &str,
+        timeout: Option<Duration>,
+    ) -> Result<SegId, ClientError> {
+        let (request, more) = lookup(name, timeout, true)?;
         found(&self.call_patiently(&request, more)?.0)
     }
 
@@ -226,7 +241,7 @@ impl Broker {
         timeout: Option<Duration>,
         cancel: BorrowedFd<'_>,
     ) -> Result<SegId, ClientError> {
-        let (request, more) = lookup(name, timeout)?;
+        let (request, more) = lookup(name, timeout, false)?;
         found(&self.call_unless(&request, more, cancel)?.0)
     }
 
@@ -258,7 +273,8 @@ impl Broker {
         self.done(&Request::Release { apid })
     }
 
-    /// Takes a segment away from its name and its readers.
+    /// Takes a segment away from its name and its readers; a retained one goes
+    /// when the last of these does.
     ///
     /// # Errors
     /// EACCES unless this user owns it or is root.
@@ -369,6 +385,19 @@ impl Broker {
         self.done(&Request::Retain { segid, count })
     }
 
+    /// Gives up retained arenas, oldest first, until so many bytes are free:
+    /// this user's own, for root and the broker's user anybody's; with `huge`
+    /// only such as stand on 2 MiB pages. Returns the bytes given up.
+    ///
+    /// # Errors
+    /// The broker is gone.
+    pub fn make_room(&mut self, bytes: u64, huge: bool) -> Result<u64, ClientError> {
+        match self.call(&Request::MakeRoom { bytes, huge })?.0 {
+            Reply::Room { bytes } => Ok(bytes),
+            _ => Err(ClientError::Answer),
+        }
+    }
+
     /// Gives a generation back.
     ///
     /// # Errors
@@ -387,12 +416,21 @@ impl Broker {
     }
 }
 
-fn lookup(name: &str, timeout: Option<Duration>) -> Result<(Request, Duration), ClientError> {
+fn lookup(
+    name: &str,
+    timeout: Option<Duration>,
+    live_only: bool,
+) -> Result<(Request, Duration), ClientError> {
     let name = field(name)?;
     let timeout = timeout.map_or(0, |timeout| timeout.as_millis());
     let timeout_ms = u32::try_from(timeout).unwrap_or(u32::MAX);
     let more = Duration::from_millis(timeout_ms.into());
-    Ok((Request::Lookup { name, timeout_ms }, more))
+    let request = Request::Lookup {
+        name,
+        timeout_ms,
+        live_only,
+    };
+    Ok((request, more))
 }
 
 fn found(reply: &Reply) -> Result<SegId, ClientError> {

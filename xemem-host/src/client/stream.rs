@@ -34,7 +34,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Attaches the arena `name`, waiting up to `timeout` for the name.
+    /// Attaches the arena `name`, waiting up to `timeout` for a live one. If
+    /// none came, one that has ended and is retained gives its last
+    /// generation, then the end.
     ///
     /// # Errors
     /// No broker, no such name in time (ETIMEDOUT; ENOENT if `timeout` is 0),
@@ -47,6 +49,21 @@ impl Stream {
     ) -> Result<Self, ClientError> {
         let mut broker = Broker::connect_as(socket, Role::Consumer)?;
         let segid = broker.lookup(name, Some(timeout))?;
+        Self::over(broker, segid, policy)
+    }
+
+    /// As [`Stream::attach`], but never one that has ended and is retained.
+    ///
+    /// # Errors
+    /// As [`Stream::attach`].
+    pub fn attach_live(
+        socket: &Path,
+        name: &str,
+        policy: Policy,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let mut broker = Broker::connect_as(socket, Role::Consumer)?;
+        let segid = broker.lookup_live(name, Some(timeout))?;
         Self::over(broker, segid, policy)
     }
 

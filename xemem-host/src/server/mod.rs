@@ -11,7 +11,7 @@ mod plain;
 mod signals;
 mod startup;
 
-use crate::broker::{Broker, Effect, Env, Fds, PeerId, Settings, Ticket};
+use crate::broker::{Broker, Effect, Env, Fds, PeerId, Retention, Settings, Ticket};
 use crate::wire::socket::{Packet, receive, send};
 use crate::wire::{Reply, Request, SegId, Target, WireError, seq_of};
 use objects::Objects;
@@ -36,6 +36,8 @@ pub struct Options {
     pub linger: Duration,
     /// Doorbell budget, see [`crate::broker::RINGS_PER_SECOND`].
     pub rings_per_second: u64,
+    /// For how long and how much ended arenas are retained.
+    pub retention: Retention,
 }
 
 /// Why there is no server, or no longer.
@@ -160,6 +162,7 @@ impl Server {
             pid: std::process::id(),
             linger_ms: millis(options.linger),
             rings_per_second: options.rings_per_second,
+            retention: options.retention,
         };
         Ok(Some(Self {
             broker: Broker::new(settings, 0),

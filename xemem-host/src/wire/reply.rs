@@ -19,6 +19,8 @@ pub enum SegmentState {
     Live = 1,
     /// None will come; memory stays while somebody is attached.
     Ended = 2,
+    /// None will come; the last ones can be attached for some time.
+    Retained = 3,
 }
 
 /// What a segment is.
@@ -80,6 +82,9 @@ pub struct SegmentInfo {
     pub age_ms: u64,
     /// Newest generations kept although nobody leased them; 0 = plain.
     pub retain: u32,
+    /// Milliseconds that it can yet be attached after its end; 0 = not at all,
+    /// or it has not ended.
+    pub retained_ms: u64,
 }
 
 /// A generation that can be leased.
@@ -164,6 +169,10 @@ pub struct Status {
     pub protocol_errors: u64,
     /// Times a doorbell ran over budget.
     pub throttled: u64,
+    /// Ended arenas that can still be attached.
+    pub retained: u64,
+    /// Bytes of their objects.
+    pub retained_bytes: u64,
     /// Milliseconds since start.
     pub uptime_ms: u64,
 }
@@ -231,6 +240,11 @@ pub enum Reply {
     Subscribed,
     /// Generations that can be leased, ascending, [`SLOTS`] at most.
     Generations(Vec<Generation>),
+    /// Retained arenas were given up.
+    Room {
+        /// Their bytes.
+        bytes: u64,
+    },
 }
 
 mod kind {
@@ -246,6 +260,7 @@ mod kind {
     pub(super) const MEMORY: u16 = 140;
     pub(super) const SUBSCRIBED: u16 = 141;
     pub(super) const GENERATIONS: u16 = 142;
+    pub(super) const ROOM: u16 = 143;
 }
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
@@ -294,6 +309,7 @@ struct InfoBody {
     signals: u64,
     throttled: u64,
     age_ms: u64,
+    retained_ms: u64,
     state: u32,
     end_reason: u32,
     nr_banks: u32,
@@ -390,6 +406,7 @@ impl Reply {
                 frame(kind::MEMORY, seq, &body)
             }
             Self::Subscribed => numbers(kind::SUBSCRIBED, 0, 0, 0),
+            Self::Room { bytes } => numbers(kind::ROOM, *bytes, 0, 0),
             Self::Generations(all) => frame(kind::GENERATIONS, seq, &generations_body(all)),
         }
     }
@@ -417,7 +434,7 @@ impl Reply {
             kind::STATUS => Self::Status(body(rest)?),
             kind::MEMORY => Self::Memory(of_memory(&body(rest)?)?),
             kind::GENERATIONS => of_generations(&body(rest)?)?,
-            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED => {
+            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED | kind::ROOM => {
                 of_numbers(header.kind, &body(rest)?)?
             }
             other => return Err(WireError::Kind(other)),
@@ -482,6 +499,7 @@ fn of_numbers(kind: u16, body: &Words) -> Result<Reply, WireError> {
             page_bytes: body.c,
         },
         kind::SUBSCRIBED => Reply::Subscribed,
+        kind::ROOM => Reply::Room { bytes: body.a },
         other => return Err(WireError::Kind(other)),
     })
 }
@@ -565,6 +583,7 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         signals: info.signals,
         throttled: info.throttled,
         age_ms: info.age_ms,
+        retained_ms: info.retained_ms,
         state: info.state as u32,
         end_reason: info.end_reason.map_or(NOT_ENDED, |reason| reason as u32),
         nr_banks: info.nr_banks,
@@ -596,6 +615,7 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         0 => SegmentState::Making,
         1 => SegmentState::Live,
         2 => SegmentState::Ended,
+        3 => SegmentState::Retained,
         value => {
             let field = "state";
             return Err(WireError::Value { field, value });
@@ -637,6 +657,7 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         mode: body.mode,
         age_ms: body.age_ms,
         retain: body.retain,
+        retained_ms: body.retained_ms,
     })
 }
 

@@ -148,6 +148,8 @@ pub enum Request {
         name: [u8; NAME_BYTES],
         /// How long the broker may wait for the name; 0 = not at all.
         timeout_ms: u32,
+        /// Not, when the time is over, one that has ended and is retained.
+        live_only: bool,
     },
     /// Asks for access. → `Granted`
     Get {
@@ -243,6 +245,13 @@ pub enum Request {
         /// How many, at least 1, below its number of banks.
         count: u32,
     },
+    /// Asks to give up retained arenas, oldest first. → `Room`
+    MakeRoom {
+        /// Bytes wanted.
+        bytes: u64,
+        /// Only such as stand on 2 MiB pages.
+        huge: bool,
+    },
 }
 
 mod kind {
@@ -268,6 +277,7 @@ mod kind {
     pub(super) const INFO: u16 = 22;
     pub(super) const GENERATIONS: u16 = 23;
     pub(super) const RETAIN: u16 = 24;
+    pub(super) const MAKE_ROOM: u16 = 25;
 }
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
@@ -343,7 +353,11 @@ impl Request {
             Self::ArenaEnd { segid, reason } => {
                 about(kind::ARENA_END, seq, segid.0, 0, reason as u32)
             }
-            Self::Lookup { name, timeout_ms } => named(kind::LOOKUP, seq, 0, name, timeout_ms),
+            Self::Lookup {
+                name,
+                timeout_ms,
+                live_only,
+            } => named(kind::LOOKUP, seq, u64::from(live_only), name, timeout_ms),
             Self::Get { segid, access } => about(kind::GET, seq, segid.0, 0, access as u32),
             Self::Attach { apid, policy } => about(kind::ATTACH, seq, apid.0, 0, policy as u32),
             Self::Lease { apid, want } => match want {
@@ -381,6 +395,9 @@ impl Request {
             Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
             Self::Generations { segid } => about(kind::GENERATIONS, seq, segid.0, 0, 0),
             Self::Retain { segid, count } => about(kind::RETAIN, seq, segid.0, 0, count),
+            Self::MakeRoom { bytes, huge } => {
+                about(kind::MAKE_ROOM, seq, 0, bytes, u32::from(huge))
+            }
         }
     }
 
@@ -392,7 +409,9 @@ impl Request {
         let (header, rest) = split(bytes)?;
         let request = match header.kind {
             kind::HELLO | kind::STATUS | kind::SHUTDOWN => of_numbers(header.kind, body(rest)?)?,
-            kind::REGISTER_ENCLAVE | kind::NAME | kind::LOOKUP => of_name(header.kind, body(rest)?),
+            kind::REGISTER_ENCLAVE | kind::NAME | kind::LOOKUP => {
+                of_name(header.kind, body(rest)?)?
+            }
             kind::ARENA_MAKE => of_arena(body(rest)?)?,
             kind::SEGMENT_MAKE => of_segment(body(rest)?)?,
             kind::SEGMENT_ATTACH => {
@@ -404,7 +423,7 @@ impl Request {
                 }
             }
             kind::SUBSCRIBE | kind::SIGNAL => of_target(header.kind, body(rest)?)?,
-            kind::MAPPED..=kind::LIST | kind::INFO..=kind::RETAIN => {
+            kind::MAPPED..=kind::LIST | kind::INFO..=kind::MAKE_ROOM => {
                 of_id(header.kind, body(rest)?)?
             }
             other => return Err(WireError::Kind(other)),
@@ -432,9 +451,9 @@ fn of_numbers(kind: u16, body: Numbers) -> Result<Request, WireError> {
     }
 }
 
-fn of_name(kind: u16, body: Named) -> Request {
+fn of_name(kind: u16, body: Named) -> Result<Request, WireError> {
     let name = body.name;
-    match kind {
+    Ok(match kind {
         kind::REGISTER_ENCLAVE => Request::RegisterEnclave { name },
         kind::NAME => Request::Name {
             segid: SegId(body.id),
@@ -443,8 +462,16 @@ fn of_name(kind: u16, body: Named) -> Request {
         _ => Request::Lookup {
             name,
             timeout_ms: body.number,
+            live_only: match body.id {
+                0 => false,
+                1 => true,
+                value => {
+                    let (field, value) = ("live_only", u32::try_from(value).unwrap_or(u32::MAX));
+                    return Err(WireError::Value { field, value });
+                }
+            },
         },
-    }
+    })
 }
 
 fn of_arena(body: ArenaMakeBody) -> Result<Request, WireError> {
@@ -558,6 +585,14 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
         kind::RETAIN => Request::Retain {
             segid,
             count: body.choice,
+        },
+        kind::MAKE_ROOM => Request::MakeRoom {
+            bytes: body.number,
+            huge: match body.choice {
+                0 => false,
+                1 => true,
+                _ => return Err(unknown("huge")),
+            },
         },
         other => return Err(WireError::Kind(other)),
     })

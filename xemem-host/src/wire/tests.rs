@@ -66,6 +66,7 @@ fn requests() -> Vec<(u16, usize, Request)> {
             Request::Lookup {
                 name: name(),
                 timeout_ms,
+                live_only: true,
             },
         ),
         (8, 32, Request::Get { segid, access }),
@@ -85,6 +86,14 @@ fn requests() -> Vec<(u16, usize, Request)> {
         (22, 32, Request::Info { segid }),
         (23, 32, Request::Generations { segid }),
         (24, 32, Request::Retain { segid, count: 3 }),
+        (
+            25,
+            32,
+            Request::MakeRoom {
+                bytes: 1 << 40,
+                huge: true,
+            },
+        ),
     ]
 }
 
@@ -113,6 +122,7 @@ fn info(segid: u64) -> SegmentInfo {
         mode: 0o640,
         age_ms: 123,
         retain: 2,
+        retained_ms: 1000,
     }
 }
 
@@ -187,8 +197,8 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         (134, 32, Reply::Granted { apid: ApId(5) }),
         (135, 40, Reply::Attached(attached)),
         (136, 88, Reply::Lease(granted)),
-        (137, 3856, Reply::Segments(vec![info(1), info(2)])),
-        (138, 64, Reply::Status(status)),
+        (137, 3976, Reply::Segments(vec![info(1), info(2)])),
+        (138, 80, Reply::Status(status)),
         (
             139,
             32,
@@ -205,6 +215,7 @@ fn replies() -> Vec<(u16, usize, Reply)> {
             1216,
             Reply::Generations(vec![generation(7), generation(9)]),
         ),
+        (143, 32, Reply::Room { bytes: 1 << 40 }),
     ]
 }
 
@@ -277,6 +288,7 @@ fn fields_stand_where_the_layout_says() {
     let lookup = Request::Lookup {
         name: name(),
         timeout_ms: 9,
+        live_only: false,
     };
     let bytes = lookup.encode(0);
     assert_eq!(&bytes[16..21], b"flux\0");
@@ -340,12 +352,12 @@ fn another_version_is_refused_whatever_follows() {
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 25, 127, 128, 138, 139, u16::MAX] {
+    for kind in [0_u16, 26, 127, 128, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));
     }
-    for kind in [0_u16, 1, 127, 143, u16::MAX] {
+    for kind in [0_u16, 1, 127, 144, u16::MAX] {
         let mut bytes = Reply::Ok.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Reply::decode(&bytes), Err(WireError::Kind(kind)));
@@ -359,6 +371,7 @@ fn numbers_without_meaning_are_refused() {
         (0, 8, "role"),
         (2, 96, "hugetlb"),
         (5, 24, "reason"),
+        (6, 8, "live_only"),
         (7, 24, "access"),
         (8, 24, "policy"),
         (9, 24, "want"),
@@ -367,6 +380,7 @@ fn numbers_without_meaning_are_refused() {
         (17, 96 - 4, "flags"),
         (19, 24, "target"),
         (20, 24, "target"),
+        (24, 24, "huge"),
     ];
     for (index, offset, field) in cases {
         let mut bytes = requests()[index].2.encode(0);
@@ -381,9 +395,9 @@ fn numbers_without_meaning_are_refused() {
         (1, 12, "text_bytes"),
         (8, 16, "outcome"),
         (9, 8, "count"),
-        (9, 16 + 208, "state"),
-        (9, 16 + 212, "end_reason"),
-        (9, 16 + 244, "kind"),
+        (9, 16 + 216, "state"),
+        (9, 16 + 220, "end_reason"),
+        (9, 16 + 252, "kind"),
         (12, 8 + 20, "access"),
         (14, 8, "count"),
     ];
@@ -483,7 +497,7 @@ proptest! {
 
     #[test]
     fn spoilt_messages_are_refused_or_mean_something_else(
-        index in 0..39_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
+        index in 0..41_usize, at in 0..4096_usize, byte in any::<u8>(), cut in 0..4096_usize
     ) {
         let mut messages: Vec<Vec<u8>> = Vec::new();
         messages.extend(requests().iter().map(|row| row.2.encode(1)));

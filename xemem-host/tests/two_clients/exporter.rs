@@ -173,7 +173,7 @@ impl Exporter {
     }
 
     /// Writes a word to every chunk that changes in the coming generation.
-    fn write_chunks(&mut self) {
+    pub(crate) fn write_chunks(&mut self) {
         let coming = self.generation + 1;
         for chunk in (0..CHUNKS).filter(|&chunk| is_written(chunk, coming)) {
             self.write_chunk(chunk, coming);

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod memory;
 mod owned;
+mod retained;
 mod store;
 mod streams;
 

@@ -239,6 +239,8 @@ fn an_exporter_that_dies_ends_the_stream_after_its_last_generation() {
     assert_eq!(stream.end_reason(), Some(EndReason::ExporterGone));
 
     let mut tool = process.connect();
+    let segid = tool.lookup("flux", None).expect("retained");
+    tool.remove(segid).expect("given up");
     let refused = tool.lookup("flux", None).expect_err("the name is free");
     assert_eq!(refused.refusal(), Some(Errno::NOENT));
     assert_eq!(tool.list().expect("a list").len(), 1);

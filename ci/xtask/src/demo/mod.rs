@@ -266,6 +266,7 @@ fn perform(stage: &Stage, options: &Options, sizes: Sizes) -> anyhow::Result<Out
     outcome.is_emulated = options.is_installed();
     inventory.extend();
     stage.destroy(ENCLAVE)?;
+    stage.give_up_retained()?;
     if inventory.objects() == 0 {
         return Err(Failure::error(
             "demo: the check for leftovers would prove nothing",

@@ -210,6 +210,13 @@ impl Stage {
         tool::capture("demo: destroy the enclave", &mut command).map(drop)
     }
 
+    /// Has the broker give up the last snapshot, which outlives its enclave.
+    pub(crate) fn give_up_retained(&self) -> anyhow::Result<()> {
+        let mut command = self.enclavectl("snap");
+        command.args(["rm", "--all"]);
+        tool::capture("demo: give up the last snapshot", &mut command).map(drop)
+    }
+
     /// Copies facts about the machine into the outcome.
     pub(crate) fn fill_in(&self, outcome: &mut Outcome, report: &Value, counts: Option<&Value>) {
         let text = |key: &str| find(report, key).and_then(Value::as_str).map(str::to_owned);

@@ -96,6 +96,8 @@ struct World {
     effects: Vec<Effect>,
 }
 
+/// Of an arena as [`make`] describes it: control area and four banks.
+const OBJECT_BYTES: u64 = 5 * (2 << 20);
 const OWNER: u32 = 1000;
 const EXPORTER: PeerId = PeerId(1);
 const READER: PeerId = PeerId(2);
@@ -108,6 +110,10 @@ impl World {
             pid: 42,
             linger_ms: 2000,
             rings_per_second: 1000,
+            retention: Retention {
+                for_ms: 60_000,
+                bytes_per_user: 3 * OBJECT_BYTES,
+            },
         };
         Self {
             broker: Broker::new(settings, 0),
@@ -289,4 +295,5 @@ mod exporters;
 mod plain;
 mod random;
 mod readers;
+mod retained;
 mod store;

@@ -147,7 +147,11 @@ fn a_segment_is_found_and_got_only_once_it_is_mapped() {
         panic!("no segment: {made:?}");
     };
     let (name, timeout_ms) = (field("x"), 0);
-    let lookup = Request::Lookup { name, timeout_ms };
+    let lookup = Request::Lookup {
+        name,
+        timeout_ms,
+        live_only: false,
+    };
     let access = Access::ReadOnly;
     assert_eq!(world.errno(READER, lookup), Errno::NOENT);
     let get = Request::Get { segid, access };
@@ -382,7 +386,11 @@ fn a_segment_for_signals_only_has_no_memory() {
 fn a_name_waited_for_is_found_when_the_segment_is_mapped() {
     let mut world = World::peopled();
     let (name, timeout_ms) = (field("late"), 100);
-    let lookup = Request::Lookup { name, timeout_ms };
+    let lookup = Request::Lookup {
+        name,
+        timeout_ms,
+        live_only: false,
+    };
     world.replies.clear();
     world.act(|broker, env| broker.handle(READER, 5, &lookup, env));
     let make = Request::SegmentMake(request("late", 0o600, false));

@@ -13,6 +13,8 @@ enum Step {
     Fail(bool),
     Pass(u64),
     Leave(u64),
+    /// What is so seldom by chance: an enclave, an arena and a generation.
+    Simulate(u64),
 }
 
 /// Ids are small so that they often mean something.
@@ -71,7 +73,15 @@ fn request() -> impl Strategy<Value = Request> {
             reason: EndReason::ProgramDied,
         }),
         2 => (names, 0..50_u32)
-            .prop_map(|(name, timeout_ms)| Request::Lookup { name, timeout_ms }),
+            .prop_map(|(name, timeout_ms)| Request::Lookup {
+                name,
+                timeout_ms,
+                live_only: timeout_ms.is_multiple_of(2),
+            }),
+        1 => (0..3_u64).prop_map(|n| Request::MakeRoom {
+            bytes: n * OBJECT_BYTES,
+            huge: n == 2,
+        }),
         4 => (id.clone(), access)
             .prop_map(|(id, access)| Request::Get { segid: SegId(id), access }),
         4 => segment,
@@ -113,6 +123,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Fail),
         2 => (0..200_u64).prop_map(Step::Pass),
         1 => (0..5_u64).prop_map(Step::Leave),
+        1 => (0..5_u64).prop_map(Step::Simulate),
     ]
 }
 
@@ -141,6 +152,25 @@ fn check(world: &World) {
     }
     let apids: usize = broker.peers.values().map(|peer| peer.apids.len()).sum();
     assert_eq!(apids, broker.grants.len());
+}
+
+fn simulate(world: &mut World, peer: PeerId) {
+    if !world.broker.peers.contains_key(&peer) {
+        world.connect(peer, OWNER, Role::Exporter);
+    }
+    let name = field(if peer.0.is_multiple_of(2) {
+        "even"
+    } else {
+        "odd"
+    });
+    let mut ask = |request| world.act(|broker, env| broker.handle(peer, 1, &request, env));
+    ask(Request::RegisterEnclave { name });
+    ask(Request::ArenaMake(make(0, "a")));
+    let segid = SegId(world.broker.last_id);
+    world.act(|broker, env| broker.handle(peer, 1, &Request::Mapped { segid }, env));
+    if let Some(&enclave) = world.broker.enclaves.keys().next_back() {
+        world.publish(enclave, segid, 0, 3);
+    }
 }
 
 fn run(steps: Vec<Step>) {
@@ -174,6 +204,7 @@ fn run(steps: Vec<Step>) {
                 world.act(|broker, env| broker.tick(env));
             }
             Step::Leave(peer) => world.disconnect(PeerId(peer)),
+            Step::Simulate(peer) => simulate(&mut world, PeerId(peer)),
         }
         check(&world);
     }
@@ -181,6 +212,8 @@ fn run(steps: Vec<Step>) {
         world.disconnect(PeerId(peer));
         check(&world);
     }
+    world.now_ms += 60_000;
+    world.act(|broker, env| broker.tick(env));
     let broker = &world.broker;
     assert!(broker.peers.is_empty() && broker.enclaves.is_empty());
     assert!(broker.segments.is_empty() && broker.grants.is_empty());

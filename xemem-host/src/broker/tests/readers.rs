@@ -362,7 +362,15 @@ fn an_ended_arena_can_be_read_to_its_last_generation() {
 
     let name = field("flux");
     let timeout_ms = 0;
-    let lookup = Request::Lookup { name, timeout_ms };
+    let lookup = Request::Lookup {
+        name,
+        timeout_ms,
+        live_only: false,
+    };
+    // Retained, until its time is over; what is attached stays.
+    assert_eq!(world.ask(READER, lookup), Reply::Segment { segid });
+    world.now_ms += 60_000;
+    world.act(|broker, env| broker.tick(env));
     assert_eq!(world.errno(READER, lookup), Errno::NOENT);
     let access = Access::ReadOnly;
     let get = Request::Get { segid, access };

@@ -33,6 +33,7 @@ equal "the reader sees the end" "exit code 0" "exit code $code"
 huge_pages_free() {
     awk '/HugePages_Total/ { t = $2 } /HugePages_Free/ { f = $2 } END { exit t != f }' /proc/meminfo
 }
+step "what is kept of its arena is given up" 0 ./enclavectl snap rm --all
 begin "every huge page is free again"
 await huge_pages_free
 equal "every huge page is free again" 0 $?

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use xemem_host::broker::Retention;
 use xemem_host::server::{Options, Server};
 use xemem_host::wire::Policy;
 use xemem_host::{Broker, Stream};
@@ -30,6 +31,7 @@ impl Stage {
         let options = Options {
             linger: Duration::from_secs(3600),
             rings_per_second: 100_000,
+            retention: Retention::NONE,
         };
         let server = Server::start(&directory.join("xemem.sock"), options)
             .expect("it starts")
