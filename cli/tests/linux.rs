@@ -178,6 +178,6 @@ fn a_reader_learns_the_name_of_the_process() {
     assert_eq!(producer.listed()["enclave"], format!("linux-{pid}"));
     assert_eq!(producer.ask("end q"), "ok");
     let socket = producer.run_dir.join("xemem.sock");
-    let gone = Stream::attach(&socket, "q", Policy::Latest, std::time::Duration::ZERO);
+    let gone = Stream::attach_live(&socket, "q", Policy::Latest, std::time::Duration::ZERO);
     assert!(gone.is_err());
 }

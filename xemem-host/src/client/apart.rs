@@ -22,12 +22,14 @@ pub(super) fn set_apart(command: &mut Command) {
 
 fn leave() -> Result<(), Error> {
     // Older kernels than 5.11 cannot: then descriptors without CLOEXEC stay.
+    // By number, because musl has no function for it.
     // SAFETY: marks descriptors of this process, which is about to exec.
     let _ = unsafe {
-        libc::close_range(
+        libc::syscall(
+            libc::SYS_close_range,
             FIRST,
             libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC.cast_signed(),
+            libc::CLOSE_RANGE_CLOEXEC,
         )
     };
     // Not fork(3), which runs handlers of the program.
