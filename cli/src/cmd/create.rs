@@ -139,20 +139,42 @@ impl Create {
 }
 
 /// Has the broker give up what it keeps of ended arenas where the enclave would
-/// lack it: memory, or huge pages.
+/// lack it: memory, or huge pages. What goes may be on another node than the one
+/// wanted, so it looks again after each.
 fn make_room(broker: &mut xemem_host::Broker, config: &EnclaveConfig) {
-    let Ok(host) = Topology::read(Path::new("/")) else {
-        return;
-    };
-    let huge_bytes = host.huge_free.saturating_mul(LARGE_PAGE_SIZE);
-    let wants_huge = config.backing != Backing::Small && host.huge_total > 0;
-    let wanted = config.mem_bytes;
-    if wants_huge && huge_bytes < wanted {
+    while let Ok(host) = Topology::read(Path::new("/"))
+        && let Some((bytes, huge)) = lacking(&host, config.node, config.backing, config.mem_bytes)
+    {
         // If it has nothing to give, the VMM says what is missing.
-        let _ = broker.make_room(wanted - huge_bytes, true);
-    } else if host.mem_available_bytes < wanted {
-        let _ = broker.make_room(wanted - host.mem_available_bytes, false);
+        if !broker
+            .make_room(bytes.min(LARGE_PAGE_SIZE), huge)
+            .is_ok_and(|freed| freed > 0)
+        {
+            return;
+        }
     }
+}
+
+/// Bytes that are missing for the enclave, and whether of huge pages. `None`
+/// also where all that is there would not do: then nothing is given up for it.
+fn lacking(
+    host: &Topology,
+    node: Option<usize>,
+    backing: Backing,
+    wanted: u64,
+) -> Option<(u64, bool)> {
+    let node = node.and_then(|node| host.nodes.get(&node));
+    let huge = backing != Backing::Small && host.huge_total > 0;
+    let (free, total) = match (huge, node) {
+        (true, Some(node)) => (node.huge_free.min(host.huge_free), node.huge_total),
+        (true, None) => (host.huge_free, host.huge_total),
+        (false, Some(node)) => (node.mem_available_bytes, node.mem_total_bytes),
+        (false, None) => (host.mem_available_bytes, host.mem_total_bytes),
+    };
+    let unit = if huge { LARGE_PAGE_SIZE } else { 1 };
+    let missing = wanted.saturating_sub(free.saturating_mul(unit));
+    let could = wanted <= total.saturating_mul(unit);
+    (missing > 0 && could).then_some((missing, huge))
 }
 
 /// The exported directory without links, so that it stays the one meant.
@@ -226,4 +248,40 @@ fn where_it_is(started: &Started) -> String {
     }
     let nodes: Vec<String> = nodes.iter().map(usize::to_string).collect();
     format!(" on node {}", nodes.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enclave_vmm::topology::Node;
+
+    #[test]
+    fn room_is_made_where_it_lacks_and_would_do() {
+        let node = |free| Node {
+            huge_total: 8,
+            huge_free: free,
+            ..Node::default()
+        };
+        let mut host = Topology {
+            mem_total_bytes: 100 * LARGE_PAGE_SIZE,
+            mem_available_bytes: 10 * LARGE_PAGE_SIZE,
+            huge_total: 16,
+            huge_free: 9,
+            nodes: [(0, node(1)), (1, node(8))].into(),
+            ..Topology::default()
+        };
+        let lacks = |host: &Topology, node, pages: u64, backing| {
+            let lacking = lacking(host, node, backing, pages * LARGE_PAGE_SIZE);
+            lacking.map(|(bytes, huge)| (bytes / LARGE_PAGE_SIZE, huge))
+        };
+        assert_eq!(lacks(&host, None, 9, Backing::Auto), None);
+        assert_eq!(lacks(&host, None, 10, Backing::Auto), Some((1, true)));
+        assert_eq!(lacks(&host, Some(0), 4, Backing::Huge2m), Some((3, true)));
+        assert_eq!(lacks(&host, Some(1), 8, Backing::Huge2m), None);
+        assert_eq!(lacks(&host, Some(1), 9, Backing::Huge2m), None, "never");
+        assert_eq!(lacks(&host, None, 12, Backing::Small), Some((2, false)));
+        assert_eq!(lacks(&host, None, 101, Backing::Small), None, "never");
+        host.huge_total = 0;
+        assert_eq!(lacks(&host, None, 12, Backing::Auto), Some((2, false)));
+    }
 }

@@ -140,6 +140,8 @@ state() {
 # not.
 nothing_left() {
     begin "$1 leaves nothing"
+    # What is kept for reading after the end goes when told to.
+    (cd /programs && timeout -s KILL 20 ./enclavectl snap rm --all > /dev/null 2>&1)
     (cd /programs && timeout -s KILL 20 ./enclavectl broker stop > /dev/null 2>&1)
     left=
     for program in enclavectl enclave-vmm xemem-broker spectrum; do

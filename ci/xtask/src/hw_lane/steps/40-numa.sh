@@ -71,6 +71,7 @@ for node in 0 1; do
     kill -TERM $run
     wait $run
     step "destroy t" 0 ./enclavectl destroy t
+    step "no arena is kept" 0 ./enclavectl snap rm --all
 done
 
 create t --node 1 --mem 64M --backing small
