@@ -26,10 +26,12 @@
 //!
 //! [`wire`] is what can be said, [`broker`] what it means, [`server`] carries
 //! it out, [`client`] asks, [`snapshot`] reads arenas, with or without a broker,
-//! [`schema`] says as JSON what is in them.
+//! [`schema`] says as JSON what is in them, [`library`] is for programs in other
+//! languages.
 
 pub mod broker;
 pub mod client;
+pub mod library;
 mod memory;
 mod peer;
 mod rundir;

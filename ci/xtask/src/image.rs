@@ -18,11 +18,10 @@ use crate::workspace::Workspace;
 
 /// Packages of the host side.
 pub(crate) const HOST_PACKAGES: [&str; 4] = ["enclavectl", "enclave-vmm", "xemem-host", "spectrum"];
-/// The shared library for programs written for XPMEM, and the name under which
-/// they load it.
-const XPMEM_PACKAGE: &str = "xpmem";
-const XPMEM_LIBRARY: &str = "libxpmem.so";
-const XPMEM_SONAME: &str = "libxpmem.so.0";
+/// Packages that make shared libraries for C programs on Linux, and their files;
+/// programs load these under the name with [`SONAME_SUFFIX`].
+const SHARED_LIBRARIES: [(&str, &str); 2] = [("xpmem", "libxpmem.so"), ("xemem-c", "libxemem.so")];
+const SONAME_SUFFIX: &str = ".0";
 /// Folder of programs that run inside an enclave (and one that does not).
 const GUEST_FOLDER: &str = "guests";
 /// Target of guest programs: never the kernel's, which has no floating point.
@@ -54,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     for file in &files {
         install(file, &workspace.out)?;
     }
-    install_xpmem(workspace)?;
+    install_libraries(workspace)?;
     install_headers(workspace)?;
     eprintln!(
         "==> image: {} files in {}",
@@ -94,19 +93,27 @@ pub(crate) fn arguments(first: &[&str], packages: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Builds the shared library and copies it under the name that programs load,
-/// with a link under the name that compilers look for.
-fn install_xpmem(workspace: &Workspace) -> anyhow::Result<()> {
-    let package = [XPMEM_PACKAGE.to_owned()];
-    let all = arguments(&["build", "--release", "--lib"], &package);
-    let built = build(workspace, "image: XPMEM library", &all)?;
-    let is_library = |file: &&PathBuf| file.ends_with(XPMEM_LIBRARY);
-    let library = built.iter().find(is_library).context("no shared library")?;
-    install_as(library, &workspace.out, XPMEM_SONAME.as_ref())?;
-    let link = workspace.out.join(XPMEM_LIBRARY);
-    // Nothing to remove the first time.
-    let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(XPMEM_SONAME, &link).context("link libxpmem.so")
+/// Builds the libraries for programs on Linux. A shared one is copied under the
+/// name that programs load, with a link under the name that compilers look for;
+/// a static one beside it if there is one.
+fn install_libraries(workspace: &Workspace) -> anyhow::Result<()> {
+    for (package, library) in SHARED_LIBRARIES {
+        let all = arguments(&["build", "--release", "--lib"], &[package.to_owned()]);
+        let built = build(workspace, &format!("image: {library}"), &all)?;
+        let is_shared = |file: &&PathBuf| file.ends_with(library);
+        let shared = built.iter().find(is_shared).context("no shared library")?;
+        let soname = format!("{library}{SONAME_SUFFIX}");
+        install_as(shared, &workspace.out, soname.as_ref())?;
+        let link = workspace.out.join(library);
+        // Nothing to remove the first time.
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&soname, &link).with_context(|| format!("link {library}"))?;
+        let archive = Path::new(library).with_extension("a");
+        if let Some(archive) = built.iter().find(|file| file.ends_with(&archive)) {
+            install(archive, &workspace.out)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs one cargo build and returns the executables, static and shared C
@@ -161,7 +168,9 @@ fn artifacts(line: &str) -> Vec<PathBuf> {
         return Vec::new();
     }
     let is_own = |path: &PathBuf| {
-        let shared = path.ends_with(XPMEM_LIBRARY);
+        let shared = SHARED_LIBRARIES
+            .iter()
+            .any(|(_, name)| path.ends_with(name));
         shared || path.extension().is_some_and(|ext| ext == "a")
     };
     let libraries = message.filenames.into_iter().filter(is_own);
@@ -224,6 +233,7 @@ fn install_headers(workspace: &Workspace) -> anyhow::Result<()> {
     for folder in [
         "guests/libxasm/include",
         "guests/libxasm/fortran",
+        "xemem-host/capi/include",
         "xemem-host/xpmem/include",
     ] {
         let Ok(entries) = fs::read_dir(workspace.root.join(folder)) else {

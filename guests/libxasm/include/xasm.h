@@ -274,10 +274,13 @@ int xasm_host_counters(struct xasm_host_counters *counters);
 #define XEMEM_RDWR 2
 #define XASM_NO_LIMIT UINT32_MAX
 
+#ifndef XEMEM_ADDR /* xemem.h has the same */
+#define XEMEM_ADDR
 struct xemem_addr {
 	int64_t apid;
 	uint64_t offset; /* 0 for an arena */
 };
+#endif
 
 /* The segment of that name; -ENOENT. */
 int64_t xemem_lookup_segid(const char *name);

@@ -192,6 +192,13 @@ impl OwnedSnapshot {
         Ok(VarView { desc, bytes })
     }
 
+    /// The whole payload, as long as it is not detached.
+    #[must_use]
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        let view = self.view.as_ref().filter(|_| self.detached.is_none());
+        view.and_then(|view| view.slice(0, self.geometry().size_bytes))
+    }
+
     /// Says whether `name` is described wrongly or not at all.
     fn no_variable(&self, name: &str) -> SnapshotError {
         let described = self.views.object.described();

@@ -2,6 +2,7 @@
 
 use rustix::io::Errno;
 use xemem_host::ClientError;
+use xemem_host::library::ReachError;
 
 /// Why a call failed: a number for the program, words for `XPMEM_DEBUG`.
 #[derive(Debug)]
@@ -24,6 +25,12 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
+        Self::new(translate(error.errno()), error.to_string())
+    }
+}
+
+impl From<ReachError> for Failure {
+    fn from(error: ReachError) -> Self {
         Self::new(translate(error.errno()), error.to_string())
     }
 }

@@ -22,11 +22,9 @@
 //! mapped over an attachment meanwhile.
 
 mod attachments;
-mod connect;
 mod errors;
 mod exports;
 mod process;
-mod slot;
 mod surface;
 
 pub use surface::{

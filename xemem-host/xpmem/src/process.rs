@@ -9,15 +9,15 @@
 #![expect(unsafe_code)]
 
 use crate::attachments::Attachments;
-use crate::connect::connect;
 use crate::errors::Failure;
 use crate::exports::Exports;
-use crate::slot::PerProcess;
 use core::ffi::c_void;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
-use xemem_host::{Access, ApId, Broker, ClientError, SegId};
+use std::time::Duration;
+use xemem_host::library::{PerProcess, reach};
+use xemem_host::{Access, ApId, Broker, ClientError, Role, SegId};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -216,7 +216,7 @@ impl Process {
                 Some(broker) => broker,
                 none => {
                     self.epoch = self.epoch.wrapping_add(1);
-                    none.insert(connect()?)
+                    none.insert(reach(Role::Exporter, Duration::ZERO)?)
                 }
             };
             match question(broker, &mut self.exports) {

@@ -12,20 +12,25 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::Mutex;
 
 /// Where the value of the present process is, once somebody asked for it.
-pub(crate) struct PerProcess<T: 'static>(AtomicPtr<Slot<T>>);
+#[derive(Debug)]
+pub struct PerProcess<T: 'static>(AtomicPtr<Slot<T>>);
 
+#[derive(Debug)]
 struct Slot<T> {
     pid: u32,
     value: Mutex<T>,
 }
 
 impl<T: Default> PerProcess<T> {
-    pub(crate) const fn new() -> Self {
+    /// No value yet, in any process.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for statics only")]
+    pub const fn new() -> Self {
         Self(AtomicPtr::new(core::ptr::null_mut()))
     }
 
     /// The value of the calling process.
-    pub(crate) fn get(&self) -> &'static Mutex<T> {
+    pub fn get(&self) -> &'static Mutex<T> {
         let pid = std::process::id();
         let mut found = self.0.load(Ordering::Acquire);
         loop {
