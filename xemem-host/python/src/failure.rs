@@ -12,6 +12,7 @@ use xemem_host::snapshot::SnapshotError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Error,
+    Forgotten,
     Timeout,
     NotFound,
     PermissionDenied,
@@ -25,6 +26,7 @@ impl Class {
     fn name(self) -> &'static str {
         match self {
             Self::Error => "Error",
+            Self::Forgotten => "Forgotten",
             Self::Timeout => "Timeout",
             Self::NotFound => "NotFound",
             Self::PermissionDenied => "PermissionDenied",
@@ -104,6 +106,8 @@ fn classify(error: &ClientError) -> (Class, Errno) {
 fn classify_snapshot(error: &SnapshotError, errno: Errno) -> (Class, Errno) {
     match error {
         SnapshotError::Runs { source, .. } => (Class::TooFragmented, *source),
+        SnapshotError::Forgotten { .. } => (Class::Forgotten, Errno::NODATA),
+        SnapshotError::NoRecord(_) => (Class::NotFound, Errno::NOENT),
         SnapshotError::Detached(_) => (Class::Released, Errno::STALE),
         SnapshotError::NoVariable(_) => (Class::NoVariable, Errno::NOENT),
         SnapshotError::Variable { .. } => (Class::NoVariable, Errno::INVAL),

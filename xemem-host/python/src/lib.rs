@@ -17,6 +17,7 @@ mod failure;
 mod hold;
 mod layout;
 mod snapshot;
+mod store;
 mod stream;
 mod wait;
 

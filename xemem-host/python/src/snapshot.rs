@@ -19,6 +19,7 @@ use xemem_host::{ClientError, OwnedSnapshot};
 use crate::failure::{self, Class};
 use crate::hold::{Hold, Place};
 use crate::layout::{self, Variable};
+use crate::store;
 use crate::stream;
 
 /// One published generation.
@@ -138,6 +139,17 @@ impl Snapshot {
     #[getter]
     fn released(&self) -> bool {
         !self.hold.is_leased()
+    }
+
+    /// What changed from generation `since` to this one: (offset, bytes) of
+    /// each range.
+    fn diff(&self, py: Python<'_>, since: u64) -> PyResult<Vec<(u64, u64)>> {
+        let over = SnapshotError::Detached(self.record.generation);
+        let diff = py.detach(|| self.hold.with(|snapshot| snapshot.diff(since)));
+        let diff = diff.unwrap_or(Err(over));
+        Ok(store::ranges(
+            &diff.map_err(|error| self.failed(py, error))?,
+        ))
     }
 
     /// Gives the snapshot back; BufferError while arrays of it are in use.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 use rustix::io::Errno;
 use xemem_host::schema::Described;
 use xemem_host::{ClientError, EndReason, MapCounts, OwnedSnapshot};
@@ -19,6 +19,7 @@ use crate::failure::{self, Class};
 use crate::hold::Hold;
 use crate::layout::{self, Variable};
 use crate::snapshot::Snapshot;
+use crate::store;
 use crate::wait::{self, Deadline};
 
 /// Fewest banks of an arena that can spare one for a passed snapshot: one
@@ -36,6 +37,9 @@ pub(crate) struct Stream {
     /// Copied after each step, so that nobody waits for a waiting thread.
     facts: Mutex<Facts>,
     holds: Mutex<Vec<Weak<Hold>>>,
+    /// Those asked for by number: theirs until the stream is closed.
+    chosen: Mutex<Vec<Weak<Hold>>>,
+    segid: u64,
     nr_banks: u32,
     size_bytes: u64,
     /// A connection is of no use in a forked process.
@@ -71,11 +75,13 @@ impl Stream {
         Self {
             name: name.into(),
             timeout,
+            segid: stream.segid().0,
             nr_banks: stream.geometry().nr_banks,
             size_bytes: stream.geometry().size_bytes,
             inner: Mutex::new(Some(stream)),
             facts: Mutex::default(),
             holds: Mutex::default(),
+            chosen: Mutex::default(),
             pid: std::process::id(),
         }
     }
@@ -112,6 +118,19 @@ impl Stream {
             Ok(())
         });
         passed.map_err(|error| failure::of(py, &ClientError::Snapshot(error)))
+    }
+
+    /// Asks the stream, without the interpreter's lock.
+    fn ask<T: Send>(
+        &self,
+        py: Python<'_>,
+        question: impl Send + FnOnce(&mut xemem_host::Stream) -> Result<T, ClientError>,
+    ) -> PyResult<T> {
+        self.check_process(py)?;
+        match py.detach(|| lock(&self.inner).as_mut().map(question)) {
+            Some(answer) => answer.map_err(|error| failure::about(py, &error, &self.name)),
+            None => Err(Self::closed_error(py)),
+        }
     }
 
     /// The next snapshot, `None` at the end.
@@ -175,6 +194,13 @@ impl Stream {
     #[getter]
     fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The segment's number: `name@segid` is this arena for as long as there is
+    /// one.
+    #[getter]
+    fn segid(&self) -> u64 {
+        self.segid
     }
 
     /// Generations published since the first one seen that were never given.
@@ -249,6 +275,28 @@ impl Stream {
         self.next_within(py, timeout)
     }
 
+    /// The generations that `at()` would find now, ascending.
+    fn generations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let generations = self.ask(py, |stream| stream.generations())?;
+        store::list(py, &generations)
+    }
+
+    /// The snapshot of one generation, whatever was read before.
+    fn at(&self, py: Python<'_>, generation: u64) -> PyResult<Snapshot> {
+        let snapshot = self.ask(py, |stream| stream.at_owned(generation))?;
+        let snapshot = Snapshot::new(Arc::clone(&self.name), snapshot);
+        let mut chosen = lock(&self.chosen);
+        chosen.retain(|hold| hold.strong_count() > 0);
+        chosen.push(Arc::downgrade(snapshot.hold()));
+        Ok(snapshot)
+    }
+
+    /// What changed between two generations: (offset, bytes) of each range.
+    fn diff(&self, py: Python<'_>, a: u64, b: u64) -> PyResult<Vec<(u64, u64)>> {
+        let diff = self.ask(py, |stream| stream.diff(a, b))?;
+        Ok(store::ranges(&diff))
+    }
+
     fn __iter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
@@ -260,6 +308,7 @@ impl Stream {
     /// Detaches. Arrays that are in use become private copies.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         if self.pid == std::process::id() {
+            lock(&self.holds).append(&mut lock(&self.chosen));
             self.pass_all(py, 0)?;
             py.detach(|| {
                 let closed = lock(&self.inner).take();

@@ -26,6 +26,12 @@ How long a snapshot is good
     (:class:`Released`). ``snap.release()`` gives it back at once and raises
     BufferError while arrays of it are in use, as ``mmap.close()`` does.
 
+Several generations
+    ``stream.generations()`` lists what is kept, ``stream.at(generation)`` gives
+    one of them, with arrays that can be taken until it is released, and
+    ``stream.diff(a, b)`` the byte ranges that changed, without comparing
+    memory. ``xemem.attach("name@5", ...)`` reads an earlier run.
+
 Was it whole?
     ``snap.valid()``, asked after reading, says whether everything read so far
     is what was published. With an exporter that keeps the lease protocol it
@@ -33,9 +39,11 @@ Was it whole?
 """
 
 from ._native import Snapshot, Stream, Variable, attach
+from ._store import Generation
 from .errors import (
     BrokerGone,
     Error,
+    Forgotten,
     NotFound,
     NoVariable,
     PermissionDenied,
@@ -47,6 +55,8 @@ from .errors import (
 __all__ = [
     "BrokerGone",
     "Error",
+    "Forgotten",
+    "Generation",
     "NoVariable",
     "NotFound",
     "PermissionDenied",

@@ -7,6 +7,8 @@ from typing import Any, Literal, Optional, TypedDict, Union, final
 
 import numpy as np
 
+from ._store import Generation
+
 class Attrs(TypedDict):
     """What an arena says about a variable beside its layout."""
 
@@ -65,6 +67,10 @@ class Stream:
     def name(self) -> str:
         """Name it was attached by."""
     @property
+    def segid(self) -> int:
+        """The segment's number: `name@segid` is this arena for as long as
+        there is one, whoever has the name by then."""
+    @property
     def missed(self) -> int:
         """Generations published since the first one seen that were never given."""
     @property
@@ -88,6 +94,24 @@ class Stream:
         `timeout` in seconds; None stands for the stream's own. Raises
         `Timeout`, `BrokerGone`, `Released` once closed, `TooFragmented`.
         Ctrl-C ends the wait.
+        """
+    def generations(self) -> list[Generation]:
+        """The generations that `at()` would find now, ascending."""
+    def at(self, generation: int) -> Snapshot:
+        """The snapshot of one generation, whatever was read before.
+
+        It stays, with its lease and its bank of the arena, until it is
+        released, deleted with its arrays, or the stream is closed; the stream
+        goes on where it was. Raises `NotFound` if there is no such generation,
+        or not any more.
+        """
+    def diff(self, a: int, b: int) -> list[tuple[int, int]]:
+        """Offset and length of each byte range that changed between two
+        generations, exact to a chunk, without comparing memory.
+
+        Raises `NotFound` for a generation that there is not, `Forgotten` when
+        what changed is not known any more: hold the later one, and ask
+        `Snapshot.diff`.
         """
     def __iter__(self) -> Iterator[Snapshot]: ...
     def __next__(self) -> Snapshot: ...
@@ -144,6 +168,9 @@ class Snapshot:
 
         Ask after reading. False once released without arrays.
         """
+    def diff(self, since: int) -> list[tuple[int, int]]:
+        """As `Stream.diff`, from generation `since` to this one: its lease
+        makes sure that the answer to an earlier one is known."""
     def release(self) -> None:
         """Gives the snapshot back; BufferError while arrays are in use."""
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:

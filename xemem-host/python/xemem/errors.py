@@ -8,6 +8,7 @@ the broker refused. Each also derives from the built-in exception that fits.
 __all__ = [
     "BrokerGone",
     "Error",
+    "Forgotten",
     "NotFound",
     "NoVariable",
     "PermissionDenied",
@@ -26,7 +27,11 @@ class Timeout(Error, TimeoutError):
 
 
 class NotFound(Error, FileNotFoundError):
-    """No segment has that name."""
+    """No segment has that name, or the arena no such generation (any more)."""
+
+
+class Forgotten(Error, LookupError):
+    """What changed between two generations is not known any more."""
 
 
 class PermissionDenied(Error, PermissionError):
