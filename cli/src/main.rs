@@ -68,6 +68,8 @@ enum Command {
     List(cmd::show::List),
     /// Show everything about an enclave, as JSON.
     Inspect(cmd::show::Inspect),
+    /// Show what enclaves, arenas and segments have counted.
+    Stats(cmd::stats::Stats),
     /// Print what an enclave's console said.
     Logs(cmd::logs::Logs),
     /// Follow an enclave's console from now on; Ctrl-] leaves.
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Run(verb) => return verb.run(),
         Command::List(verb) => verb.run(format),
         Command::Inspect(verb) => verb.run(),
+        Command::Stats(verb) => verb.run(format),
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
         Command::Snap(verb) => verb.run(format),

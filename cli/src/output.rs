@@ -72,7 +72,8 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), Failur
     bytes(format_table(heading, rows).as_bytes())
 }
 
-fn format_table(heading: &[&str], rows: &[Vec<String>]) -> String {
+/// The same as text.
+pub(crate) fn format_table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -22,7 +22,7 @@ use xemem_host::Stream;
 use xemem_host::wire::Policy;
 
 use producer::{Below, CHUNK, PATIENCE, Producer, word};
-use support::wait;
+use support::{enclavectl, finish, wait};
 
 fn discard_newest_refuses_and_leaves_the_readers_generation_alone(below: Below) {
     let mut producer = Producer::new(below, 2, "discard-newest 0");
@@ -36,6 +36,25 @@ fn discard_newest_refuses_and_leaves_the_readers_generation_alone(below: Below) 
     assert_eq!(producer.ask("step q"), "ok 2");
     assert_eq!(producer.stats(), [2, 1, 0, 0]);
     assert_eq!(producer.listed()["dropped"], 1);
+    let counted = counted(&producer, "stats --json", "stats");
+    assert_eq!(counted["segments"][0]["published"], 2);
+    assert_eq!(counted["segments"][0]["dropped"], 1);
+    let is_enclave = below == Below::Enclave;
+    assert_eq!(
+        counted["enclaves"][0]["exits"].as_u64() > Some(0),
+        is_enclave
+    );
+    let arguments = "stats --every 1 --count 1 --json";
+    let rates = self::counted(&producer, arguments, "stats_per_second");
+    assert_eq!(rates["segments"][0]["dropped"], 0, "no more since");
+}
+
+fn counted(producer: &Producer, arguments: &str, key: &str) -> serde_json::Value {
+    let mut command = enclavectl(&producer.run_dir);
+    let ended = finish(command.args(arguments.split(' ')), b"");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let value: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    value[key].clone()
 }
 
 fn discard_oldest_goes_on_and_tells_the_reader(below: Below) {

@@ -10,6 +10,7 @@ pub(crate) mod schema;
 pub(crate) mod selftest;
 pub(crate) mod show;
 pub(crate) mod snap;
+pub(crate) mod stats;
 pub(crate) mod store;
 pub(crate) mod version;
 pub(crate) mod xemem;

@@ -88,6 +88,28 @@ fn rows(run: &RunDir) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
+/// Enclaves that answer, all or the one named.
+pub(super) fn inspections(
+    run: &RunDir,
+    only: Option<&str>,
+) -> Result<Vec<(String, Box<Inspection>)>, Failure> {
+    let names = match only {
+        Some(name) => {
+            locate::enclave(run, name)?;
+            vec![name.to_owned()]
+        }
+        None => run.names()?,
+    };
+    let mut answers = Vec::new();
+    for name in names {
+        let dir = run.enclave(&name, false)?;
+        if let Some(inspection) = dir.and_then(|dir| look(&dir).inspection) {
+            answers.push((name, inspection));
+        }
+    }
+    Ok(answers)
+}
+
 /// Asks the lock and, if somebody holds it, the holder.
 fn look(dir: &EnclaveDir) -> Seen {
     let (phase, reason) = match dir.occupancy() {

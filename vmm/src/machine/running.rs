@@ -7,7 +7,6 @@
 // UNSAFETY: KVM memslots for RAM, the kick byte of kvm_run, a borrowed eventfd.
 #![expect(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,7 +126,6 @@ struct Loop {
     shared: Arc<Shared>,
     kick: Arc<Kick>,
     core: Option<usize>,
-    exits: BTreeMap<&'static str, u64>,
     /// Command interrupts sent to the guest.
     interrupts_sent: u32,
 }
@@ -260,7 +258,6 @@ impl Machine {
             shared: Arc::clone(&shared),
             kick: Arc::clone(&kick),
             core: config.cores.first().copied(),
-            exits: BTreeMap::new(),
             interrupts_sent: 0,
         };
         Ok(Self {
@@ -483,12 +480,6 @@ impl Loop {
         let state = self.enter_until_stopped();
         self.service.drain_console();
         self.kick.set(std::ptr::null_mut());
-        let exits = self
-            .exits
-            .iter()
-            .map(|(&name, &count)| (name.to_owned(), count))
-            .collect();
-        self.shared.update_report(|report| report.exits = exits);
         self.shared.ended(state);
     }
 
@@ -518,7 +509,7 @@ impl Loop {
                 return MachineState::Stopped;
             }
             let exit = classify(&mut self.vcpu);
-            *self.exits.entry(exit.name()).or_default() += 1;
+            self.shared.count_exit(exit.name());
             let served = match exit.action() {
                 Action::ServeQueue => self.service.serve(),
                 Action::Continue => Served::Continue,
@@ -538,15 +529,9 @@ impl Loop {
         }
     }
 
-    /// After a kick: posts what is pending and keeps the counters of `inspect`.
+    /// After a kick: posts what is pending.
     fn after_kick(&mut self) -> Served {
         self.kick.clear();
-        let exits = self
-            .exits
-            .iter()
-            .map(|(&name, &count)| (name.to_owned(), count))
-            .collect();
-        self.shared.update_report(|report| report.exits = exits);
         self.service.deliver()
     }
 

@@ -5,7 +5,6 @@
 //! lengths are bounded by the bounce area, addresses by guest RAM. Only a
 //! queue whose indices make no sense ends the machine.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
@@ -30,8 +29,6 @@ use crate::forward::{self, Exports, Reply, Session};
 use crate::memory::Ram;
 use crate::stats::KvmStats;
 
-/// Key of the counter for calls that are not served.
-const UNKNOWN_CALL: u64 = u64::MAX;
 /// Longest pause the kernel may ask for.
 const MAX_PAUSE_MS: u64 = 1000;
 /// Exit status word that says that a program was refused.
@@ -66,7 +63,6 @@ pub(super) struct Service {
     pub(super) imports: ImportTable,
     pub(super) stats: Arc<KvmStats>,
     running: Option<Running>,
-    forwarded: BTreeMap<u64, u64>,
     malformed: u64,
     is_killing: bool,
     /// The kernel asked for an interrupt that was not sent yet.
@@ -92,7 +88,6 @@ impl Service {
             imports,
             stats,
             running: None,
-            forwarded: BTreeMap::new(),
             malformed: 0,
             is_killing: false,
             is_interrupt_wanted: false,
@@ -350,18 +345,7 @@ impl Service {
             self.arenas.end_all(a[1] & 0x7f != 0);
             self.list_arenas();
         }
-        let forwarded = self.forwarded_by_name();
-        self.shared
-            .update_report(|report| report.forwarded = forwarded);
         self.shared.finished(a[0], outcome);
-    }
-
-    fn forwarded_by_name(&self) -> BTreeMap<String, u64> {
-        let name = |nr: u64| forward::name(nr).unwrap_or("unknown").to_owned();
-        self.forwarded
-            .iter()
-            .map(|(&nr, &count)| (name(nr), count))
-            .collect()
     }
 
     fn bounce_bytes(&self, len: u64) -> Result<Vec<u8>, Errno> {
@@ -408,8 +392,8 @@ impl Service {
     fn forward(&mut self, a: [u64; 7]) -> u64 {
         let [nr, a0, a1, a2, a3, a4, bytes] = a;
         // Numbers come from the guest: unknown ones share one counter.
-        let counted = forward::name(nr).map_or(UNKNOWN_CALL, |_| nr);
-        *self.forwarded.entry(counted).or_default() += 1;
+        self.shared
+            .count_forwarded(forward::name(nr).unwrap_or("unknown"));
         let input = match self.bounce_bytes(bytes) {
             Ok(input) => input,
             Err(errno) => return result(Err(errno)),

@@ -83,6 +83,16 @@ impl Shared {
         update(&mut self.lock().report);
     }
 
+    /// Counts an exit to user space: at once, `stats` looks while it runs.
+    pub(super) fn count_exit(&self, name: &str) {
+        count(&mut self.lock().report.exits, name);
+    }
+
+    /// Counts a forwarded call.
+    pub(super) fn count_forwarded(&self, name: &str) {
+        count(&mut self.lock().report.forwarded, name);
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.lock().stopping
     }
@@ -278,5 +288,15 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         inner.state.clone()
+    }
+}
+
+/// One more of `name`; copies the name the first time only.
+fn count(counts: &mut BTreeMap<String, u64>, name: &str) {
+    match counts.get_mut(name) {
+        Some(count) => *count = count.saturating_add(1),
+        None => {
+            counts.insert(name.to_owned(), 1);
+        }
     }
 }

@@ -1,0 +1,289 @@
+//! `stats`: what enclaves and arenas have counted, in all or per second.
+//!
+//! Counters come from the VMMs and the broker, which only add to them; nothing is
+//! reset by looking. What ended between two looks is left out of the second.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use enclave_vmm::control::protocol::Inspection;
+use enclave_vmm::failure::{Class, Failure};
+use serde_json::{Map, Value, json};
+use xemem_host::{SegmentInfo, SegmentKind};
+
+use super::{show, xemem};
+use crate::locate;
+use crate::output::{self, Format, Reader};
+
+/// Counters of an enclave, in this order.
+const OF_ENCLAVES: [&str; 4] = ["exits", "user-exits", "interrupts", "forwarded"];
+/// Counters of a segment, in this order.
+const OF_SEGMENTS: [&str; 6] = [
+    "published",
+    "dropped",
+    "discarded",
+    "waited",
+    "signals",
+    "throttled",
+];
+
+/// Show what enclaves, arenas and segments have counted.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    /// Enclave (default: all, and segments of Linux processes).
+    name: Option<String>,
+    /// Look again and again, and show what was added per second.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    every: Option<u32>,
+    /// How often to look with --every (default: until interrupted).
+    #[arg(long, value_name = "N", requires = "every",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
+}
+
+/// Something that counts: its name, what it belongs to, and the counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Counted {
+    name: String,
+    of: String,
+    counts: Vec<u64>,
+    gauges: [u64; 2],
+}
+
+/// One look: enclaves by name, segments by number.
+#[derive(Debug, Default)]
+struct Look {
+    enclaves: BTreeMap<String, Counted>,
+    segments: BTreeMap<u64, Counted>,
+}
+
+impl Stats {
+    pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        let mut before = self.look()?;
+        let Some(seconds) = self.every else {
+            return match format {
+                Format::Json => output::json("stats", &before.json()),
+                Format::Text => output::bytes(before.text("").as_bytes()),
+            };
+        };
+        let pause = Duration::from_secs(seconds.into());
+        let mut next = Instant::now();
+        for _ in 0..self.count.unwrap_or(u32::MAX) {
+            next += pause;
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            let now = self.look()?;
+            let rates = now.since(&before, seconds.into());
+            let reader = match format {
+                Format::Json => output::json_line("stats_per_second", &rates.json())?,
+                Format::Text => output::stream(rates.text("/s").as_bytes())?,
+            };
+            if reader == Reader::Gone {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
+    }
+
+    fn look(&self) -> Result<Look, Failure> {
+        let run = locate::run_dir()?;
+        let mut look = Look::default();
+        for (name, inspection) in show::inspections(&run, self.name.as_deref())? {
+            let counted = of_enclave(&name, &inspection);
+            look.enclaves.insert(name, counted);
+        }
+        for segment in xemem::segments("look at what was counted")? {
+            if self
+                .name
+                .as_ref()
+                .is_none_or(|name| *name == segment.enclave)
+            {
+                look.segments.insert(segment.segid.0, of_segment(&segment));
+            }
+        }
+        if let Some(name) = self.name.as_ref().filter(|_| look.enclaves.is_empty()) {
+            // It exists, or looking for it would have failed.
+            let why = "it does not answer: it is being made, dead, or stuck";
+            return Err(
+                Failure::new(Class::Failure, format!("look at enclave {name}"), why)
+                    .with_hint("enclavectl list"),
+            );
+        }
+        Ok(look)
+    }
+}
+
+fn of_enclave(name: &str, inspection: &Inspection) -> Counted {
+    let report = &inspection.report;
+    let kvm = |name: &str| report.kvm.get(name).copied().unwrap_or(0);
+    Counted {
+        name: name.to_owned(),
+        of: "enclave".to_owned(),
+        counts: vec![
+            kvm("exits"),
+            report.exits.values().sum(),
+            kvm("irq_injections"),
+            report.forwarded.values().sum(),
+        ],
+        gauges: [inspection.uptime_ms / 1000, inspection.console_dropped],
+    }
+}
+
+fn of_segment(segment: &SegmentInfo) -> Counted {
+    Counted {
+        name: if segment.name.is_empty() {
+            segment.segid.to_string()
+        } else {
+            segment.name.clone()
+        },
+        of: match (segment.kind, segment.enclave.as_str()) {
+            (SegmentKind::Plain, "") => "plain".to_owned(),
+            (_, enclave) => enclave.to_owned(),
+        },
+        counts: vec![
+            segment.latest_generation,
+            segment.dropped,
+            segment.discarded,
+            segment.waited,
+            segment.signals,
+            segment.throttled,
+        ],
+        gauges: [segment.readers.into(), segment.leases.into()],
+    }
+}
+
+impl Look {
+    /// What was added since `before`, per second, rounded up: seldom is not
+    /// never.
+    fn since(&self, before: &Self, seconds: u64) -> Self {
+        let rate = |now: &Counted, then: Option<&Counted>| Counted {
+            counts: now
+                .counts
+                .iter()
+                .enumerate()
+                .map(|(nth, count)| {
+                    let then = then.and_then(|then| then.counts.get(nth)).copied();
+                    count.saturating_sub(then.unwrap_or(0)).div_ceil(seconds)
+                })
+                .collect(),
+            ..now.clone()
+        };
+        Self {
+            enclaves: self
+                .enclaves
+                .iter()
+                .map(|(name, now)| (name.clone(), rate(now, before.enclaves.get(name))))
+                .collect(),
+            segments: self
+                .segments
+                .iter()
+                .map(|(segid, now)| (*segid, rate(now, before.segments.get(segid))))
+                .collect(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let object = |counted: &Counted, names: &[&str], gauges: [&str; 2]| {
+            let mut object = Map::new();
+            object.insert("name".to_owned(), json!(counted.name));
+            object.insert("of".to_owned(), json!(counted.of));
+            for (name, count) in names.iter().zip(&counted.counts) {
+                object.insert(name.replace('-', "_"), json!(count));
+            }
+            for (name, gauge) in gauges.iter().zip(counted.gauges) {
+                object.insert((*name).to_owned(), json!(gauge));
+            }
+            Value::Object(object)
+        };
+        let enclaves = self.enclaves.values();
+        let segments = self.segments.values();
+        json!({
+            "enclaves": enclaves
+                .map(|it| object(it, &OF_ENCLAVES, ["uptime_s", "console_dropped"]))
+                .collect::<Vec<_>>(),
+            "segments": segments
+                .map(|it| object(it, &OF_SEGMENTS, ["readers", "leases"]))
+                .collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self, per: &str) -> String {
+        let heading = |first: [&str; 2], counters: &[&str], gauges: [&str; 2]| -> Vec<String> {
+            let counters = counters.iter().map(|name| format!("{name}{per}"));
+            let first = first.iter().map(|&name| name.to_owned());
+            let gauges = gauges.iter().map(|&name| name.to_owned());
+            let all = first.chain(counters).chain(gauges);
+            all.map(|name| name.to_uppercase()).collect()
+        };
+        let row = |counted: &Counted| -> Vec<String> {
+            let first = [&counted.name, &counted.of];
+            let first = first.map(|text| output::printable(text));
+            let numbers = counted.counts.iter().chain(&counted.gauges);
+            first
+                .into_iter()
+                .chain(numbers.map(u64::to_string))
+                .collect()
+        };
+        let gauges = ["uptime-s", "console-lost"];
+        let enclaves = heading(["name", "kind"], &OF_ENCLAVES, gauges);
+        let segments = heading(["name", "of"], &OF_SEGMENTS, ["readers", "leases"]);
+        let table = |heading: &[String], rows: Vec<Vec<String>>| {
+            let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
+            output::format_table(&heading, &rows)
+        };
+        format!(
+            "{}\n{}",
+            table(&enclaves, self.enclaves.values().map(row).collect()),
+            table(&segments, self.segments.values().map(row).collect())
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(exits: u64, published: u64) -> Look {
+        let counted = |name: &str, counts: &[u64]| Counted {
+            name: name.to_owned(),
+            of: "t".to_owned(),
+            counts: counts.to_vec(),
+            gauges: [7, 0],
+        };
+        Look {
+            enclaves: [("t".to_owned(), counted("t", &[exits, 2, 3, 4]))].into(),
+            segments: [(9, counted("flux\n", &[published, 0, 0, 0, 0, 0]))].into(),
+        }
+    }
+
+    #[test]
+    fn rates_are_what_was_added_and_seldom_is_not_never() {
+        let rates = look(110, 6).since(&look(10, 5), 10);
+        assert_eq!(rates.enclaves["t"].counts, [10, 0, 0, 0]);
+        assert_eq!(rates.segments[&9].counts, [1, 0, 0, 0, 0, 0]);
+        assert_eq!(rates.segments[&9].gauges, [7, 0]);
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_is_no_overflow() {
+        let rates = look(1, 1).since(&look(10, 5), 1);
+        assert_eq!(rates.enclaves["t"].counts[0], 0);
+        let fresh = look(5, 5).since(&Look::default(), 5);
+        assert_eq!(fresh.enclaves["t"].counts[0], 1);
+    }
+
+    #[test]
+    fn both_forms_name_what_they_show() {
+        let text = look(110, 6).text("/s");
+        assert!(
+            text.starts_with("NAME  KIND  EXITS/S  USER-EXITS/S"),
+            "{text}"
+        );
+        assert!(text.contains("flux?"), "{text}");
+        let value = look(110, 6).json();
+        assert_eq!(value["enclaves"][0]["user_exits"], 2);
+        assert_eq!(value["segments"][0]["published"], 6);
+        assert_eq!(value["segments"][0]["readers"], 7);
+    }
+}
