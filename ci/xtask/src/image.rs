@@ -241,7 +241,7 @@ fn install_headers(workspace: &Workspace) -> anyhow::Result<()> {
         };
         for entry in entries {
             let path = entry?.path();
-            let wanted = |ext: &OsStr| ext == "h" || ext == "f90" || ext == "pc";
+            let wanted = |ext: &OsStr| ext == "h" || ext == "hpp" || ext == "f90" || ext == "pc";
             if path.extension().is_some_and(wanted) {
                 install(&path, &workspace.out)?;
             }

@@ -7,14 +7,14 @@ macro_rules! on_both {
         mod enclave {
             $(#[test]
             fn $check() {
-                super::$check(crate::producer::Below::Enclave);
+                super::$check(crate::Below::Enclave);
             })*
         }
 
         mod linux {
             $(#[test]
             fn $check() {
-                super::$check(crate::producer::Below::Linux);
+                super::$check(crate::Below::Linux);
             })*
         }
     };

@@ -15,7 +15,8 @@
 !     end do
 !
 ! A pointer that xasm_field returns is column-major, as Fortran has it, and
-! readers see it with that order. Results are those of C: >= 0, or a negative
+! readers see it with that order. What comes and goes is xasm_allocate's, in
+! xasm_memory.f90. Results are those of C: >= 0, or a negative
 ! errno (xasm_text tells what it means). Nothing here prints or stops.
 module xasm
   use, intrinsic :: iso_c_binding

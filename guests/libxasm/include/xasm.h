@@ -151,12 +151,63 @@ void *xasm_arena_base(xasm_arena arena);
 /* Bytes of the arena, or 0 when there is no such arena. */
 uint64_t xasm_arena_size(xasm_arena arena);
 
+/* ---- allocations ------------------------------------------------------------ */
+
 /*
- * Takes room for `bytes` bytes at a multiple of `align` (a power of two; at
- * least 64 is used, 0 = 64). Never given back. NULL when the arena is full,
- * does not exist, or `align` is no power of two.
+ * What malloc() is for ordinary memory, in an arena; a variable of it is
+ * described by xasm_var() with the pointer. The books are kept outside: no
+ * allocation or release stores a byte in the arena, none causes a copy, and
+ * snapshots hold data only. Allocations begin at multiples of 64 bytes. Any
+ * thread may call these at any time, but no signal handler, and a forked child
+ * gets none. xasm_arena_destroy() ends all of them.
+ *
+ * NULL when there is no such arena, no room (also for sizes whose product does
+ * not fit 64 bits), or `align` is no power of two; xasm_allocate() tells which.
+ * 0 bytes give a pointer of their own, too.
  */
+void *xasm_malloc(xasm_arena arena, uint64_t bytes);
+void *xasm_aligned_alloc(xasm_arena arena, uint64_t align, uint64_t bytes);
+
+/* `count` times `bytes`, all zero. */
+void *xasm_calloc(xasm_arena arena, uint64_t count, uint64_t bytes);
+
+/*
+ * Makes an allocation of that arena larger or smaller, elsewhere if need be.
+ * NULL leaves it as it is. For NULL it is xasm_malloc(); 0 bytes do not free.
+ */
+void *xasm_realloc(xasm_arena arena, void *place, uint64_t bytes);
+
+/*
+ * Gives an allocation back; a variable that shows it should be described anew.
+ * 0, also for NULL. What was freed already, or does not begin an allocation, is
+ * -EINVAL; what is in no arena -ENOENT: nothing changes then, and one line on
+ * standard error says so.
+ */
+int xasm_free(void *place);
+
+/*
+ * xasm_aligned_alloc() into `*place`, with a reason: 0, -ENOMEM, -EINVAL (align,
+ * or `place` is NULL), -ENOENT, -ENOSYS. An `align` of 0 counts as 64.
+ */
+int xasm_allocate(xasm_arena arena, uint64_t bytes, uint64_t align, void **place);
+
+/* xasm_aligned_alloc() under its first name. */
 void *xasm_arena_alloc(xasm_arena arena, uint64_t bytes, uint64_t align);
+
+/* Bytes that can be used of an allocation, at least those asked for; else 0. */
+uint64_t xasm_usable_size(const void *place);
+
+struct xasm_usage {
+	uint64_t used;         /* bytes in use now, whole multiples of 64 */
+	uint64_t peak;         /* the most that was in use at once */
+	uint64_t blocks;       /* allocations now */
+	uint64_t largest_free; /* bytes of the largest that could be had now */
+};
+
+/* Fills in `usage`; 0, -ENOENT, -EINVAL for NULL, -ENOSYS. */
+int xasm_heap_usage(xasm_arena arena, struct xasm_usage *usage);
+
+/* ---- more about arenas ------------------------------------------------------- */
 
 /* xasm_var_spec.role: what a variable is on a mesh. */
 enum {

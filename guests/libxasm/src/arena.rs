@@ -9,9 +9,9 @@
 //! them. [`Array`] handles survive; take the slice anew in each step.
 
 use crate::array::{Array, Element};
-use crate::bump;
 use crate::calls;
 use crate::errno::Errno;
+use crate::heap::{Heap, Usage};
 use crate::mapping::Mapping;
 use crate::var::{Var, field};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
@@ -108,7 +108,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
-    used: u64,
+    heap: Heap,
 }
 
 impl Arena {
@@ -123,28 +123,68 @@ impl Arena {
         let args = pack_args(Some(name), bytes, options)?;
         calls::require()?;
         let mapping = Mapping::create(args)?;
-        Ok(Self { mapping, used: 0 })
+        let heap = Heap::open(mapping.slot(), mapping.address(), mapping.bytes())?;
+        Ok(Self { mapping, heap })
     }
 
-    /// Takes room for `len` elements, aligned to a cache line.
+    /// Takes room for `len` elements, aligned to a cache line. Their values are
+    /// zero, or what an array held that was there before.
     ///
     /// # Errors
     /// ENOMEM when the arena has no room left.
     pub fn alloc<T: Element>(&mut self, len: usize) -> Result<Array<T>, Errno> {
-        self.alloc_aligned(len, bump::MIN_ALIGN)
+        self.alloc_aligned(len, 0)
     }
 
     /// Takes room for `len` elements at a multiple of `align` bytes (a power
     /// of two, at least a cache line is used).
     ///
     /// # Errors
-    /// ENOMEM when the arena has no room left or `align` is no power of two.
+    /// ENOMEM when the arena has no room left, EINVAL when `align` is no power
+    /// of two.
     pub fn alloc_aligned<T: Element>(&mut self, len: usize, align: u64) -> Result<Array<T>, Errno> {
         let bytes = Array::<T>::at(0, len).nbytes().ok_or(Errno::ENOMEM)?;
-        let limit = self.mapping.bytes();
-        let (offset, used) = bump::place(self.used, bytes, align, limit).ok_or(Errno::ENOMEM)?;
-        self.used = used;
-        Ok(Array::at(offset, len))
+        let given = self.heap.allocate(bytes, align)?;
+        Ok(Array::at(given.address - self.mapping.address(), len))
+    }
+
+    /// Gives an array's room back. Another array may get it; handles to this
+    /// one must not be used any more, and a variable that shows it should be
+    /// described anew.
+    ///
+    /// # Errors
+    /// EINVAL when it is not (any more) an array that [`Arena::alloc`] handed
+    /// out: nothing changes then.
+    pub fn free<T: Element>(&mut self, array: Array<T>) -> Result<(), Errno> {
+        let address = self.mapping.address().checked_add(array.offset());
+        self.heap.release(address.ok_or(Errno::EINVAL)?)
+    }
+
+    /// As [`Arena::alloc`], with an owner that gives the room back when it is
+    /// dropped; all elements are zero.
+    ///
+    /// # Errors
+    /// As [`Arena::alloc`].
+    pub fn alloc_owned<T: Element>(&mut self, len: usize) -> Result<Owned<T>, Errno> {
+        let bytes = Array::<T>::at(0, len).nbytes().ok_or(Errno::ENOMEM)?;
+        let given = self.heap.allocate(bytes, 0)?;
+        let owned = Owned {
+            array: Array::at(given.address - self.mapping.address(), len),
+            heap: self.heap,
+            address: given.address,
+        };
+        let dirty = usize::try_from(given.dirty).map_err(|_| Errno::EOVERFLOW)?;
+        let dirty = Array::<u8>::at(owned.array.offset(), dirty);
+        self.get_mut(dirty)?.fill(0);
+        Ok(owned)
+    }
+
+    /// How much of the arena is allocated.
+    ///
+    /// # Errors
+    /// ENOENT in a forked child, which has no arenas.
+    pub fn usage(&self) -> Result<Usage, Errno> {
+        self.heap.usage()
     }
 
     /// Reads an array.
@@ -243,6 +283,36 @@ impl Arena {
     }
 }
 
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.heap.close();
+    }
+}
+
+/// An array of an arena that is given back when this is dropped, if the arena
+/// is still there; `arena.get(owned.array())` reads it.
+#[derive(Debug)]
+pub struct Owned<T> {
+    array: Array<T>,
+    heap: Heap,
+    address: u64,
+}
+
+impl<T: Element> Owned<T> {
+    /// The handle by which the arena is asked; for variables, too.
+    #[must_use]
+    pub fn array(&self) -> Array<T> {
+        self.array
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // The arena may have ended before; then there is nothing to give back.
+        let _ = self.heap.release(self.address);
+    }
+}
+
 /// Publishes one state of several arenas under one step and time: all of them
 /// or none, so that a reader who takes the generations of a step from each has
 /// what belongs together.
@@ -301,10 +371,46 @@ mod tests {
     use super::*;
 
     fn arena(bytes: usize) -> Arena {
-        Arena {
-            mapping: Mapping::ordinary(bytes),
-            used: 0,
-        }
+        use core::sync::atomic::{AtomicU32, Ordering};
+        static SLOT: AtomicU32 = AtomicU32::new(0);
+        let mapping = Mapping::ordinary(bytes);
+        let slot = SLOT.fetch_add(1, Ordering::Relaxed);
+        let heap = Heap::open(slot, mapping.address(), mapping.bytes()).unwrap();
+        Arena { mapping, heap }
+    }
+
+    #[test]
+    fn room_that_was_given_back_is_used_again() {
+        let mut arena = arena(4096);
+        let a = arena.alloc::<u64>(256).unwrap();
+        arena.get_mut(a).unwrap().fill(7);
+        assert_eq!(arena.alloc::<u64>(257).unwrap_err(), Errno::ENOMEM);
+        assert_eq!(arena.free(a), Ok(()));
+        assert_eq!(arena.free(a), Err(Errno::EINVAL));
+        assert_eq!(arena.free(Array::<u8>::at(u64::MAX, 1)), Err(Errno::EINVAL));
+        let owned = arena.alloc_owned::<u64>(512).unwrap();
+        assert_eq!(arena.get(owned.array()).unwrap(), [0; 512]);
+        assert_eq!(arena.usage().unwrap().used, 4096);
+        drop(owned);
+        assert_eq!(arena.usage().unwrap().blocks, 0);
+    }
+
+    #[test]
+    fn an_owner_that_outlives_its_arena_frees_nothing_of_another() {
+        let mut first = arena(4096);
+        let owned = first.alloc_owned::<u8>(100).unwrap();
+        let slot = u32::try_from(first.heap.slot).unwrap();
+        let address = owned.address;
+        drop(first);
+        let next = Heap::open(slot, address, 4096).unwrap();
+        assert_eq!(
+            next.allocate(100, 0).map(|given| given.address),
+            Ok(address)
+        );
+        drop(owned);
+        assert_eq!(next.size(address), Ok(128));
+        next.close();
+        assert_eq!(next.size(address), Err(Errno::ENOENT));
     }
 
     #[test]

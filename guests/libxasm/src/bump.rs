@@ -1,7 +1,7 @@
 //! Placement of arrays inside an arena: one after the other, never freed.
 //!
-//! Pure arithmetic, used by [`crate::Arena`] and by the C form. An arena lives
-//! as long as the program's data structures, so nothing is ever given back.
+//! Pure arithmetic, for programs that lay out an arena by themselves. An arena
+//! whose parts come and go is [`crate::heap`]'s.
 
 use enclave_abi::addr::{align_up, range_within};
 

@@ -25,8 +25,9 @@
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
 //! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
 //! | [`mod@backend`] | what is below the program: an enclave, Linux, nothing   |
-//! | [`bump`]   | placement of arrays inside an arena                      |
+//! | [`bump`]   | placement of arrays by a program itself                  |
 //! | [`calls`]  | the calls by arena slot, for other language forms        |
+//! | [`heap`]   | allocations in arenas, for other language forms          |
 //! | [`import`] | [`Import`]: reading arenas of other enclaves             |
 //! | [`xemem`]  | the importing calls, for other language forms            |
 //! | [`region`] | the XASM paper's names, translated                       |
@@ -34,7 +35,7 @@
 //! | `sys`, `mapping` | the instruction, the memory                        |
 //! | `linux`    | arenas of a Linux process: what the kernel does elsewhere |
 //!
-//! Promises: `no_std`, no allocation, no threads; every failure is an [`Errno`].
+//! Promises: `no_std`, no allocator needed, no threads; every failure is an [`Errno`].
 //! With neither an enclave nor a broker every call fails with ENOSYS and
 //! [`available`] is false, so that a program can run without snapshots. In an
 //! enclave there is no state but which backend it is.
@@ -50,6 +51,7 @@ pub mod bump;
 pub mod calls;
 mod environ;
 mod errno;
+pub mod heap;
 pub mod import;
 mod linux;
 mod mapping;
@@ -59,7 +61,7 @@ mod sys;
 pub mod var;
 pub mod xemem;
 
-pub use arena::{Arena, Chunk, Options, QueueFull, publish_set};
+pub use arena::{Arena, Chunk, Options, Owned, QueueFull, publish_set};
 pub use array::{Array, Element};
 pub use backend::{Backend, Choice, backend, select};
 pub use calls::available;

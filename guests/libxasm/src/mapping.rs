@@ -51,6 +51,11 @@ impl Mapping {
         self.base.as_ptr()
     }
 
+    /// The same as a number.
+    pub(crate) fn address(&self) -> u64 {
+        calls::address(self.base.addr().get())
+    }
+
     /// Bytes of the mapping.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
@@ -126,8 +131,11 @@ impl Drop for Mapping {
 impl Mapping {
     /// A mapping over leaked ordinary memory, for tests outside an enclave.
     pub(crate) fn ordinary(bytes: usize) -> Self {
-        let words = vec![0u64; bytes.div_ceil(8)].leak();
-        let base = NonNull::from(words).cast::<u8>();
+        #[derive(Clone, Copy)]
+        #[repr(align(4096))]
+        struct Page(#[expect(dead_code, reason = "only its room counts")] [u8; 4096]);
+        let pages = vec![Page([0; 4096]); bytes.div_ceil(4096)].leak();
+        let base = NonNull::from(pages).cast::<u8>();
         Self {
             base,
             bytes: bytes as u64,

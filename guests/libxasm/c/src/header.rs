@@ -8,6 +8,7 @@ use crate::import::{XasmFound, XememAddr};
 use crate::surface::{XasmOptions, XasmVarSpec};
 use enclave_abi::syscall::{AttachArgs, FOLLOW_EVERY, FOLLOW_LATEST, Imported, NO_LIMIT};
 use guest::calls::HostCounters;
+use guest::heap::Usage;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
 use guest::xemem;
 use guest::{ArenaStats, Chunk, Dtype, KernelStats, Role};
@@ -47,6 +48,7 @@ fn assertions() -> String {
     layout!(out, HostCounters => "xasm_host_counters" {
         emulated_instructions, exits, guest_page_faults, injected_interrupts
     });
+    layout!(out, Usage => "xasm_usage" { used, peak, blocks, largest_free });
     layout!(out, XememAddr => "xemem_addr" { apid, offset });
     layout!(out, AttachArgs => "xasm_attachment" {
         apid, offset, size_bytes, start, policy, nr_banks, chunk_bytes
@@ -149,7 +151,8 @@ fn every_exported_function_is_declared() {
     let rust = concat!(
         include_str!("surface.rs"),
         include_str!("paper.rs"),
-        include_str!("import.rs")
+        include_str!("import.rs"),
+        include_str!("memory.rs")
     );
     let exported: Vec<&str> = rust
         .split("extern \"C\" fn ")

@@ -14,13 +14,14 @@
 //! lints) the crate is an ordinary one.
 //!
 //! An arena is a small number, its slot in the kernel; what the kernel does
-//! not keep (address, size, bump pointer) is kept in [`table`].
+//! not keep (address, size) is kept in [`table`].
 
 #![cfg_attr(all(panic = "abort", not(test)), no_std)]
 
 #[cfg(test)]
 mod header;
 pub mod import;
+pub mod memory;
 pub mod paper;
 pub mod surface;
 mod table;

@@ -90,7 +90,10 @@ pub(crate) fn create(name: Option<&str>, bytes: u64, options: Options) -> Result
         base: args.start,
         bytes: args.size_bytes,
     };
-    ARENAS.insert(place)?;
+    ARENAS.insert(place).inspect_err(|_| {
+        // SAFETY: nobody was told of the memory.
+        let _ = unsafe { calls::arena_destroy(slot) };
+    })?;
     Ok(place)
 }
 
@@ -161,12 +164,6 @@ pub extern "C" fn xasm_arena_base(arena: c_int) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub extern "C" fn xasm_arena_size(arena: c_int) -> u64 {
     ARENAS.find(arena).map_or(0, |place| place.bytes)
-}
-
-/// See `xasm.h`.
-#[unsafe(no_mangle)]
-pub extern "C" fn xasm_arena_alloc(arena: c_int, bytes: u64, align: u64) -> *mut c_void {
-    pointer(ARENAS.alloc(arena, bytes, align))
 }
 
 /// See `xasm.h`.
@@ -351,7 +348,7 @@ pub unsafe extern "C" fn xasm_arena_destroy(arena: c_int) -> c_int {
 }
 
 /// The arena with that number; ENOENT, or ENOSYS where there can be none.
-fn find(arena: c_int) -> Result<Place, Errno> {
+pub(crate) fn find(arena: c_int) -> Result<Place, Errno> {
     ARENAS.find(arena).or_else(|errno| {
         calls::require()?;
         Err(errno)
@@ -362,7 +359,7 @@ fn find(arena: c_int) -> Result<Place, Errno> {
 ///
 /// # Safety
 /// `target` is NULL or valid for a write of a `T`.
-unsafe fn store<T>(result: Result<T, Errno>, target: *mut T) -> c_int {
+pub(crate) unsafe fn store<T>(result: Result<T, Errno>, target: *mut T) -> c_int {
     answer_int(result.and_then(|value| {
         if target.is_null() {
             return Err(Errno::EINVAL);
@@ -374,7 +371,7 @@ unsafe fn store<T>(result: Result<T, Errno>, target: *mut T) -> c_int {
 }
 
 /// The address as C takes it; NULL on failure.
-fn pointer(place: Result<u64, Errno>) -> *mut c_void {
+pub(crate) fn pointer(place: Result<u64, Errno>) -> *mut c_void {
     place
         .ok()
         .and_then(|address| usize::try_from(address).ok())

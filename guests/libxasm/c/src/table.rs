@@ -7,14 +7,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use enclave_abi::lease::MAX_ARENAS;
-use guest::{Errno, bump};
+use guest::Errno;
+use guest::heap::Heap;
 
 /// One arena; `bytes` is 0 while the slot is free.
 #[derive(Debug)]
 struct Entry {
     base: AtomicU64,
     bytes: AtomicU64,
-    used: AtomicU64,
 }
 
 /// What is known of a live arena.
@@ -45,17 +45,17 @@ impl Table {
                 Entry {
                     base: AtomicU64::new(0),
                     bytes: AtomicU64::new(0),
-                    used: AtomicU64::new(0),
                 }
             }; MAX_ARENAS],
         }
     }
 
-    /// Notes a new arena. EPROTO when the kernel's slot is beyond the table.
+    /// Notes a new arena and opens its heap. EPROTO when the kernel's slot is
+    /// beyond the table, ENOMEM.
     pub(crate) fn insert(&self, place: Place) -> Result<(), Errno> {
         let index = usize::try_from(place.slot).map_err(|_| Errno::EPROTO)?;
         let entry = self.entries.get(index).ok_or(Errno::EPROTO)?;
-        entry.used.store(0, Ordering::Relaxed);
+        Heap::open(place.slot, place.base, place.bytes)?;
         entry.base.store(place.base, Ordering::Relaxed);
         entry.bytes.store(place.bytes, Ordering::Release);
         Ok(())
@@ -72,22 +72,10 @@ impl Table {
         Ok(Place { slot, base, bytes })
     }
 
-    /// Takes room in an arena; returns its address. ENOMEM when it is full.
-    pub(crate) fn alloc(&self, arena: i32, bytes: u64, align: u64) -> Result<u64, Errno> {
-        let place = self.find(arena)?;
-        let (_, entry) = self.entry(arena)?;
-        let mut used = entry.used.load(Ordering::Relaxed);
-        loop {
-            let (offset, now) =
-                bump::place(used, bytes, align, place.bytes).ok_or(Errno::ENOMEM)?;
-            match entry
-                .used
-                .compare_exchange_weak(used, now, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => return Ok(place.base + offset),
-                Err(other) => used = other,
-            }
-        }
+    /// The arena that `address` is in. ENOENT when it is in none.
+    pub(crate) fn containing(&self, address: u64) -> Result<Place, Errno> {
+        let contains = |place: &Place| address.wrapping_sub(place.base) < place.bytes;
+        self.iter().find(contains).ok_or(Errno::ENOENT)
     }
 
     /// Forgets an arena and says what it was. ENOENT when there is none.
@@ -96,7 +84,11 @@ impl Table {
         let (_, entry) = self.entry(arena)?;
         match entry.bytes.swap(0, Ordering::AcqRel) {
             0 => Err(Errno::ENOENT),
-            _ => Ok(place),
+            _ => {
+                // A forked child has none.
+                let _ = Heap::of(place.slot).map(Heap::close);
+                Ok(place)
+            }
         }
     }
 
@@ -149,7 +141,6 @@ mod tests {
         let table = table();
         for arena in [-38, -1, 1, 32, i32::MAX] {
             assert_eq!(table.find(arena), Err(Errno::ENOENT));
-            assert_eq!(table.alloc(arena, 8, 8), Err(Errno::ENOENT));
         }
         let beyond = Place {
             slot: 32,
@@ -160,12 +151,22 @@ mod tests {
     }
 
     #[test]
-    fn allocations_move_on_and_end_with_the_arena() {
-        let table = table();
-        let base = table.find(0).unwrap().base;
-        assert_eq!(table.alloc(0, 100, 0), Ok(base));
-        assert_eq!(table.alloc(0, 100, 256), Ok(base + 256));
-        assert_eq!(table.alloc(0, 4096, 0), Err(Errno::ENOMEM));
-        assert_eq!(table.alloc(0, 8, 24), Err(Errno::ENOMEM));
+    fn an_address_is_in_the_arena_around_it_until_that_ends() {
+        let table = Table::new();
+        let place = Place {
+            slot: 5,
+            base: 1 << 40,
+            bytes: 4096,
+        };
+        table.insert(place).unwrap();
+        let heap = Heap::of(5).unwrap();
+        assert_eq!(table.containing(1 << 40), Ok(place));
+        assert_eq!(table.containing((1 << 40) + 4095), Ok(place));
+        for address in [0, (1 << 40) - 1, (1 << 40) + 4096, u64::MAX] {
+            assert_eq!(table.containing(address), Err(Errno::ENOENT));
+        }
+        table.remove(5).unwrap();
+        assert_eq!(table.containing(1 << 40), Err(Errno::ENOENT));
+        assert_eq!(heap.allocate(8, 8), Err(Errno::ENOENT));
     }
 }

@@ -16,6 +16,7 @@ int main(void)
 	struct xasm_options bad = { .chunk_bytes = 12345 };
 	struct xasm_var_spec spec = { .name = "x", .dtype = XASM_F64, .order = 'C' };
 	struct xasm_stats stats;
+	struct xasm_usage usage;
 	struct xasm_kernel_stats kernel;
 	struct xasm_host_counters counters;
 	uint32_t id = 0, copy = 0;
@@ -58,6 +59,15 @@ int main(void)
 	CHECK(xasm_arena_base(0) == NULL);
 	CHECK(xasm_arena_size(0) == 0);
 	CHECK(xasm_arena_alloc(0, 8, 8) == NULL);
+	CHECK(xasm_malloc(0, 8) == NULL);
+	CHECK(xasm_aligned_alloc(0, 64, 8) == NULL);
+	CHECK(xasm_calloc(0, 8, 8) == NULL);
+	CHECK(xasm_realloc(0, NULL, 8) == NULL);
+	CHECK(xasm_allocate(0, 8, 8, &start) == -ENOSYS && start == NULL);
+	CHECK(xasm_allocate(0, 8, 8, NULL) == -EINVAL);
+	CHECK(xasm_free(NULL) == 0);
+	CHECK(xasm_usable_size(&id) == 0);
+	CHECK(xasm_heap_usage(0, &usage) == -ENOSYS);
 	CHECK(xasm_arena_stats(0, &stats) == -ENOSYS);
 	CHECK(xasm_kernel_stats(&kernel) == -ENOSYS);
 	CHECK(xasm_host_counters(&counters) == -ENOSYS);

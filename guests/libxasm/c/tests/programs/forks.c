@@ -28,9 +28,13 @@ static int child(xasm_arena parents, char *memory)
 	CHECK(xasm_arena_stats(parents, &stats) == -ENOENT);
 	CHECK(xasm_publish(parents, 77, 0) == -ENOENT);
 	CHECK(xasm_arena_find(memory) == -ENOENT);
+	void *none = NULL;
+	CHECK(xasm_malloc(parents, 8) == NULL);
+	CHECK(xasm_allocate(parents, 8, 0, &none) == -ENOENT);
 	xasm_arena own = xasm_arena_create("forks/child", 2 * 4096, &small);
 	CHECK(own >= 0);
 	char *mine = xasm_arena_base(own);
+	CHECK(xasm_malloc(own, 8) == mine && xasm_free(mine) == 0);
 	mine[0] = 5;
 	CHECK(xasm_publish(own, 1, 0) == 1);
 	mine[0] = 6;
@@ -45,6 +49,7 @@ int main(void)
 	int status;
 
 	CHECK(arena >= 0);
+	CHECK(xasm_malloc(arena, 8) == memory);
 	memory[0] = 1;
 	CHECK(xasm_publish(arena, 1, 0) == 1);
 

@@ -1,0 +1,144 @@
+//! Programs in several languages, linked with `libxasm.a`, in an enclave or on
+//! Linux, with a reader beside them. Part of each test crate that names it,
+//! beside `support`.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use xemem_host::wire::Policy;
+use xemem_host::{Broker, Stream};
+
+use crate::support::{enclavectl, finish, require_programs, unique_dir, wait};
+
+/// Longest wait for anything that should happen at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is below the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    Enclave,
+    Linux,
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The folder with the archive and the guest programs.
+pub(crate) fn out() -> PathBuf {
+    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository().join("out"), PathBuf::from);
+    let shown = out.display();
+    assert!(
+        out.join("libxasm.a").is_file() && out.join("xasm-churn").is_file(),
+        "libxasm.a or xasm-churn is missing in {shown}; try: cargo xtask image"
+    );
+    out
+}
+
+/// A program that is removed, with its folder, when dropped.
+pub(crate) struct Program(pub(crate) PathBuf);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.0.parent().unwrap());
+    }
+}
+
+/// Compiles `sources` of `guests/libxasm` and links them statically.
+pub(crate) fn compile(compiler: &str, flags: &[&str], sources: &[&str]) -> Program {
+    let dir = unique_dir("language");
+    let program = Program(dir.join("program"));
+    let library = repository().join("guests/libxasm");
+    let mut compile = Command::new(compiler);
+    compile.args(["-static", "-O2"]).args(flags);
+    compile.args(sources.iter().map(|source| library.join(source)));
+    compile.arg("-I").arg(library.join("include"));
+    // Fortran's module files go to where the compiler runs.
+    compile.current_dir(&dir).arg("-L").arg(out());
+    let compiled = finish(compile.args(["-lxasm", "-o"]).arg(&program.0), b"");
+    assert_eq!(compiled.code, 0, "{}", compiled.stderr);
+    program
+}
+
+/// A program that runs, in a run directory of its own.
+pub(crate) struct Run {
+    run_dir: PathBuf,
+    /// Waited for when it is taken.
+    program: Option<Child>,
+    /// Keeps the broker until the end.
+    _broker: Broker,
+}
+
+impl Run {
+    /// Starts `program` with one argument.
+    pub(crate) fn start(below: Below, program: &Path, argument: u64) -> Self {
+        require_programs();
+        let run_dir = unique_dir("run");
+        let mut command = match below {
+            Below::Enclave => in_enclave(&run_dir, program),
+            Below::Linux => on_linux(&run_dir, program),
+        };
+        let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
+        let broker = enclavectl.with_file_name("xemem-broker");
+        let broker = Broker::connect_or_start(&run_dir.join("xemem.sock"), &broker).unwrap();
+        command.arg(argument.to_string()).stdin(Stdio::null());
+        let program = command.stdout(Stdio::piped()).spawn().unwrap();
+        Self {
+            run_dir,
+            program: Some(program),
+            _broker: broker,
+        }
+    }
+
+    /// A reader of arena `name`, which need not be there yet.
+    pub(crate) fn attach(&self, name: &str, policy: Policy) -> Stream {
+        let socket = self.run_dir.join("xemem.sock");
+        Stream::attach(&socket, name, policy, PATIENCE).unwrap()
+    }
+
+    /// Waits for the program, which must succeed; what it printed.
+    pub(crate) fn end(&mut self) -> String {
+        let mut program = self.program.take().unwrap();
+        let mut text = String::new();
+        let mut stdout = program.stdout.take().unwrap();
+        stdout.read_to_string(&mut text).unwrap();
+        assert_eq!(wait(&mut program), 0, "{text}");
+        text
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(mut program) = self.program.take() {
+            let _ = program.kill();
+            wait(&mut program);
+        }
+        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
+            finish(enclavectl(&self.run_dir).args(arguments), b"");
+        }
+        let _ = std::fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+/// The program in a new enclave.
+fn in_enclave(run_dir: &Path, program: &Path) -> Command {
+    let create = "create l --cores 1 --share-cores --mem 64M --no-prefault --backing small";
+    let created = finish(enclavectl(run_dir).args(create.split(' ')), b"");
+    assert_eq!(created.code, 0, "{}", created.stderr);
+    let mut command = enclavectl(run_dir);
+    command.args(["run", "l", "--"]).arg(program);
+    command
+}
+
+/// The program as a process of Linux; it starts the broker itself.
+fn on_linux(run_dir: &Path, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
+    command
+        .env("ENCLAVE_RUNDIR", run_dir)
+        .env("XASM_BACKEND", "linux")
+        .env("PATH", enclavectl.parent().unwrap());
+    command
+}
