@@ -13,6 +13,8 @@ use std::fmt::Write as _;
 pub(crate) enum Bound {
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
     /// Exactly this: for counts.
     Exactly(f64),
 }
@@ -22,6 +24,7 @@ impl Bound {
     pub(crate) fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
             Self::Exactly(want) => value == want,
         }
     }
@@ -29,6 +32,7 @@ impl Bound {
     fn text(self) -> String {
         match self {
             Self::AtMost(most) => format!("≤ {most}"),
+            Self::AtLeast(least) => format!("≥ {least}"),
             Self::Exactly(want) => format!("= {want}"),
         }
     }
@@ -95,6 +99,15 @@ impl Figure {
             verdict,
             ..self
         }
+    }
+
+    /// The same with what the project promises; the bound is what a busy
+    /// machine must still keep. A promise that is not kept is not measured
+    /// again: the best of several tries is no figure.
+    pub(crate) fn promised(self, promise: Bound) -> Self {
+        let kept = promise.is_met(self.value);
+        self.detail("promise", promise.text())
+            .detail("promise_kept", kept)
     }
 
     /// The same after so many tries.
@@ -229,7 +242,13 @@ mod tests {
         let exact = |value| Figure::reported("r", value, "").bounded(Bound::Exactly(0.0));
         assert!(!exact(0.0).is_missed());
         assert!(exact(1.0).is_missed());
+        let least = |value| Figure::reported("r", value, "").bounded(Bound::AtLeast(0.9));
+        assert!(!least(0.9).is_missed());
+        assert!(least(0.89).is_missed() && least(f64::NAN).is_missed());
         assert!(!Figure::reported("r", 9.0, "").is_missed());
+        let promised = most(1.4).promised(Bound::AtMost(1.3));
+        assert_eq!(promised.details["promise_kept"], false);
+        assert!(!promised.is_missed());
     }
 
     #[test]

@@ -47,13 +47,27 @@ impl Guest {
     /// What the guest says, or that it is gone.
     fn ask(&mut self, request: &Request) -> anyhow::Result<Vec<u64>> {
         let failed = || format!("guest: {request}");
-        let requests = self.requests.as_mut().with_context(failed)?;
-        writeln!(requests, "{request}").with_context(failed)?;
+        self.tell(request).with_context(failed)?;
+        self.answer().with_context(failed)
+    }
+
+    /// Asks without waiting for [`Guest::answer`].
+    ///
+    /// # Errors
+    /// It is gone.
+    pub(crate) fn tell(&mut self, request: &Request) -> anyhow::Result<()> {
+        let requests = self.requests.as_mut().context("its input is closed")?;
+        writeln!(requests, "{request}").context("its input is closed")
+    }
+
+    /// The numbers of the oldest answer that was not taken yet.
+    ///
+    /// # Errors
+    /// What the guest says, or that it is gone.
+    pub(crate) fn answer(&mut self) -> anyhow::Result<Vec<u64>> {
         let mut line = String::new();
-        self.replies.read_line(&mut line).with_context(failed)?;
-        protocol::parse_reply(&line)
-            .map_err(|why| anyhow!(why))
-            .with_context(failed)
+        self.replies.read_line(&mut line).context("no answer")?;
+        protocol::parse_reply(&line).map_err(|why| anyhow!(why))
     }
 
     /// For requests that answer `N` counts.

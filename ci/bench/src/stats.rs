@@ -16,6 +16,21 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
+/// The value below which `part` (0 to 1) of all lie.
+pub(crate) fn percentile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    // Cannot be negative or larger than `last`.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped"
+    )]
+    let at = (part.clamp(0.0, 1.0) * last as f64).round() as usize;
+    sorted.get(at).copied()
+}
+
 /// The smallest value.
 pub(crate) fn min(values: &[f64]) -> Option<f64> {
     values.iter().copied().min_by(f64::total_cmp)
@@ -62,6 +77,15 @@ mod tests {
         assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 100.0]), Some(3.0));
         assert_eq!(min(&[9.0, 1.0, 2.0]), Some(1.0));
+    }
+
+    #[test]
+    fn percentiles_are_values_in_their_order() {
+        let values: Vec<f64> = (0..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.99), Some(99.0));
+        assert_eq!(percentile(&values, 0.5), Some(50.0));
+        assert_eq!(percentile(&values, 2.0), Some(100.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 
     #[test]

@@ -6,9 +6,12 @@
 
 mod attach;
 mod create;
+mod doorbell;
 mod publish;
+mod reading;
 mod rewrite;
 mod storm;
+mod stuck;
 mod syscall;
 mod transport;
 
@@ -24,8 +27,9 @@ const MIB: u64 = 1 << 20;
 /// Memory of the measured enclave in MiB: program, and a copy of the largest
 /// arena.
 const ENCLAVE_MIB: u64 = 512;
-/// Largest arenas alive at once in MiB, all banks and control areas.
-const ARENAS_MIB: u64 = 560;
+/// Largest arenas alive at once in MiB, all banks and control areas, and private
+/// memory to compare with.
+const ARENAS_MIB: u64 = 816;
 /// Small chunk.
 const KIB4: u64 = 4096;
 /// Large chunk.
@@ -44,6 +48,12 @@ pub(crate) enum Name {
     Rewrite,
     /// Attaching and following a large arena.
     Attach,
+    /// Attach, follow and read against what Linux alone costs.
+    Reading,
+    /// From a publish to a blocked reader, against a bare eventfd.
+    Doorbell,
+    /// A hundred thousand publishes under readers that are stuck.
+    Stuck,
     /// A thousand publishes under two checking readers.
     Storm,
     /// snap-mini with and without snapshots.
@@ -111,11 +121,14 @@ fn inside(plan: &Plan, session: &Session, figures: &mut Figures) -> anyhow::Resu
         figures.measured_on(key, &enclave.created["report"][key]);
     }
     let _pinned = Pinned::away_from(&enclave);
-    let guided: [(Name, Measure); 5] = [
+    let guided: [(Name, Measure); 8] = [
         (Name::Syscall, syscall::measure),
         (Name::Publish, publish::measure),
         (Name::Rewrite, rewrite::measure),
         (Name::Attach, attach::measure),
+        (Name::Reading, reading::measure),
+        (Name::Doorbell, doorbell::measure),
+        (Name::Stuck, stuck::measure),
         (Name::Storm, storm::measure),
     ];
     for (name, measure) in guided {
@@ -173,6 +186,11 @@ impl Drop for Pinned {
             let _ = sched_setaffinity(None, &before);
         }
     }
+}
+
+/// A promise, and the bound that a busy machine must keep, too.
+fn promised(figure: Figure, promise: Bound, bound: Bound) -> Figure {
+    figure.promised(promise).bounded(bound)
 }
 
 /// A bound only where there is one.
