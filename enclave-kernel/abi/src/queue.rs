@@ -152,9 +152,11 @@ numbers! {
         /// Ask for access: {segid, flags of [`crate::syscall::XEMEM_GET`]}.
         /// Answer: apid or -errno.
         ImportGet = 15,
-        /// Attach an arena: {import slot, apid, policy}. Answer: {0 or -errno,
-        /// guest-physical address, payload bytes, bytes of a chunk, banks}. The
-        /// object is there, read-only, from then on.
+        /// Attach an arena or a piece of a plain segment: {import slot, apid,
+        /// policy, offset, bytes or 0 = all}. Answer: {0 or -errno,
+        /// guest-physical address, payload bytes, bytes of a chunk or page,
+        /// banks or 0 = plain, 1 = to be written}. The memory is there from then
+        /// on, read-only unless that last word says more.
         ImportAttach = 16,
         /// Lease the next generation for import slot `args[0]` and give the one
         /// before back; wait for it at most `args[1]` milliseconds as in
@@ -167,6 +169,25 @@ numbers! {
         ImportDetach = 18,
         /// Give access `args[0]` back. Answer: 0 or -errno.
         ImportRelease = 19,
+        /// Make a plain segment. A [`crate::syscall::SegmentArgs`] stands in the
+        /// bounce area; `args[0]` = import slot. Answer: {0 or -errno, segid,
+        /// guest-physical address, bytes of a page}. [`Call::ImportDetach`] takes
+        /// its memory away.
+        SegmentMake = 20,
+        /// Give segment `args[0]` a further name: bytes in the bounce area,
+        /// length `args[1]`. Answer: segid or -errno.
+        SegmentName = 21,
+        /// End segment `args[0]`; its memory stays. Answer: 0 or -errno.
+        SegmentRemove = 22,
+        /// Signal: {id, [`crate::syscall::XEMEM_BY_APID`] or
+        /// [`crate::syscall::XEMEM_BY_SEGID`]}. Answer: 0 or -errno.
+        SegmentSignal = 23,
+        /// Subscribe to signals: as [`Call::SegmentSignal`].
+        SegmentSubscribe = 24,
+        /// Wait for signals: the same, then milliseconds as in
+        /// [`crate::syscall::XEMEM_WAIT`]. Answer: their number, 0 = the segment
+        /// has ended, or -errno; EINTR when the program is to be killed.
+        SegmentWait = 25,
     }
 }
 

@@ -34,7 +34,7 @@ pub const ARENA_DESTROY: u64 = BASE + 4;
 /// `(slot, *mut ArenaStats) → 0`.
 pub const ARENA_STATS: u64 = BASE + 5;
 /// `(address, length, name, name length) → segid`: a (further) name for the
-/// arena that starts at `address`.
+/// arena, or the plain segment of the program's own, that starts at `address`.
 pub const XEMEM_MAKE: u64 = BASE + 6;
 /// `(*mut KernelStats) → 0`: counters of this kernel.
 pub const KERNEL_STATS: u64 = BASE + 7;
@@ -64,15 +64,17 @@ pub const ARENA_PUBLISH_SET: u64 = BASE + 12;
 pub const XEMEM_LOOKUP: u64 = BASE + 13;
 /// `(segid, XEMEM_RDONLY or XEMEM_RDWR) → apid`; EACCES without permission.
 pub const XEMEM_GET: u64 = BASE + 14;
-/// `(*mut AttachArgs) → address`; nothing can be read there before the first
-/// [`XEMEM_NEXT`].
+/// `(*mut AttachArgs) → address`. A plain segment, or a piece of it, is there at
+/// once, to be written too if the access is for that; of an arena nothing can be
+/// read before the first [`XEMEM_NEXT`].
 pub const XEMEM_ATTACH: u64 = BASE + 15;
 /// `(address, timeout in ms, *mut Imported) → 1`, or 0 at the end of the
 /// stream, when the last generation stays. Gives the generation shown back,
 /// waits for the next one (0 = no wait, `u32::MAX` = for ever; ETIMEDOUT) and
 /// shows it at the same address. After an error the memory may not be read.
 pub const XEMEM_NEXT: u64 = BASE + 16;
-/// `(address) → 0`, also where nothing is attached.
+/// `(address) → 0`, also where nothing is attached. The memory of a segment of
+/// the program's own goes away together with the segment.
 pub const XEMEM_DETACH: u64 = BASE + 17;
 /// `(apid) → 0`: detaches what is attached by it, gives the access back.
 pub const XEMEM_RELEASE: u64 = BASE + 18;
@@ -83,6 +85,27 @@ pub const XEMEM_VALID: u64 = BASE + 19;
 /// there, checked; EINVAL where the exporter describes nonsense, ENOENT past
 /// the last one.
 pub const XEMEM_VARIABLE: u64 = BASE + 20;
+
+/// `(*mut SegmentArgs) → segid`: makes a plain segment of fresh memory.
+pub const XEMEM_SEGMENT: u64 = BASE + 21;
+/// `(segid) → 0`: ends a plain segment of the program's own. Its memory stays
+/// where it is, for this program and for whoever has attached it.
+pub const XEMEM_REMOVE: u64 = BASE + 22;
+/// `(id, XEMEM_BY_APID or XEMEM_BY_SEGID) → 0`: signals every subscriber of a
+/// plain segment but the one named here; another's segid signals from outside.
+pub const XEMEM_SIGNAL: u64 = BASE + 23;
+/// `(id, XEMEM_BY_APID or XEMEM_BY_SEGID) → 0`: has signals kept from now on. Who
+/// makes a segment with [`SEGMENT_SIGNALS`] has subscribed to it.
+pub const XEMEM_SUBSCRIBE: u64 = BASE + 24;
+/// `(id, XEMEM_BY_APID or XEMEM_BY_SEGID, timeout in ms) → signals` since the
+/// last time, 0 if the segment has ended and all were taken. A timeout of 0 is
+/// no wait, of `u32::MAX` for ever; ETIMEDOUT.
+pub const XEMEM_WAIT: u64 = BASE + 25;
+
+/// The id is an access.
+pub const XEMEM_BY_APID: u64 = 0;
+/// The id is a segment.
+pub const XEMEM_BY_SEGID: u64 = 1;
 
 /// Access to read.
 pub const XEMEM_RDONLY: u64 = 1;
@@ -108,18 +131,47 @@ pub const MAX_IMPORTS: usize = 16;
 pub struct AttachArgs {
     /// The access.
     pub apid: u64,
-    /// Bytes from the segment's start; 0 for an arena.
+    /// Bytes from the segment's start, whole pages of it; 0 for an arena.
     pub offset: u64,
-    /// In: bytes, 0 = all, an arena only whole; out: bytes attached.
+    /// In: bytes, 0 = all that follow, an arena only whole; out: bytes attached,
+    /// whole pages.
     pub size_bytes: u64,
     /// In: wanted address (512 GiB aligned) or 0; out: address.
     pub start: u64,
-    /// [`FOLLOW_LATEST`] or [`FOLLOW_EVERY`].
+    /// [`FOLLOW_LATEST`] or [`FOLLOW_EVERY`]; of no meaning for a plain segment.
     pub policy: u32,
-    /// Out: banks of the arena.
+    /// Out: banks of the arena; 0 = it is a plain segment.
     pub nr_banks: u32,
-    /// Out: bytes of a chunk of the arena.
+    /// Out: bytes of a chunk of the arena, of a page of the plain segment.
     pub chunk_bytes: u64,
+}
+
+/// [`SegmentArgs::flags`]: it can be signalled.
+pub const SEGMENT_SIGNALS: u32 = 1;
+/// Plain segments that a program may have at once.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// Arguments of [`XEMEM_SEGMENT`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SegmentArgs {
+    /// Name, UTF-8, zero padded; all zero = no name yet.
+    pub name: [u8; 64],
+    /// Bytes, whole pages; 0 = signals without memory.
+    pub size_bytes: u64,
+    /// In: 4 KiB or 2 MiB, 0 = as the host likes; out: bytes of a page behind it.
+    pub page_bytes: u64,
+    /// In: wanted address (512 GiB aligned) or 0; out: address, 0 without memory.
+    pub start: u64,
+    /// Who may read and write: unix mode bits for the user of the enclave, the
+    /// group, others.
+    pub mode: u32,
+    /// Group of the permit; `u32::MAX` = the user's primary one.
+    pub gid: u32,
+    /// [`SEGMENT_SIGNALS`] or 0.
+    pub flags: u32,
+    /// Padding, zero.
+    pub pad: u32,
 }
 
 /// Result of [`XEMEM_NEXT`].
@@ -237,4 +289,5 @@ pub struct KernelStats {
 
 const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 6);
 const _: () = assert!(size_of::<AttachArgs>() == 8 * 6);
+const _: () = assert!(size_of::<SegmentArgs>() == 64 + 8 * 5);
 const _: () = assert!(size_of::<Imported>() == 8 * 9);

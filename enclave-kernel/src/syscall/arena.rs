@@ -12,7 +12,7 @@ use enclave_core::aspace::{Backing, Kind, Prot, Region};
 use enclave_core::errno::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Outcome, answer, import, misc};
+use super::{Outcome, answer, import, misc, segment};
 use crate::arenas::{self, ArenaError, Policy};
 use crate::{arch, clock, host, memory, phys, process, user};
 
@@ -210,9 +210,11 @@ fn stats(slot: u64, to: u64) -> Outcome {
     Ok(0)
 }
 
-/// A further name for the arena that starts at `address`.
+/// A further name for the arena, or the plain segment, that starts at `address`.
 fn make(address: u64, len: u64, name: u64, name_len: u64) -> Outcome {
-    let (slot, size) = arenas::find(address).ok_or(Errno::EINVAL)?;
+    let Some((slot, size)) = arenas::find(address) else {
+        return segment::name(address, len, name, name_len);
+    };
     if address != arenas::address(slot) || len == 0 || len > size {
         return Err(Errno::EINVAL);
     }

@@ -1,7 +1,8 @@
 //! XEMEM's importing side: find, get, attach, follow, let go.
 //!
-//! The host speaks to the broker and leases generations; the kernel maps them
-//! ([`crate::imports`]). What the host refuses is passed on as it is.
+//! The host speaks to the broker and leases generations; the kernel maps them,
+//! and pieces of plain segments ([`crate::imports`]). What the host refuses is
+//! passed on as it is.
 
 use alloc::vec;
 
@@ -14,8 +15,8 @@ use enclave_core::aspace::{Backing, Kind, Prot, Region};
 use enclave_core::errno::Errno;
 use enclave_core::import::Place;
 
-use super::{Outcome, answer};
-use crate::imports::{self, IMPORT_SPAN};
+use super::{Outcome, answer, segment};
+use crate::imports::{self, IMPORT_SPAN, Source};
 use crate::{host, phys, process, user};
 
 /// Serves a call of the importing side.
@@ -31,11 +32,11 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
             slot(a[0]).and_then(|slot| imports::is_valid(slot).map(u64::from).ok_or(Errno::EINVAL))
         }
         ours::XEMEM_VARIABLE => variable(a[0], a[1], a[2]),
-        _ => Err(Errno::ENOSYS),
+        _ => segment::serve(nr, a),
     }
 }
 
-fn ask(kind: Call, args: [u64; 3]) -> Outcome {
+pub(super) fn ask(kind: Call, args: [u64; 3]) -> Outcome {
     let [a, b, c] = args;
     answer(host::call(kind, [a, b, c, 0, 0, 0, 0])[0])
 }
@@ -64,7 +65,7 @@ fn lookup(name: u64, len: u64, timeout_ms: u64) -> Outcome {
 }
 
 /// Whether `id` can be a segid or an apid: both are positive.
-fn is_id(id: u64) -> bool {
+pub(super) fn is_id(id: u64) -> bool {
     i64::try_from(id).is_ok_and(|id| id > 0)
 }
 
@@ -87,8 +88,8 @@ fn release(apid: u64) -> Outcome {
 
 fn attach(args_at: u64) -> Outcome {
     let mut args: AttachArgs = user::read(args_at)?;
-    if !is_id(args.apid) || args.offset != 0 || !matches!(args.policy, FOLLOW_LATEST | FOLLOW_EVERY)
-    {
+    // Without a policy it can only be plain: the host refuses an arena.
+    if !is_id(args.apid) || !matches!(args.policy, 0 | FOLLOW_LATEST | FOLLOW_EVERY) {
         return Err(Errno::EINVAL);
     }
     let slot = imports::free_slot().ok_or(Errno::ENOSPC)?;
@@ -98,21 +99,28 @@ fn attach(args_at: u64) -> Outcome {
     }
     user::check_writable(args_at, size_of::<AttachArgs>() as u64)?;
     let number = slot as u64;
-    let [result, base, size_bytes, chunk_bytes, nr_banks, ..] = host::call(
+    let (offset, wanted) = (args.offset, args.size_bytes);
+    let policy = u64::from(args.policy);
+    let [result, base, size_bytes, chunk_bytes, nr_banks, writable, _] = host::call(
         Call::ImportAttach,
-        [number, args.apid, u64::from(args.policy), 0, 0, 0, 0],
+        [number, args.apid, policy, offset, wanted, 0, 0],
     );
     answer(result)?;
     let nr_banks = u32::try_from(nr_banks).unwrap_or(0);
-    let wanted = args.size_bytes;
-    let installed = Geometry::new(size_bytes, chunk_bytes, nr_banks)
-        .map_err(|_| Errno::EIO)
-        .and_then(|geometry| {
-            if wanted != 0 && wanted != size_bytes {
-                return Err(Errno::EINVAL);
-            }
-            install(slot, args.apid, geometry, base)
-        });
+    let installed = if nr_banks == 0 {
+        let prot = if writable == 0 {
+            Prot::READ
+        } else {
+            Prot::READ_WRITE
+        };
+        segment::put(slot, Source::Apid(args.apid), base, size_bytes, prot)
+    } else if wanted != 0 && wanted != size_bytes {
+        Err(Errno::EINVAL)
+    } else {
+        Geometry::new(size_bytes, chunk_bytes, nr_banks)
+            .map_err(|_| Errno::EIO)
+            .and_then(|geometry| install(slot, args.apid, geometry, base))
+    };
     if let Err(errno) = installed {
         let _ = ask(Call::ImportDetach, [number, 0, 0]);
         return Err(errno);
@@ -125,7 +133,17 @@ fn attach(args_at: u64) -> Outcome {
 
 /// Reserves the addresses of `slot` and sets the import up.
 fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> Result<(), Errno> {
-    let region = region(slot, geometry.size_bytes, Prot::NONE);
+    reserve(slot, geometry.size_bytes, Prot::NONE)?;
+    if imports::install(slot, apid, geometry, base) {
+        return Ok(());
+    }
+    forget_region(slot);
+    Err(Errno::ENOMEM)
+}
+
+/// Reserves the addresses of `slot` for `size_bytes`.
+pub(super) fn reserve(slot: usize, size_bytes: u64, prot: Prot) -> Result<(), Errno> {
+    let region = region(slot, size_bytes, prot);
     process::with(|p| {
         // Whatever else lies in the span would be lost with its tables.
         let end = region.start + IMPORT_SPAN;
@@ -134,12 +152,7 @@ fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> Result<(), 
             return Err(Errno::EEXIST);
         }
         p.aspace.insert(region).map_err(|error| error.errno())
-    })?;
-    if imports::install(slot, apid, geometry, base) {
-        return Ok(());
-    }
-    forget_region(slot);
-    Err(Errno::ENOMEM)
+    })
 }
 
 fn region(slot: usize, size_bytes: u64, prot: Prot) -> Region {
@@ -153,7 +166,7 @@ fn region(slot: usize, size_bytes: u64, prot: Prot) -> Region {
     }
 }
 
-fn forget_region(slot: usize) {
+pub(super) fn forget_region(slot: usize) {
     let start = imports::address(slot);
     process::with(|p| p.aspace.remove(start, start + IMPORT_SPAN, &mut |_| {}));
 }
@@ -173,7 +186,7 @@ fn drop_import(slot: usize) {
     }
 }
 
-/// The slot attached at `address`.
+/// The slot of the arena attached at `address`.
 fn slot(address: u64) -> Result<usize, Errno> {
     let slot = imports::slot_at(address).ok_or(Errno::EINVAL)?;
     imports::size_bytes(slot).map(|_| slot).ok_or(Errno::EINVAL)

@@ -8,6 +8,7 @@ mod file;
 mod import;
 mod mem;
 mod misc;
+mod segment;
 mod signal;
 
 pub(crate) use signal::Signals;

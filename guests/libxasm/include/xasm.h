@@ -329,7 +329,7 @@ int xasm_host_counters(struct xasm_host_counters *counters);
 #define XEMEM_ADDR
 struct xemem_addr {
 	int64_t apid;
-	uint64_t offset; /* 0 for an arena */
+	uint64_t offset; /* 0 for an arena, else whole pages */
 };
 #endif
 
@@ -346,13 +346,15 @@ int64_t xasm_lookup(const char *name, uint32_t timeout_ms);
 int64_t xemem_get(int64_t segid, int flags);
 
 /*
- * Attaches it and shows its newest generation, waiting for the first one if
- * there is none. `size` is 0 or the whole, `vaddr` NULL or where it would be
- * anyway. (void *)-1 on failure; xasm_attach() tells which.
+ * Attaches `size` bytes of a plain segment from the offset on, or all that
+ * follow if 0; or the whole of an arena, showing its newest generation and
+ * waiting for the first one if there is none. `vaddr` is NULL or where it would
+ * be anyway. (void *)-1 on failure; xasm_attach() tells which.
  */
 void *xemem_attach(struct xemem_addr addr, uint64_t size, void *vaddr);
 
-/* Detaches; 0, also if nothing is attached there. */
+/* Detaches, or ends a segment of the program's own and unmaps it; 0, also if
+ * nothing is there. */
 int xemem_detach(void *vaddr);
 
 /* Gives the access back and detaches; 0 or -EBADF. */
@@ -364,18 +366,18 @@ int xemem_release(int64_t apid);
 
 struct xasm_attachment {
 	uint64_t apid;
-	uint64_t offset;      /* 0 */
-	uint64_t size_bytes;  /* 0 or the whole; then: bytes */
+	uint64_t offset;      /* 0 for an arena */
+	uint64_t size_bytes;  /* 0 = all that follows; then: bytes, whole pages */
 	uint64_t start;       /* 0 or where it would be; then: address */
 	uint32_t policy;      /* XASM_LATEST, XASM_EVERY */
-	uint32_t nr_banks;    /* then: banks of the arena */
+	uint32_t nr_banks;    /* then: banks of the arena, 0 = plain */
 	uint64_t chunk_bytes; /* then: bytes of a chunk */
 };
 
 /*
- * Attaches; nothing can be read there before xasm_next(). 0, -EBADF for an apid
- * of somebody else, -EEXIST when it is attached, -EINVAL, -EIDRM, -ENOSPC with
- * 16 attached, -ENOMEM.
+ * Attaches; of an arena nothing can be read before xasm_next(). 0, -EBADF for an
+ * apid of somebody else, -EEXIST when the arena is attached, -EINVAL, -EIDRM,
+ * -ENOSPC with 16 attached, -ENOMEM.
  */
 int xasm_attach(struct xasm_attachment *attachment);
 
@@ -419,6 +421,62 @@ struct xasm_found {
 
 /* A variable of what is attached; 0, -ENOENT, -EINVAL. */
 int xasm_find(const void *at, const char *name, struct xasm_found *found);
+
+/* ---- sharing ordinary memory ---------------------------------------------- */
+
+/*
+ * A plain segment is memory as it is, without generations. In an enclave only:
+ * processes of Linux use libxemem.
+ *
+ *     struct xasm_segment s = { .name = "halo", .size_bytes = 1 << 20 };
+ *     int64_t segid = xasm_segment_make(&s);
+ *     double *halo = (double *)s.start;
+ */
+
+/* xasm_segment.flags */
+#define XASM_SEGMENT_SIGNALS 1u /* it can be signalled; its maker is subscribed */
+#define XASM_SEGMENT_GID 2u     /* gid counts */
+
+struct xasm_segment {
+	char name[64];        /* "" = named later by xemem_make() */
+	uint64_t size_bytes;  /* whole pages; 0 = signals without memory */
+	uint64_t page_bytes;  /* 4096 or 2 MiB, 0 = either; then: which */
+	uint64_t start;       /* 0 or where it would be; then: address */
+	uint32_t mode;        /* who may: rw bits as of a file; 0 = 0600 */
+	uint32_t gid;
+	uint32_t flags;
+	uint32_t reserved;    /* 0 */
+};
+
+/*
+ * Makes it of fresh memory: the segment id. -EINVAL; -EEXIST the name is taken;
+ * -ENOSPC 16 attached or made, or 64 made; -ENOMEM, also without pages of that
+ * size.
+ */
+int64_t xasm_segment_make(struct xasm_segment *segment);
+
+/* Ends it; the memory stays until xemem_detach(). 0, -EACCES when it is not this
+ * program's, -EIDRM. */
+int xemem_remove(int64_t segid);
+
+/* Signals every subscriber but this one. 0, -EACCES when it cannot be signalled,
+ * -EIDRM, -EBADF. */
+int xemem_signal(int64_t apid);
+
+/* The same as its maker, or from outside. */
+int xemem_signal_segid(int64_t segid);
+
+/* Has signals kept from now on. 0, -EACCES, -EEXIST, -EIDRM, -EBADF. */
+int xasm_subscribe(int64_t apid);
+
+/*
+ * Signals since the last time, 0 when the segment has ended. Waits up to
+ * `timeout_ms` for one; -ETIMEDOUT; -ENOTCONN when nobody has subscribed.
+ */
+int64_t xasm_wait(int64_t apid, uint32_t timeout_ms);
+
+/* The same as its maker. */
+int64_t xasm_wait_segid(int64_t segid, uint32_t timeout_ms);
 
 /* ---- the XASM paper's names ------------------------------------------------ */
 
@@ -480,10 +538,11 @@ int arena_map_backed_region_anywhere(uint32_t id, void **start, uint64_t extent,
 int aspace_copy(uint32_t src, uint32_t *dst, int flags);
 
 /*
- * Gives the arena that is mapped at `region`, `size` bytes long, a (further)
- * name. One name serves all of its snapshots. Returns the segment id.
+ * Gives the arena, or the plain segment of xasm_segment_make(), that is mapped at
+ * `region`, `size` bytes long, a (further) name. One name serves all of an
+ * arena's snapshots. Returns the segment id.
  *
- * -EINVAL no such arena, or the name cannot be; -EEXIST the name is taken.
+ * -EINVAL nothing such there, or the name cannot be; -EEXIST the name is taken.
  */
 int64_t xemem_make(void *region, uint64_t size, const char *name);
 

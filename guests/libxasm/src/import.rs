@@ -300,7 +300,7 @@ impl<'a> Snapshot<'a> {
 }
 
 /// A timeout as the kernel takes it.
-fn milliseconds(timeout: Option<Duration>) -> u32 {
+pub(crate) fn milliseconds(timeout: Option<Duration>) -> u32 {
     timeout.map_or(xemem::NO_LIMIT, |timeout| {
         // Less than "for ever", and no wait only where none was asked for.
         let whole = timeout.as_nanos().div_ceil(1_000_000);

@@ -1,6 +1,6 @@
-//! XEMEM's importing calls, one function each.
+//! XEMEM's calls, one function each.
 //!
-//! [`crate::Import`] is built on these; they are public for other language
+//! [`crate::Import`], [`crate::Segment`] and [`crate::Attachment`] are built on these; they are public for other language
 //! forms (`xasm-c`). Each function is documented with the errors of kernel and
 //! broker; all of them fail with ENOSYS outside an enclave.
 
@@ -11,7 +11,7 @@ use crate::calls::address;
 use crate::errno::Errno;
 use crate::sys::syscall;
 use enclave_abi::arena::VarDesc;
-use enclave_abi::syscall::{self as numbers, AttachArgs, Imported};
+use enclave_abi::syscall::{self as numbers, AttachArgs, Imported, SegmentArgs};
 
 /// Access to read.
 pub const RDONLY: u64 = numbers::XEMEM_RDONLY;
@@ -51,12 +51,91 @@ pub fn get(segid: u64, flags: u64) -> Result<u64, Errno> {
     Errno::from_result(result)
 }
 
-/// Attaches an arena; `args` say what of it, and where it is afterwards.
+/// Who signals, or waits for signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The holder of an access.
+    Access(u64),
+    /// The program that made the segment; to signal, also anybody from outside.
+    Segment(u64),
+}
+
+impl Target {
+    fn args(self, timeout_ms: u32) -> [u64; 4] {
+        let (id, by) = match self {
+            Self::Access(apid) => (apid, numbers::XEMEM_BY_APID),
+            Self::Segment(segid) => (segid, numbers::XEMEM_BY_SEGID),
+        };
+        [id, by, u64::from(timeout_ms), 0]
+    }
+}
+
+/// Makes a plain segment of fresh memory, and says where that is; the segid.
 ///
 /// # Errors
-/// EBADF for an apid that is not this program's, EEXIST if it is attached
-/// already, EINVAL for a part of an arena, EIDRM if it has ended, ENOSPC with 16
-/// attached, ENOMEM.
+/// EINVAL for a size that is not whole pages (none only with signals), a mode,
+/// page size or name that cannot be; EEXIST if the name is taken; ENOSPC with
+/// 16 attached or made, or 64 made; ENOMEM.
+pub fn segment(args: &mut SegmentArgs) -> Result<u64, Errno> {
+    let pointer = core::ptr::from_mut(args).expose_provenance();
+    // SAFETY: `args` is a live exclusive reference to exactly the structure
+    // that the call reads and writes; new mappings overlap nothing.
+    let result = unsafe { syscall(numbers::XEMEM_SEGMENT, [address(pointer), 0, 0, 0]) };
+    Errno::from_result(result)
+}
+
+/// Ends a plain segment of this program; its memory stays, here and wherever it
+/// is attached.
+///
+/// # Errors
+/// EACCES for somebody else's, EIDRM if it has ended.
+pub fn remove(segid: u64) -> Result<(), Errno> {
+    // SAFETY: the call takes a number and touches no memory.
+    let result = unsafe { syscall(numbers::XEMEM_REMOVE, [segid, 0, 0, 0]) };
+    Errno::from_result(result).map(drop)
+}
+
+/// Signals every subscriber of a plain segment but the one named here.
+///
+/// # Errors
+/// EACCES if it cannot be signalled, or not by this user; EINVAL for an arena;
+/// EIDRM if it has ended; EBADF, ENOENT.
+pub fn signal(by: Target) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe { syscall(numbers::XEMEM_SIGNAL, by.args(0)) };
+    Errno::from_result(result).map(drop)
+}
+
+/// Has signals kept from now on. Who makes a segment for signals has subscribed.
+///
+/// # Errors
+/// As [`signal`]; EEXIST if there is a subscription, EPERM for the segid of
+/// somebody else's segment.
+pub fn subscribe(by: Target) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe { syscall(numbers::XEMEM_SUBSCRIBE, by.args(0)) };
+    Errno::from_result(result).map(drop)
+}
+
+/// Signals since the last time; waits up to `timeout_ms` for one. 0 once the
+/// segment has ended and all were taken.
+///
+/// # Errors
+/// ETIMEDOUT; ENOTCONN without a subscription; ECONNRESET if the broker is gone.
+pub fn wait(by: Target, timeout_ms: u32) -> Result<u64, Errno> {
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe { syscall(numbers::XEMEM_WAIT, by.args(timeout_ms)) };
+    Errno::from_result(result)
+}
+
+/// Attaches an arena, or a piece of a plain segment; `args` say what of it, and
+/// where it is afterwards. Without banks it is plain, and there at once.
+///
+/// # Errors
+/// EBADF for an apid that is not this program's, EEXIST if it is an arena and
+/// attached already, EINVAL for a part of an arena, or a piece that is outside
+/// or does not begin at a page; EIDRM if it has ended, ENOSPC with 16 attached,
+/// ENOMEM.
 pub fn attach(args: &mut AttachArgs) -> Result<(), Errno> {
     let pointer = core::ptr::from_mut(args).expose_provenance();
     // SAFETY: `args` is a live exclusive reference to exactly the structure
@@ -141,6 +220,7 @@ pub fn variable(start: u64, index: u32) -> Result<VarDesc, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros;
 
     #[test]
     fn plain_linux_answers_enosys_to_every_call() {
@@ -149,6 +229,12 @@ mod tests {
         assert_eq!(get(1, RDONLY), enosys);
         assert_eq!(attach(&mut AttachArgs::default()), Err(Errno::ENOSYS));
         assert_eq!(is_valid(0), Err(Errno::ENOSYS));
+        let mut args = SegmentArgs::new_zeroed();
+        assert_eq!(segment(&mut args), enosys);
+        assert_eq!(remove(1), Err(Errno::ENOSYS));
+        assert_eq!(signal(Target::Access(1)), Err(Errno::ENOSYS));
+        assert_eq!(subscribe(Target::Segment(1)), Err(Errno::ENOSYS));
+        assert_eq!(wait(Target::Access(1), 0), enosys);
         assert_eq!(variable(0, 0).map(drop), Err(Errno::ENOSYS));
         // SAFETY: nothing is attached, so nothing is used.
         let (next, detached, released) = unsafe { (next(0, 0), detach(0), release(1)) };

@@ -27,7 +27,9 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::eventfd::EventFd;
-use xemem_host::{ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId};
+use xemem_host::{
+    Access, ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId,
+};
 
 use super::leases::{LEASE_BYTES, LeasePage, Link};
 use crate::machine::{Backing, MemoryNode};
@@ -54,15 +56,29 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `bytes` of `fd` for reading and writing.
     pub(super) fn new(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
-        Self::with(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)
+        Self::with(fd, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)
     }
 
     /// Maps the first `bytes` of `fd` for reading.
     pub(super) fn read_only(fd: &OwnedFd, bytes: u64) -> Result<Self, Errno> {
-        Self::with(fd, bytes, ProtFlags::READ)
+        Self::with(fd, 0, bytes, ProtFlags::READ)
     }
 
-    fn with(fd: &OwnedFd, bytes: u64, prot: ProtFlags) -> Result<Self, Errno> {
+    /// Maps `bytes` at `offset` of `fd` as `access` allows; whole pages of it.
+    pub(super) fn piece(
+        fd: &OwnedFd,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<Self, Errno> {
+        let prot = match access {
+            Access::ReadOnly => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        Self::with(fd, offset, bytes, prot)
+    }
+
+    fn with(fd: &OwnedFd, offset: u64, bytes: u64, prot: ProtFlags) -> Result<Self, Errno> {
         let len = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let at = unsafe {
@@ -72,7 +88,7 @@ impl Mapping {
                 prot,
                 MapFlags::SHARED,
                 fd.as_fd(),
-                0,
+                offset,
             )
         }?;
         let start = NonNull::new(at.cast()).ok_or(Errno::NOMEM)?;
@@ -91,14 +107,14 @@ impl Mapping {
 
     /// Has its pages come from `node`; what is only preferred may fail (the
     /// private RAM has warned then).
-    fn place(&self, node: MemoryNode) -> Result<(), Errno> {
+    pub(super) fn place(&self, node: MemoryNode) -> Result<(), Errno> {
         match policy::apply(self.start.as_ptr(), self.len, node) {
             Err(_) if matches!(node, MemoryNode::Bind(_)) => Err(Errno::NOMEM),
             _ => Ok(()),
         }
     }
 
-    fn populate(&self) -> std::io::Result<()> {
+    pub(super) fn populate(&self) -> std::io::Result<()> {
         populate(self.start.as_ptr(), self.len)
     }
 }

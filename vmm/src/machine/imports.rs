@@ -1,4 +1,4 @@
-//! Arenas of others in this enclave: broker → descriptor → read-only memslot.
+//! Memory of others in this enclave: broker → descriptor → memslot.
 //!
 //! Called by the vCPU thread for the running program. Each program has a
 //! connection to the broker of its own, made when it first asks for something:
@@ -6,12 +6,13 @@
 //! Its identity is the user of this process.
 //!
 //! An attached object is checked as every reader checks it (size, seals), mapped
-//! readable only, and given to KVM as a read-only memslot in the import window;
-//! the descriptor is closed after mapping. Generations are leased here, and what
-//! waits here ends when the program is to be killed. What the words of the
-//! object mean is the kernel's business.
+//! as the access allows, and given to KVM as a memslot in the import window, of
+//! an arena always a read-only one; the descriptor is closed after mapping.
+//! Generations are leased here, and what waits here ends when the program is to
+//! be killed. What the words of an arena mean is the kernel's business. Plain
+//! segments are in [`super::segments`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,9 +31,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use xemem_host::wire::{LeaseReply, Want};
-use xemem_host::{Access, ApId, Broker, ClientError, Policy, Role, SegId};
+use xemem_host::{
+    Access, ApId, Broker, ClientError, Policy, Role, SegId, SegmentKind, Signals, Target,
+};
 
 use super::arenas::{FIRST_ARENA_SLOT, Mapping, set_memslot};
+use crate::machine::{Backing, MemoryNode};
 
 /// First memslot of imports.
 const FIRST_IMPORT_SLOT: u32 = FIRST_ARENA_SLOT + 32;
@@ -40,27 +44,67 @@ const _: () = assert!(MAX_ARENAS == 32);
 /// Memslots that a machine may need: RAM, lease page, arenas, imports.
 pub(crate) const MEMSLOTS: i64 = FIRST_IMPORT_SLOT as i64 + MAX_IMPORTS as i64;
 
-/// One attached object.
+/// Memory in a slot.
 #[derive(Debug)]
-struct Import {
-    apid: ApId,
+pub(super) struct Import {
+    source: Source,
     gpa: u64,
-    object_bytes: u64,
+    mapping: Mapping,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// An arena of anybody.
+    Arena(Follow),
+    /// A piece of a plain segment.
+    Piece(ApId),
+    /// A plain segment of the program's own.
+    Made(SegId),
+}
+
+/// Which generation of an arena is leased.
+#[derive(Debug)]
+pub(super) struct Follow {
+    apid: ApId,
     notify: OwnedFd,
     /// Newest generation that was leased, 0 at first.
     last: u64,
     /// The generation leased now.
     leased: Option<u64>,
-    mapping: Mapping,
 }
 
-/// What the running program has of others.
+impl Import {
+    /// The access it came by.
+    fn apid(&self) -> Option<ApId> {
+        match self.source {
+            Source::Arena(Follow { apid, .. }) | Source::Piece(apid) => Some(apid),
+            Source::Made(_) => None,
+        }
+    }
+
+    fn follow(&mut self) -> Option<&mut Follow> {
+        match &mut self.source {
+            Source::Arena(follow) => Some(follow),
+            Source::Piece(_) | Source::Made(_) => None,
+        }
+    }
+}
+
+/// What the running program shares with others beside its own arenas.
 #[derive(Debug)]
 pub(super) struct ImportTable {
     vm: Arc<VmFd>,
     socket: PathBuf,
+    pub(super) backing: Backing,
+    pub(super) node: MemoryNode,
     broker: Option<Broker>,
     imports: BTreeMap<u32, Import>,
+    /// What each access is for.
+    granted: BTreeMap<ApId, SegId>,
+    /// Plain segments of the program's own.
+    pub(super) made: BTreeSet<SegId>,
+    pub(super) signals: BTreeMap<Target, Signals>,
 }
 
 /// What came of asking for a generation.
@@ -72,17 +116,42 @@ pub(super) enum Next {
     Ended(u64),
 }
 
-/// An attached object, as the kernel is told: guest-physical address, geometry.
-pub(super) type Attached = (u64, Geometry);
+/// What was attached, as the kernel is told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attached {
+    pub(super) gpa: u64,
+    pub(super) size_bytes: u64,
+    /// Bytes of a chunk, or of a page.
+    pub(super) chunk_bytes: u64,
+    /// 0 = plain.
+    pub(super) nr_banks: u32,
+    pub(super) writable: bool,
+}
+
+/// What of it the program wants attached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) slot: u64,
+    pub(super) apid: u64,
+    pub(super) policy: u64,
+    pub(super) offset: u64,
+    /// 0 = all that follows.
+    pub(super) size: u64,
+}
 
 impl ImportTable {
     /// Nothing attached.
-    pub(super) fn new(vm: Arc<VmFd>, socket: PathBuf) -> Self {
+    pub(super) fn new(vm: Arc<VmFd>, socket: PathBuf, backing: Backing, node: MemoryNode) -> Self {
         Self {
             vm,
             socket,
+            backing,
+            node,
             broker: None,
             imports: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            made: BTreeSet::new(),
+            signals: BTreeMap::new(),
         }
     }
 
@@ -90,24 +159,33 @@ impl ImportTable {
     fn broker(&mut self) -> Result<&mut Broker, Errno> {
         let broker = match self.broker.take() {
             Some(broker) => broker,
-            None => Broker::connect_as(&self.socket, Role::Consumer).map_err(|e| e.errno())?,
+            None => Broker::connect_as(&self.socket, Role::Exporter).map_err(|e| e.errno())?,
         };
         Ok(self.broker.insert(broker))
     }
 
     /// Asks the broker. A connection that does not work any more is given up:
     /// the next question begins a new one, which knows nothing of the old.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &mut self,
         ask: impl FnOnce(&mut Broker) -> Result<T, ClientError>,
     ) -> Result<T, Errno> {
         let outcome = ask(self.broker()?);
         outcome.map_err(|error| {
             if matches!(error, ClientError::BrokerGone) {
-                self.broker = None;
+                self.lose();
             }
             error.errno()
         })
+    }
+
+    /// Gives the connection up, with all ids that hang on it. What is mapped
+    /// stays.
+    pub(super) fn lose(&mut self) {
+        self.broker = None;
+        self.granted.clear();
+        self.made.clear();
+        self.signals.clear();
     }
 
     /// Finds a segment; waits for its name as long as told.
@@ -130,8 +208,9 @@ impl ImportTable {
             XEMEM_RDWR => Access::ReadWrite,
             _ => return Err(Errno::INVAL),
         };
-        self.ask(|broker| broker.get_for(SegId(segid), access))
-            .map(|apid| apid.0)
+        let apid = self.ask(|broker| broker.get_for(SegId(segid), access))?;
+        self.granted.insert(apid, SegId(segid));
+        Ok(apid.0)
     }
 
     /// Gives access back. Its objects go with it: nobody holds their
@@ -140,43 +219,69 @@ impl ImportTable {
         let slots: Vec<u32> = self
             .imports
             .iter()
-            .filter(|(_, import)| import.apid.0 == apid)
+            .filter(|(_, import)| import.apid() == Some(ApId(apid)))
             .map(|(&slot, _)| slot)
             .collect();
         for slot in slots {
             self.forget(slot);
         }
+        self.signals.remove(&Target::Access(ApId(apid)));
+        self.granted.remove(&ApId(apid));
         self.ask(|broker| broker.release(ApId(apid))).map(|()| 0)
     }
 
-    /// Attaches an arena in a slot.
-    pub(super) fn attach(&mut self, slot: u64, apid: u64, policy: u64) -> Result<Attached, Errno> {
-        let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        if slot as usize >= MAX_IMPORTS || self.imports.contains_key(&slot) {
-            return Err(Errno::INVAL);
+    /// `slot`, if there is such a one and nothing is in it.
+    pub(super) fn free(&self, slot: u64) -> Result<u32, Errno> {
+        let free = |slot: &u32| (*slot as usize) < MAX_IMPORTS && !self.imports.contains_key(slot);
+        u32::try_from(slot).ok().filter(free).ok_or(Errno::INVAL)
+    }
+
+    /// Attaches an arena, or a piece of a plain segment, in a slot.
+    pub(super) fn attach(&mut self, wanted: &Wanted) -> Result<Attached, Errno> {
+        let slot = self.free(wanted.slot)?;
+        let apid = ApId(wanted.apid);
+        let segid = *self.granted.get(&apid).ok_or(Errno::BADF)?;
+        let info = self.ask(|broker| broker.info(segid))?;
+        match info.kind {
+            SegmentKind::Plain => {
+                self.attach_piece(slot, apid, wanted.offset, wanted.size, info.size_bytes)
+            }
+            SegmentKind::Arena if wanted.offset != 0 => Err(Errno::INVAL),
+            SegmentKind::Arena => self.attach_arena(slot, apid, wanted.policy),
         }
+    }
+
+    fn attach_arena(&mut self, slot: u32, apid: ApId, policy: u64) -> Result<Attached, Errno> {
         let policy = match u32::try_from(policy) {
             Ok(FOLLOW_LATEST) => Policy::Latest,
             Ok(FOLLOW_EVERY) => Policy::Every,
             _ => return Err(Errno::INVAL),
         };
-        let apid = ApId(apid);
         let attachment = self.ask(|broker| broker.attach(apid, policy))?;
-        let placed = self.place(slot, &attachment.memfd, &attachment.geometry);
+        let Geometry {
+            object_bytes,
+            size_bytes,
+            chunk_bytes,
+            nr_banks,
+            ..
+        } = attachment.geometry;
+        let follow = Follow {
+            apid,
+            notify: attachment.notify,
+            last: 0,
+            leased: None,
+        };
+        let placed = check_object(&attachment.memfd, object_bytes)
+            .and_then(|()| Mapping::read_only(&attachment.memfd, object_bytes))
+            .and_then(|map| self.put(slot, Source::Arena(follow), map, KVM_MEM_READONLY));
         match placed {
-            Ok((gpa, mapping)) => {
-                let import = Import {
-                    apid,
-                    gpa,
-                    object_bytes: attachment.geometry.object_bytes,
-                    notify: attachment.notify,
-                    last: 0,
-                    leased: None,
-                    mapping,
-                };
-                self.imports.insert(slot, import);
-                Ok((gpa, attachment.geometry))
-            }
+            Ok((gpa, _)) => Ok(Attached {
+                gpa,
+                size_bytes,
+                chunk_bytes,
+                nr_banks,
+                writable: false,
+            }),
             Err(errno) => {
                 // What cannot be told to the broker ends with the connection.
                 let _ = self.ask(|broker| broker.detach(apid));
@@ -185,27 +290,26 @@ impl ImportTable {
         }
     }
 
-    /// Maps an object and gives it to KVM, read-only.
-    fn place(
-        &self,
+    /// Gives a mapping to KVM: its guest-physical address and bytes.
+    pub(super) fn put(
+        &mut self,
         slot: u32,
-        memfd: &OwnedFd,
-        geometry: &Geometry,
-    ) -> Result<(u64, Mapping), Errno> {
-        let bytes = geometry.object_bytes;
-        check_object(memfd, bytes)?;
+        source: Source,
+        mapping: Mapping,
+        flags: u32,
+    ) -> Result<(u64, u64), Errno> {
+        let bytes = mapping.len() as u64;
         let gpa = self.find_window(bytes).ok_or(Errno::NOSPC)?;
-        let mapping = Mapping::read_only(memfd, bytes)?;
         let host = mapping.start() as u64;
-        set_memslot(
-            &self.vm,
-            FIRST_IMPORT_SLOT + slot,
+        let memslot = FIRST_IMPORT_SLOT + slot;
+        set_memslot(&self.vm, memslot, gpa, bytes, host, flags)?;
+        let import = Import {
+            source,
             gpa,
-            bytes,
-            host,
-            KVM_MEM_READONLY,
-        )?;
-        Ok((gpa, mapping))
+            mapping,
+        };
+        self.imports.insert(slot, import);
+        Ok((gpa, bytes))
     }
 
     /// First gap in the import window, aligned to 2 MiB.
@@ -213,7 +317,7 @@ impl ImportTable {
         let mut taken: Vec<(u64, u64)> = self
             .imports
             .values()
-            .map(|import| (import.gpa, import.object_bytes))
+            .map(|import| (import.gpa, import.mapping.len() as u64))
             .collect();
         taken.sort_unstable();
         let mut at = IMPORT_WINDOW;
@@ -238,19 +342,18 @@ impl ImportTable {
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
         let deadline = deadline(timeout_ms);
         loop {
-            let import = self.imports.get(&slot).ok_or(Errno::INVAL)?;
-            let (apid, after, leased) = (import.apid, import.last, import.leased);
+            let follow = self.follow(slot)?;
+            let (apid, after, leased) = (follow.apid, follow.last, follow.leased);
             // Cleared before asking: what comes after shows in the eventfd.
-            match rustix::io::read(&import.notify, &mut [0_u8; 8]) {
+            match rustix::io::read(&follow.notify, &mut [0_u8; 8]) {
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
             match self.ask(|broker| broker.lease(apid, Want::After(after)))? {
                 LeaseReply::Granted { generation, record } => {
                     self.leased(slot, Some(generation))?;
-                    if let Some(import) = self.imports.get_mut(&slot) {
-                        import.last = import.last.max(generation);
-                    }
+                    let follow = self.follow(slot)?;
+                    follow.last = follow.last.max(generation);
                     // The broker reads the record as soon as it leases.
                     return if record.generation == generation {
                         Ok(Next::Leased(record))
@@ -261,16 +364,34 @@ impl ImportTable {
                 LeaseReply::Ended(reason) => return Ok(Next::Ended(reason as u64 + 1)),
                 // An exporter without a bank to spare waits for this one.
                 LeaseReply::None if leased.is_some() => self.leased(slot, None)?,
-                LeaseReply::None => self.wait(slot, deadline, cancel)?,
+                LeaseReply::None => {
+                    let import = self.imports.get(&slot).ok_or(Errno::INVAL)?;
+                    let Source::Arena(follow) = &import.source else {
+                        return Err(Errno::INVAL);
+                    };
+                    match self.wait_at(follow.notify.as_fd(), deadline, cancel) {
+                        Err(Errno::CONNRESET) => {
+                            self.lose();
+                            return Err(Errno::CONNRESET);
+                        }
+                        other => other?,
+                    }
+                }
             }
         }
     }
 
+    /// The arena in `slot`.
+    fn follow(&mut self, slot: u32) -> Result<&mut Follow, Errno> {
+        let import = self.imports.get_mut(&slot);
+        import.and_then(Import::follow).ok_or(Errno::INVAL)
+    }
+
     /// Notes what `slot` has leased now; what it had before goes back.
     fn leased(&mut self, slot: u32, now: Option<u64>) -> Result<(), Errno> {
-        let import = self.imports.get_mut(&slot).ok_or(Errno::INVAL)?;
-        let apid = import.apid;
-        match std::mem::replace(&mut import.leased, now) {
+        let follow = self.follow(slot)?;
+        let apid = follow.apid;
+        match std::mem::replace(&mut follow.leased, now) {
             Some(before) if Some(before) != now => {
                 self.ask(|broker| broker.release_lease(apid, before))
             }
@@ -278,14 +399,14 @@ impl ImportTable {
         }
     }
 
-    /// Waits until it is worth asking again.
-    fn wait(
-        &mut self,
-        slot: u32,
+    /// Waits until it is worth looking at `notify` again. ECONNRESET when the
+    /// broker is gone.
+    pub(super) fn wait_at(
+        &self,
+        notify: BorrowedFd<'_>,
         deadline: Option<Instant>,
         cancel: BorrowedFd<'_>,
     ) -> Result<(), Errno> {
-        let import = self.imports.get(&slot).ok_or(Errno::INVAL)?;
         let broker = self.broker.as_ref().ok_or(Errno::CONNRESET)?;
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
@@ -293,34 +414,37 @@ impl ImportTable {
             PollFd::from_borrowed_fd(cancel, PollFlags::IN),
             // Nothing asked for: this wakes up when the broker hangs up.
             PollFd::from_borrowed_fd(broker.socket(), PollFlags::empty()),
-            PollFd::new(&import.notify, PollFlags::IN),
+            PollFd::from_borrowed_fd(notify, PollFlags::IN),
         ];
         let woken = poll(&mut fds, timeout.as_ref());
         let [is_cancelled, is_gone, _] = fds.map(|fd| !fd.revents().is_empty());
         match woken {
             Ok(0) => Err(Errno::TIMEDOUT),
             Ok(_) if is_cancelled => Err(Errno::INTR),
-            Ok(_) if is_gone => {
-                self.broker = None;
-                Err(Errno::CONNRESET)
-            }
+            Ok(_) if is_gone => Err(Errno::CONNRESET),
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Takes an object out of the enclave, which has unmapped it; the access
-    /// stays.
+    /// Takes memory out of the enclave, which has unmapped it; an access stays, a
+    /// segment of the program's own ends.
     pub(super) fn detach(&mut self, slot: u64) -> Result<u64, Errno> {
         let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
-        let apid = self.forget(slot).ok_or(Errno::INVAL)?;
-        self.ask(|broker| broker.detach(apid)).map(|()| 0)
+        match self.forget(slot).ok_or(Errno::INVAL)? {
+            Source::Arena(Follow { apid, .. }) | Source::Piece(apid) => {
+                self.ask(|broker| broker.detach(apid)).map(|()| 0)
+            }
+            // It may have been removed before.
+            Source::Made(segid) if self.made.contains(&segid) => self.remove(segid.0),
+            Source::Made(_) => Ok(0),
+        }
     }
 
     /// The program is over: everything goes.
     pub(super) fn end_all(&mut self) {
-        // Leases, attachments and apids end with the connection.
-        self.broker = None;
+        // Leases, attachments, apids and segments end with the connection.
+        self.lose();
         let slots: Vec<u32> = self.imports.keys().copied().collect();
         for slot in slots {
             self.forget(slot);
@@ -328,14 +452,14 @@ impl ImportTable {
     }
 
     /// Removes memslot and mapping.
-    fn forget(&mut self, slot: u32) -> Option<ApId> {
+    pub(super) fn forget(&mut self, slot: u32) -> Option<Source> {
         let import = self.imports.remove(&slot)?;
         if set_memslot(&self.vm, FIRST_IMPORT_SLOT + slot, import.gpa, 0, 0, 0).is_err() {
             // KVM still maps it: keep the mapping rather than let the guest
             // read what comes there next.
             std::mem::forget(import.mapping);
         }
-        Some(import.apid)
+        Some(import.source)
     }
 
     /// For `inspect`: how many there are.
@@ -345,7 +469,7 @@ impl ImportTable {
 }
 
 /// When to stop waiting; `None` = never.
-fn deadline(timeout_ms: u64) -> Option<Instant> {
+pub(super) fn deadline(timeout_ms: u64) -> Option<Instant> {
     (timeout_ms < NO_LIMIT)
         .then(|| Instant::now().checked_add(Duration::from_millis(timeout_ms)))
         .flatten()
@@ -353,7 +477,7 @@ fn deadline(timeout_ms: u64) -> Option<Instant> {
 
 /// The object must be as large as said, and stay so: a page that went away under
 /// a running guest would stop the enclave.
-fn check_object(memfd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
+pub(super) fn check_object(memfd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
     let seals = fcntl_get_seals(memfd.as_fd())?;
     let size = fstat(memfd)?.st_size;
     let fits = u64::try_from(size).is_ok_and(|size| size >= bytes);

@@ -9,6 +9,7 @@ pub(crate) mod imports;
 mod leases;
 pub mod queue;
 mod running;
+mod segments;
 mod service;
 mod state;
 

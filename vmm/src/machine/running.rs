@@ -229,7 +229,12 @@ impl Machine {
             config.memory_node,
         )
         .map_err(MachineError::Broker)?;
-        let imports = ImportTable::new(Arc::clone(&vm), config.broker_socket.clone());
+        let imports = ImportTable::new(
+            Arc::clone(&vm),
+            config.broker_socket.clone(),
+            config.backing,
+            config.memory_node,
+        );
         phases.done("broker");
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),

@@ -14,13 +14,13 @@ use std::time::Duration;
 use enclave_abi::arena::GenerationRecord;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
 use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record, RunArgs};
-use enclave_abi::syscall::ArenaArgs;
+use enclave_abi::syscall::{ArenaArgs, SegmentArgs};
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::arenas::ArenaTable;
-use super::imports::{ImportTable, Next};
+use super::imports::{ImportTable, Next, Wanted};
 use super::queue::{HostQueue, QueueError, drain_console};
 use super::state::{Pending, Shared};
 use super::{MachineState, RunOutcome, RunSpec, Selftest};
@@ -206,9 +206,21 @@ impl Service {
             | Call::ImportAttach
             | Call::ImportNext
             | Call::ImportDetach
-            | Call::ImportRelease => {
+            | Call::ImportRelease
+            | Call::SegmentMake
+            | Call::SegmentName
+            | Call::SegmentRemove
+            | Call::SegmentSignal
+            | Call::SegmentSubscribe
+            | Call::SegmentWait => {
                 let answer = self.import(call, a);
-                if call != Call::ImportNext {
+                if matches!(
+                    call,
+                    Call::ImportAttach
+                        | Call::ImportDetach
+                        | Call::ImportRelease
+                        | Call::SegmentMake
+                ) {
                     self.list_arenas();
                 }
                 answer
@@ -437,7 +449,7 @@ impl Service {
         }
     }
 
-    /// The importing side of XEMEM.
+    /// What the program shares with others beside its own arenas.
     fn import(&mut self, call: Call, a: [u64; 7]) -> [u64; 7] {
         let cancel = self.shared.cancel_fd();
         let imports = &mut self.imports;
@@ -449,6 +461,20 @@ impl Service {
             Call::ImportGet => imports.get(a[0], a[1]),
             Call::ImportDetach => imports.detach(a[0]),
             Call::ImportRelease => imports.release(a[0]),
+            Call::SegmentName => {
+                let name = bounce_bytes(&self.ram, a[1]);
+                name.and_then(|name| imports.name(a[0], &name))
+            }
+            Call::SegmentRemove => imports.remove(a[0]),
+            Call::SegmentSignal => imports.signal(a[0], a[1]),
+            Call::SegmentSubscribe => imports.subscribe(a[0], a[1]),
+            Call::SegmentWait => imports.wait_for((a[0], a[1]), a[2], cancel),
+            Call::SegmentMake => {
+                match segment_args(&self.ram).and_then(|args| imports.make(a[0], &args)) {
+                    Ok([segid, gpa, page_bytes]) => return [0, segid, gpa, page_bytes, 0, 0, 0],
+                    Err(errno) => Err(errno),
+                }
+            }
             Call::ImportNext => match imports.next(a[0], a[1], cancel) {
                 Ok(Next::Leased(r)) => {
                     let GenerationRecord {
@@ -473,13 +499,24 @@ impl Service {
                 Ok(Next::Ended(reason)) => return [0, reason, 0, 0, 0, 0, 0],
                 Err(errno) => Err(errno),
             },
-            _ => match imports.attach(a[0], a[1], a[2]) {
-                Ok((gpa, geometry)) => {
-                    let (size, chunk) = (geometry.size_bytes, geometry.chunk_bytes);
-                    return [0, gpa, size, chunk, geometry.nr_banks.into(), 0, 0];
+            _ => {
+                let [slot, apid, policy, offset, size, ..] = a;
+                let wanted = Wanted {
+                    slot,
+                    apid,
+                    policy,
+                    offset,
+                    size,
+                };
+                match imports.attach(&wanted) {
+                    Ok(at) => {
+                        let (banks, writable) = (at.nr_banks.into(), at.writable.into());
+                        let (size, chunk) = (at.size_bytes, at.chunk_bytes);
+                        return [0, at.gpa, size, chunk, banks, writable, 0];
+                    }
+                    Err(errno) => Err(errno),
                 }
-                Err(errno) => Err(errno),
-            },
+            }
         };
         [result(single), 0, 0, 0, 0, 0, 0]
     }
@@ -510,6 +547,12 @@ impl Shared {
     fn cancel_fd(&self) -> BorrowedFd<'_> {
         super::running::borrow(self.cancel())
     }
+}
+
+/// What a plain segment is to be, from the bounce area.
+fn segment_args(ram: &Ram) -> Result<SegmentArgs, Errno> {
+    let bytes = bounce_bytes(ram, size_of::<SegmentArgs>() as u64)?;
+    SegmentArgs::read_from_bytes(&bytes).map_err(|_| Errno::INVAL)
 }
 
 /// Bytes of the bounce area, copied.

@@ -210,6 +210,20 @@ pub(crate) fn leave_space(boot_root: u64) {
     memory::free(space, PAGE_SIZE);
 }
 
+/// Takes the top-level entry of `va` out of the table in use; after a flush it
+/// goes to [`free_top`].
+pub(crate) fn take_top(va: u64) -> u64 {
+    let at = top_slot(va);
+    let entry = phys::read(at);
+    phys::write(at, 0);
+    entry
+}
+
+/// Frees the tables below a top-level entry, not the frames they point to.
+pub(crate) fn free_top(entry: u64) {
+    free_tables(entry, 3);
+}
+
 /// Frees the table behind `entry` and those below it.
 fn free_tables(entry: u64, level: u32) {
     if entry & P == 0 || entry & PS != 0 {

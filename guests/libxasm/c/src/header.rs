@@ -5,8 +5,11 @@
 //! that does not compile fails the test with the compiler's own words.
 
 use crate::import::{XasmFound, XememAddr};
+use crate::segment::SEGMENT_GID;
 use crate::surface::{XasmOptions, XasmVarSpec};
-use enclave_abi::syscall::{AttachArgs, FOLLOW_EVERY, FOLLOW_LATEST, Imported, NO_LIMIT};
+use enclave_abi::syscall::{
+    AttachArgs, FOLLOW_EVERY, FOLLOW_LATEST, Imported, NO_LIMIT, SEGMENT_SIGNALS, SegmentArgs,
+};
 use guest::calls::HostCounters;
 use guest::heap::Usage;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
@@ -53,6 +56,9 @@ fn assertions() -> String {
     layout!(out, AttachArgs => "xasm_attachment" {
         apid, offset, size_bytes, start, policy, nr_banks, chunk_bytes
     });
+    layout!(out, SegmentArgs => "xasm_segment" {
+        name, size_bytes, page_bytes, start, mode, gid, flags
+    });
     layout!(out, Imported => "xasm_imported" {
         generation, step, time_bits, unix_ns, chunks_copied, chunks_mapped, address, size_bytes,
         end_reason
@@ -62,6 +68,8 @@ fn assertions() -> String {
     });
     let constants = [
         ("XEMEM_RDONLY", xemem::RDONLY),
+        ("XASM_SEGMENT_SIGNALS", u64::from(SEGMENT_SIGNALS)),
+        ("XASM_SEGMENT_GID", u64::from(SEGMENT_GID)),
         ("XEMEM_RDWR", xemem::RDWR),
         ("XASM_LATEST", u64::from(FOLLOW_LATEST)),
         ("XASM_EVERY", u64::from(FOLLOW_EVERY)),
@@ -152,7 +160,8 @@ fn every_exported_function_is_declared() {
         include_str!("surface.rs"),
         include_str!("paper.rs"),
         include_str!("import.rs"),
-        include_str!("memory.rs")
+        include_str!("memory.rs"),
+        include_str!("segment.rs")
     );
     let exported: Vec<&str> = rust
         .split("extern \"C\" fn ")

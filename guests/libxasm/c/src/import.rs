@@ -1,4 +1,4 @@
-//! Attaching arenas of others, as `include/xasm.h` documents it.
+//! Attaching what others share, as `include/xasm.h` documents it.
 //!
 //! Called by C programs: XEMEM's own names, and what those have no word for
 //! (waiting, the next generation). Each is a call of `guest::xemem` and a check
@@ -94,6 +94,9 @@ pub unsafe extern "C" fn xemem_attach(
             ..AttachArgs::default()
         };
         xemem::attach(&mut args)?;
+        if args.nr_banks == 0 {
+            return Ok(args.start);
+        }
         // SAFETY: the memory was mapped a moment ago; nobody knows of it.
         match unsafe { xemem::next(args.start, xemem::NO_LIMIT) } {
             Ok((true, _)) => Ok(args.start),

@@ -23,5 +23,6 @@ mod header;
 pub mod import;
 pub mod memory;
 pub mod paper;
+pub mod segment;
 pub mod surface;
 mod table;
