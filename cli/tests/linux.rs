@@ -7,6 +7,9 @@
 #[expect(dead_code, reason = "builds nothing and needs no busybox")]
 mod support;
 
+#[path = "support/broker.rs"]
+mod broker;
+
 #[expect(dead_code, reason = "everything here is on Linux")]
 #[path = "support/producer.rs"]
 mod producer;
@@ -20,6 +23,7 @@ use serde_json::Value;
 use xemem_host::wire::Policy;
 use xemem_host::{Broker, EndReason, Stream};
 
+use broker::kill_with_keeper;
 use producer::{Below, CHUNK, PATIENCE, Producer, word};
 use support::{enclavectl, finish, unique_dir, wait};
 
@@ -28,7 +32,7 @@ fn kill_broker(producer: &Producer) {
     let mut broker = Broker::connect(&producer.run_dir.join("xemem.sock")).unwrap();
     let pid = i32::try_from(broker.status().unwrap().pid).unwrap();
     let pid = Pid::from_raw(pid).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
+    kill_with_keeper(pid);
     while broker.status().is_ok() {}
 }
 

@@ -31,6 +31,7 @@
 
 pub mod broker;
 pub mod client;
+pub mod keeper;
 pub mod library;
 mod memory;
 mod peer;

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use xemem_host::broker::{RINGS_PER_SECOND, Retention};
-use xemem_host::server::{Options, Server};
+use xemem_host::keeper::{Command, DEATHS_PER_MINUTE, Role};
+use xemem_host::server::Options;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -53,9 +54,33 @@ struct Arguments {
     /// Rings per second (and at once) that a doorbell may cost work.
     #[arg(long, value_name = "N", default_value_t = RINGS_PER_SECOND)]
     rings_per_second: u64,
+    /// Brokers that may die within a minute before it is given up.
+    #[arg(long, value_name = "N", default_value_t = DEATHS_PER_MINUTE)]
+    deaths_per_minute: u32,
+    /// What this process is; those at work start each other.
+    #[arg(long, hide = true, value_enum, default_value_t = RoleName::First)]
+    role: RoleName,
     /// Leave the terminal, and say "ready" on standard output once serving.
     #[arg(long, hide = true)]
     detach: bool,
+}
+
+/// [`Role`] as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RoleName {
+    First,
+    Broker,
+    Keeper,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::First => Self::First,
+            RoleName::Broker => Self::Broker,
+            RoleName::Keeper => Self::Keeper,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -88,11 +113,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         rings_per_second: arguments.rings_per_second,
         retention: retention(arguments)?,
     };
-    let server = Server::start(&socket, options).context("cannot start")?;
-    if arguments.detach {
-        say_ready().context("cannot tell that the broker is ready")?;
-    }
-    server.map_or(Ok(()), |server| server.run().context("cannot go on"))
+    let command = Command {
+        socket,
+        options,
+        deaths_per_minute: arguments.deaths_per_minute,
+    };
+    let announce = || {
+        if arguments.detach {
+            say_ready();
+        }
+    };
+    command
+        .run(arguments.role.into(), announce)
+        .context("cannot serve")
 }
 
 /// How long and how much is retained. The environment counts, too, because
@@ -112,11 +145,13 @@ fn retention(arguments: &Arguments) -> anyhow::Result<Retention> {
 }
 
 /// Answers whoever started us, then lets go of its pipe.
-fn say_ready() -> anyhow::Result<()> {
+fn say_ready() {
     // Whoever started us may be gone by now; others may want us.
     let _ = std::io::stdout().write_all(b"ready\n");
     let _ = std::io::stdout().flush();
-    let null = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::stdio::dup2_stdout(null)?;
-    Ok(())
+    // At worst it waits for more until we end.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
+        let _ = rustix::stdio::dup2_stdout(null);
+    }
 }

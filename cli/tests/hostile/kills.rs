@@ -1,10 +1,12 @@
 //! Processes that are killed in the middle of a time step: whoever is left
 //! goes on or ends with a clear message, and nothing stays behind.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use rustix::process::{Signal, kill_process};
 
+use crate::broker::kill_with_keeper;
 use crate::simulation::{await_steps, published, read, simulate, summary};
 use crate::stage::{Program, Stage, eventually, pid};
 
@@ -59,14 +61,14 @@ fn a_killed_vmm_leaves_a_dead_enclave_and_a_free_name() {
 }
 
 #[test]
-fn a_killed_broker_stops_neither_simulation_nor_enclaves() {
+fn without_broker_and_keeper_simulation_and_enclaves_go_on() {
     const STEPS: u32 = 60;
     let stage = Stage::new();
     let mut reader = read(&stage);
     let mut simulation = simulate(&stage, STEPS);
     await_steps(&simulation, 5);
     reader.next().unwrap();
-    kill_process(pid(&stage.broker()["pid"]), Signal::KILL).unwrap();
+    kill_with_keeper(pid(&stage.broker()["pid"]));
     let report = simulation.rest();
     assert_eq!(simulation.code(), 0);
     let (done, dropped) = published(&report);
@@ -91,6 +93,36 @@ fn a_killed_broker_stops_neither_simulation_nor_enclaves() {
 }
 
 #[test]
+fn brokers_killed_under_load_are_noticed_by_nobody() {
+    const STEPS: u32 = 120;
+    const KILLS: usize = 10;
+    let stage = Stage::new();
+    let mut readers: Vec<Program> = (0..8).map(|_| read(&stage)).collect();
+    let mut simulation = simulate(&stage, STEPS);
+    await_steps(&simulation, 3);
+    let mut brokers = BTreeSet::new();
+    for _ in 0..KILLS {
+        let broker = pid(&stage.broker()["pid"]);
+        kill_process(broker, Signal::KILL).unwrap();
+        brokers.insert(broker.as_raw_nonzero());
+        await_steps(&simulation, 3);
+    }
+    assert_eq!(brokers.len(), KILLS, "each one is another process");
+    let report = simulation.rest();
+    assert_eq!(simulation.code(), 0);
+    let (done, dropped) = published(&report);
+    assert_eq!(done + dropped, u64::from(STEPS));
+    for reader in &mut readers {
+        let end = summary(&reader.rest());
+        assert_eq!(end["torn"], 0);
+        assert_eq!(end["end"], "closed by its program");
+        assert_eq!(reader.code(), 0, "{}", complaint(reader));
+    }
+    forgotten(&stage);
+    stage.still_runs("t");
+}
+
+#[test]
 fn leases_of_a_dead_broker_do_not_starve_the_simulation() {
     let stage = Stage::new();
     let mut reader = read(&stage);
@@ -100,8 +132,7 @@ fn leases_of_a_dead_broker_do_not_starve_the_simulation() {
     reader.signal(Signal::STOP);
     let starved = |line: &str| line.contains("every bank is held");
     while !starved(&simulation.await_line("solve")) {}
-    let broker = pid(&stage.broker()["pid"]);
-    kill_process(broker, Signal::KILL).unwrap();
+    kill_with_keeper(pid(&stage.broker()["pid"]));
     while starved(&simulation.await_line("solve")) {}
     await_steps(&simulation, 3);
     reader.signal(Signal::CONT);

@@ -13,6 +13,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/broker.rs"]
+mod broker;
+
 mod admission;
 mod attacks;
 mod images;

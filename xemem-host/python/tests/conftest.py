@@ -57,7 +57,7 @@ def run_dir(tmp_path, monkeypatch):
 
 
 class Broker:
-    """A broker process that serves until it is killed."""
+    """A broker that serves until it is ended, with the keeper it is started by."""
 
     def __init__(self, program, socket):
         self.socket = socket
@@ -66,8 +66,8 @@ class Broker:
         assert self.process.stdout.read() == b"ready\n"
         self.process.stdout.close()
 
-    def kill(self):
-        self.process.kill()
+    def end(self):
+        self.process.terminate()
         self.process.wait()
 
 
@@ -75,7 +75,7 @@ class Broker:
 def broker(out, run_dir):
     broker = Broker(out / "xemem-broker", run_dir / "xemem.sock")
     yield broker
-    broker.kill()
+    broker.end()
 
 
 def variable(name, array, offset, *, unit="", axes="", role="data", lanes=1, **changes):

@@ -184,7 +184,7 @@ def test_arrays_outlive_exporter_and_broker(flux, attach, broker):
     snap = stream.next()
     array = snap["flux"]
     flux.exporter.stop()
-    broker.kill()
+    broker.end()
     np.testing.assert_array_equal(array, flux.values(1))
     assert snap.valid()
     with pytest.raises(xemem.BrokerGone):

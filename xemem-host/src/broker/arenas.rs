@@ -15,13 +15,15 @@ use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_abi::arena::{Geometry, NAME_BYTES};
 use enclave_abi::lease::MAX_ARENAS;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What only arenas have.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Arena {
     pub(super) enclave: EnclaveId,
     pub(super) slot: u32,
+    #[serde(with = "super::record::geometry")]
     pub(super) geometry: Geometry,
     pub(super) leases: Leases,
     /// Newest generations that stay although nobody leased them, at least 1.

@@ -18,10 +18,11 @@ use crate::wire::{
 };
 use enclave_abi::lease::SLOTS;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 
 /// What an apid stands for.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Grant {
     peer: PeerId,
     pub(super) segid: SegId,
@@ -34,7 +35,7 @@ pub(super) struct Grant {
     pub(super) subscription: Option<Subscription>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Attachment {
     policy: Policy,
     /// Leased for this reader, not yet asked for; [`Policy::Every`] only.
@@ -58,6 +59,11 @@ impl Attachment {
 impl Grant {
     pub(super) fn is_attached(&self) -> bool {
         self.attachment.is_some() || self.pieces > 0
+    }
+
+    /// Whether there must be an eventfd for it.
+    pub(super) fn waits(&self) -> bool {
+        self.attachment.is_some() || self.subscription.is_some()
     }
 
     #[cfg(test)]

@@ -11,7 +11,7 @@ pub const RINGS_PER_SECOND: u64 = 20_000;
 pub const PAUSE_MS: u64 = 100;
 
 /// A budget, and what happens when it is spent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Meter {
     bucket: TokenBucket,
     paused_until_ms: Option<u64>,
@@ -59,7 +59,7 @@ impl Meter {
 }
 
 /// Budget in thousandths of a ring.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct TokenBucket {
     rings_per_second: u64,
     millirings: u64,

@@ -5,9 +5,10 @@
 
 use super::{EnclaveId, PeerId};
 use crate::wire::{Access, ApId, Hugetlb, Reply, SegId, Target};
+use serde::{Deserialize, Serialize};
 
 /// Descriptors to go along with a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fds {
     /// None.
     None,
@@ -116,6 +117,8 @@ pub enum Effect {
         /// How much.
         count: u64,
     },
+    /// Clear the words of an arena slot: nobody holds anything of it.
+    ClearSlot(EnclaveId, u32),
     /// Stop watching a doorbell.
     PauseDoorbell(SegId),
     /// Watch it again.
@@ -126,6 +129,9 @@ pub enum Effect {
     DropArena(SegId),
     /// Forget the object of a plain segment.
     DropSegment(SegId),
+    /// It is recorded that the object is sealed: nobody needs the exporter's
+    /// descriptor again.
+    DropOpen(SegId),
     /// Forget the lease page.
     DropLeasePage(EnclaveId),
     /// Close a connection; [`super::Broker::disconnected`] has been dealt with.

@@ -8,9 +8,10 @@
 //! memory does not change any more.
 
 use super::EnclaveId;
-use crate::wire::SegId;
+use crate::wire::{SegId, Target};
 use enclave_abi::arena::GenerationRecord;
 use enclave_abi::lease::{SLOTS, Slot};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Counters of an arena as its kernel says, read once.
@@ -42,6 +43,18 @@ pub trait LeaseMemory {
     fn counters(&self, segid: SegId) -> Counters;
     /// The record of `generation` if it can be read whole.
     fn record(&self, segid: SegId, generation: u64) -> Option<GenerationRecord>;
+    /// Whether the lease page outlived a broker.
+    fn has_lease_page(&self, _enclave: EnclaveId) -> bool {
+        true
+    }
+    /// Whether the object of the segment did, sealed or not.
+    fn has_object(&self, _segid: SegId, _is_sealed: bool) -> bool {
+        true
+    }
+    /// Whether the eventfd did.
+    fn has_notify(&self, _target: Target) -> bool {
+        true
+    }
 }
 
 /// The words of one arena.
@@ -52,14 +65,33 @@ pub(super) struct Words<'a> {
     pub(super) slot: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+impl Words<'_> {
+    fn exchange(&self, word: usize, old: u64, new: u64) -> bool {
+        self.memory
+            .exchange(self.enclave, self.slot, word, old, new)
+    }
+}
+
+/// What becomes of a generation that nobody holds any more.
+fn unleased(generation: u64, oldest_kept: u64) -> Slot {
+    if generation >= oldest_kept {
+        Slot::Published(generation)
+    } else {
+        Slot::Empty
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Held {
     word: usize,
     readers: u32,
+    /// The word was given back by a broker that did not live to record it, and
+    /// taken by the kernel: nobody joins these readers, who are about to go.
+    is_lost: bool,
 }
 
 /// Leases of one arena.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Leases {
     held: BTreeMap<u64, Held>,
     frozen: Option<[u64; SLOTS]>,
@@ -71,7 +103,7 @@ const ATTEMPTS: usize = 64;
 impl Leases {
     /// Generations that have at least one reader.
     pub(super) fn count(&self) -> usize {
-        self.held.len()
+        self.held.values().filter(|held| !held.is_lost).count()
     }
 
     /// Readers of all generations together.
@@ -82,7 +114,8 @@ impl Leases {
 
     /// Whether a reader has `generation`.
     pub(super) fn has_readers(&self, generation: u64) -> bool {
-        self.held.contains_key(&generation)
+        let held = self.held.get(&generation);
+        held.is_some_and(|held| !held.is_lost)
     }
 
     fn slots(&self, words: Words<'_>) -> [Slot; SLOTS] {
@@ -128,8 +161,8 @@ impl Leases {
     /// Adds a reader to exactly `generation`; `false` if it is gone.
     pub(super) fn lease(&mut self, words: Words<'_>, generation: u64) -> bool {
         if let Some(held) = self.held.get_mut(&generation) {
-            held.readers = held.readers.saturating_add(1);
-            return true;
+            held.readers = held.readers.saturating_add(u32::from(!held.is_lost));
+            return !held.is_lost;
         }
         let slots = self.slots(words);
         for (word, slot) in slots.iter().enumerate() {
@@ -150,8 +183,12 @@ impl Leases {
                 _ => false,
             };
             if won {
-                let readers = 1;
-                self.held.insert(generation, Held { word, readers });
+                let held = Held {
+                    word,
+                    readers: 1,
+                    is_lost: false,
+                };
+                self.held.insert(generation, held);
                 return true;
             }
         }
@@ -181,15 +218,11 @@ impl Leases {
         if held.readers > 0 {
             return;
         }
-        let word = held.word;
+        let Held { word, is_lost, .. } = *held;
         self.held.remove(&generation);
-        if self.frozen.is_none() {
+        if self.frozen.is_none() && !is_lost {
             let old = Slot::Leased(generation).encode();
-            let new = if generation >= oldest_kept {
-                Slot::Published(generation).encode()
-            } else {
-                Slot::Empty.encode()
-            };
+            let new = unleased(generation, oldest_kept).encode();
             // Fails only if the kernel broke the rules; then the word is its own.
             let _ = words
                 .memory
@@ -221,6 +254,39 @@ impl Leases {
                     .memory
                     .exchange(words.enclave, words.slot, word, old, new);
                 left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Makes count and words agree for a broker that takes over: a word that its
+    /// predecessor leased and did not live to record is given back, a lease
+    /// whose word it had given back is taken again or, if the kernel was faster,
+    /// joined by nobody any more.
+    pub(super) fn reclaim(&mut self, words: Words<'_>, oldest_kept: u64) {
+        if self.frozen.is_some() {
+            return;
+        }
+        let slots = self.slots(words);
+        for (&generation, held) in &mut self.held {
+            let find = |wanted: Slot| slots.iter().position(|slot| *slot == wanted);
+            let (published, leased) = (Slot::Published(generation), Slot::Leased(generation));
+            let back = || {
+                let word = find(published)?;
+                let won = words.exchange(word, published.encode(), leased.encode());
+                won.then_some(word)
+            };
+            match find(leased).or_else(back) {
+                Some(word) => held.word = word,
+                None => held.is_lost = true,
+            }
+        }
+        for (word, slot) in slots.iter().enumerate() {
+            if let Slot::Leased(generation) = *slot
+                && !self.held.contains_key(&generation)
+            {
+                let new = unleased(generation, oldest_kept).encode();
+                // Fails only if the kernel broke the rules.
+                let _ = words.exchange(word, slot.encode(), new);
             }
         }
     }

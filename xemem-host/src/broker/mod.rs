@@ -29,6 +29,8 @@ mod leases;
 mod names;
 mod permits;
 mod plain;
+mod record;
+mod recorded;
 mod refusal;
 mod retained;
 mod segments;
@@ -40,6 +42,7 @@ mod tests;
 pub use doorbells::{PAUSE_MS, RINGS_PER_SECOND};
 pub use effect::{Effect, Fds, Ticket};
 pub use leases::{Counters, LeaseMemory};
+pub use record::RecordError;
 pub use refusal::{Operation, Refusal, Table};
 pub use retained::{RETAINED_PER_USER, Retention};
 
@@ -49,8 +52,10 @@ use crate::wire::{
 use attachments::Grant;
 use effect::Making;
 use names::{Name, Names};
+use recorded::Recorded;
 use rustix::io::Errno;
 use segments::Segment;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most connections.
@@ -69,15 +74,15 @@ pub const MAX_APIDS: usize = 256;
 pub const MAX_LEASES: usize = 64;
 
 /// A connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerId(pub u64);
 
 /// A registered enclave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EnclaveId(pub u64);
 
 /// Who a peer is, as the kernel said when it connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     /// User.
     pub uid: u32,
@@ -117,7 +122,7 @@ pub struct Settings {
     pub retention: Retention,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Peer {
     credentials: Credentials,
     role: Option<Role>,
@@ -129,7 +134,7 @@ struct Peer {
     leases: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Enclave {
     name: Name,
     slots: BTreeMap<u32, SegId>,
@@ -142,14 +147,16 @@ pub struct Broker {
     started_ms: u64,
     /// Since when there is no client.
     idle_since_ms: Option<u64>,
-    peers: BTreeMap<PeerId, Peer>,
-    enclaves: BTreeMap<EnclaveId, Enclave>,
-    segments: BTreeMap<SegId, Segment>,
-    grants: BTreeMap<ApId, Grant>,
+    peers: Recorded<PeerId, Peer>,
+    enclaves: Recorded<EnclaveId, Enclave>,
+    segments: Recorded<SegId, Segment>,
+    grants: Recorded<ApId, Grant>,
     names: Names,
     last_id: u64,
     protocol_errors: u64,
     throttled: u64,
+    /// What the journal has of the numbers.
+    recorded: Option<record::Numbers>,
     effects: Vec<Effect>,
 }
 
@@ -161,14 +168,15 @@ impl Broker {
             settings,
             started_ms: now_ms,
             idle_since_ms: Some(now_ms),
-            peers: BTreeMap::new(),
-            enclaves: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            grants: BTreeMap::new(),
+            peers: Recorded::default(),
+            enclaves: Recorded::default(),
+            segments: Recorded::default(),
+            grants: Recorded::default(),
             names: Names::default(),
             last_id: 0,
             protocol_errors: 0,
             throttled: 0,
+            recorded: None,
             effects: Vec::new(),
         }
     }

@@ -8,16 +8,17 @@
 //! wait here, one per peer, until name, deadline or end.
 
 use super::PeerId;
+use super::recorded::Recorded;
 use super::refusal::Refusal;
 use crate::wire::SegId;
 use enclave_abi::arena::{NAME_BYTES, name_field, text};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
 
 /// Names one segment may have.
 pub(super) const NAMES_PER_SEGMENT: usize = 8;
 
 /// A checked name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Name(String);
 
 impl Name {
@@ -45,7 +46,7 @@ impl Name {
 }
 
 /// A lookup that waits.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Waiter {
     pub(super) seq: u32,
     pub(super) name: Name,
@@ -57,10 +58,10 @@ pub(super) struct Waiter {
 /// All names and waiting lookups.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    segments: BTreeMap<Name, SegId>,
+    pub(super) segments: Recorded<Name, SegId>,
     /// Of retained segments, in the order of their ends.
-    former: BTreeMap<Name, Vec<SegId>>,
-    waiters: BTreeMap<PeerId, Waiter>,
+    pub(super) former: Recorded<Name, Vec<SegId>>,
+    pub(super) waiters: Recorded<PeerId, Waiter>,
 }
 
 impl Names {
@@ -95,18 +96,27 @@ impl Names {
 
     /// Gives all names of `segid` back.
     pub(super) fn free(&mut self, segid: SegId) {
-        self.segments.retain(|_, owner| *owner != segid);
-        self.former.retain(|_, all| {
-            all.retain(|owner| *owner != segid);
-            !all.is_empty()
-        });
+        self.segments.extract(|_, owner| *owner == segid);
+        let of_segment = |(name, all): (&Name, &Vec<SegId>)| {
+            let is_one = all.contains(&segid);
+            is_one.then(|| name.clone())
+        };
+        let names: Vec<Name> = self.former.iter().filter_map(of_segment).collect();
+        for name in names {
+            if let Some(all) = self.former.get_mut(&name) {
+                all.retain(|owner| *owner != segid);
+            }
+        }
+        self.former.extract(|_, all| all.is_empty());
     }
 
     /// Lets others take the names of `segid`; until then it is found by them.
     pub(super) fn retire(&mut self, segid: SegId) {
-        let names = self.segments.extract_if(.., |_, owner| *owner == segid);
-        for (name, _) in names {
-            self.former.entry(name).or_default().push(segid);
+        for (name, _) in self.segments.extract(|_, owner| *owner == segid) {
+            match self.former.get_mut(&name) {
+                Some(all) => all.push(segid),
+                None => self.former.insert(name, vec![segid]),
+            }
         }
     }
 
@@ -143,15 +153,13 @@ impl Names {
     pub(super) fn found(&mut self, segid: SegId) -> Vec<(PeerId, Waiter)> {
         let segments = &self.segments;
         self.waiters
-            .extract_if(.., |_, waiter| segments.get(&waiter.name) == Some(&segid))
-            .collect()
+            .extract(|_, waiter| segments.get(&waiter.name) == Some(&segid))
     }
 
     /// Takes out the lookups whose time is over.
     pub(super) fn expired(&mut self, now_ms: u64) -> Vec<(PeerId, Waiter)> {
         self.waiters
-            .extract_if(.., |_, waiter| waiter.deadline_ms <= now_ms)
-            .collect()
+            .extract(|_, waiter| waiter.deadline_ms <= now_ms)
     }
 
     /// When the next lookup expires.

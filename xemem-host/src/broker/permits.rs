@@ -7,6 +7,7 @@
 use super::Credentials;
 use super::refusal::Refusal;
 use crate::wire::{Access, NO_GROUP};
+use serde::{Deserialize, Serialize};
 
 /// All bits a mode can have.
 const MODE_BITS: u32 = 0o777;
@@ -16,7 +17,7 @@ const READ: u32 = 0o4;
 const WRITE: u32 = 0o2;
 
 /// The permit of one segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Permit {
     pub(super) owner_uid: u32,
     /// [`NO_GROUP`] = none.

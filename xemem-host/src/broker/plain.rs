@@ -19,10 +19,11 @@ use crate::wire::{
 };
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// What only plain segments have.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Plain {
     /// 0 = signals only.
     pub(super) size_bytes: u64,

@@ -19,17 +19,18 @@ use crate::wire::{
 };
 use enclave_abi::arena::NAME_BYTES;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// What a segment is.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Body {
     Arena(Box<Arena>),
     Plain(Plain),
 }
 
 /// An exported segment.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Segment {
     pub(super) body: Body,
     pub(super) exporter: PeerId,
@@ -46,7 +47,8 @@ pub(super) struct Segment {
     pub(super) made_ms: u64,
     /// Apids granted for it, attached or not.
     pub(super) apids: BTreeSet<ApId>,
-    /// Of its doorbell, or of its signals.
+    /// Of its doorbell, or of its signals. Begins anew with each broker.
+    #[serde(skip)]
     pub(super) meter: Meter,
 }
 
@@ -161,6 +163,7 @@ impl Broker {
         if let Some(segment) = self.segments.get_mut(&segid) {
             segment.state = SegmentState::Live;
         }
+        self.effects.push(Effect::DropOpen(segid));
         self.reply(peer, seq, Reply::Ok);
         self.wake_lookups(segid);
     }
@@ -250,10 +253,10 @@ impl Broker {
         match &mut segment.body {
             Body::Arena(arena) => {
                 let (enclave, slot) = (arena.enclave, arena.slot);
-                env.memory.clear(enclave, slot);
                 if let Some(enclave) = self.enclaves.get_mut(&enclave) {
                     enclave.slots.remove(&slot);
                 }
+                self.effects.push(Effect::ClearSlot(enclave, slot));
                 self.effects.push(Effect::PauseDoorbell(segid));
                 for apid in apids {
                     let target = Target::Access(apid);
@@ -295,7 +298,7 @@ impl Broker {
             let over = segment.meter.resume(Some(now_ms));
             over.then_some((*segid, segment.arena().is_some()))
         };
-        let resumed: Vec<_> = self.segments.iter_mut().filter_map(over).collect();
+        let resumed: Vec<_> = self.segments.iter_unrecorded().filter_map(over).collect();
         for (segid, is_arena) in resumed {
             if is_arena {
                 self.effects.push(Effect::ResumeDoorbell(segid));

@@ -14,9 +14,10 @@
 use super::{Broker, Effect, Env, Fds, Making, Operation, PeerId, Refusal, Ticket};
 use crate::wire::{Access, Reply, SegId, Target, WAIT_END};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// Somebody who waits for signals.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Subscription {
     /// Signals accepted, not yet delivered.
     pending: u64,

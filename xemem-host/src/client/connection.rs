@@ -2,7 +2,9 @@
 //!
 //! A broker that hangs costs a client its time limit and no more. What was
 //! asked may still be done when the broker goes on; its late answer is thrown
-//! away with whatever descriptors it carries. A connection belongs to the
+//! away with whatever descriptors it carries. So is one that comes twice, because
+//! a broker was killed when it had just answered and its successor cannot know
+//! ([`crate::keeper`]); that is all a client sees of it. A connection belongs to the
 //! process that made it: after fork(2) the child's requests are refused here,
 //! because two processes on one socket would take each other's answers.
 
@@ -24,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How long a broker may take to answer, unless told otherwise.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Attempts to be a client of a broker that hangs up at once.
+const ATTEMPTS: u32 = 3;
+
 /// The socket of a connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -32,15 +37,25 @@ pub(super) struct Connection {
     /// Lives exactly as long as this value, unlike the socket.
     pub(super) life: Arc<()>,
     seq: u32,
-    /// Requests whose answers came too late, so far.
-    late: u32,
     limit: Duration,
     /// The process that connected.
     pid: u32,
 }
 
 impl Broker {
+    /// Connects. A broker that was killed when it had accepted and not yet
+    /// recorded a connection loses it; nothing was asked of it, so try again.
     pub(super) fn open(socket: &Path, role: Role, limit: Duration) -> Result<Self, ClientError> {
+        for _ in 1..ATTEMPTS {
+            match Self::try_open(socket, role, limit) {
+                Err(ClientError::BrokerGone) => {}
+                other => return other,
+            }
+        }
+        Self::try_open(socket, role, limit)
+    }
+
+    fn try_open(socket: &Path, role: Role, limit: Duration) -> Result<Self, ClientError> {
         let failed = |source| ClientError::Connect {
             path: socket.to_owned(),
             source,
@@ -59,7 +74,6 @@ impl Broker {
                 socket: Arc::new(fd),
                 life: Arc::new(()),
                 seq: 0,
-                late: 0,
                 limit,
                 pid: std::process::id(),
             },
@@ -152,7 +166,7 @@ impl Connection {
 
     /// Waits until there is something to receive, the end included.
     fn wait_for_packet(
-        &mut self,
+        &self,
         deadline: Option<Instant>,
         limit: Duration,
         cancel: Option<BorrowedFd<'_>>,
@@ -166,15 +180,9 @@ impl Connection {
             // one entry after the other, and the answer may come in between.
             let nr_fds = if cancel.is_some() { 2 } else { 1 };
             match poll(&mut fds[..nr_fds], time_left(deadline).as_ref()) {
-                Ok(0) => {
-                    self.late = self.late.saturating_add(1);
-                    return Err(ClientError::NoAnswer { limit });
-                }
+                Ok(0) => return Err(ClientError::NoAnswer { limit }),
                 // The answer counts if it is there.
-                Ok(_) if fds[0].revents().is_empty() => {
-                    self.late = self.late.saturating_add(1);
-                    return Err(ClientError::Cancelled);
-                }
+                Ok(_) if fds[0].revents().is_empty() => return Err(ClientError::Cancelled),
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(source) => {
@@ -204,14 +212,14 @@ impl Connection {
     }
 
     /// What the packet says to our request; `None` if it answers a former one.
-    fn answer(&mut self, packet: Packet) -> Result<Option<(Reply, Vec<OwnedFd>)>, ClientError> {
+    fn answer(&self, packet: Packet) -> Result<Option<(Reply, Vec<OwnedFd>)>, ClientError> {
         let (seq, reply) = Reply::decode(&packet.bytes)?;
         let (got, want) = (packet.fds.len(), reply.nr_fds());
         if packet.fds_cut || got != want {
             return Err(WireError::Fds { got, want }.into());
         }
-        if seq != self.seq && self.late > 0 {
-            self.late -= 1;
+        // To one of the requests before: late, or for the second time.
+        if (1..self.seq).contains(&seq) {
             return Ok(None);
         }
         match reply {

@@ -6,31 +6,40 @@
 //! the effects before looking again. Sockets never block: a client that does
 //! not read its replies is dropped. A client's mistake ends that client only.
 
+mod carry_out;
+mod custody;
+mod journal;
 mod objects;
 mod plain;
-mod signals;
-mod startup;
+pub(crate) mod signals;
+pub(crate) mod startup;
+mod take_over;
 
-use crate::broker::{Broker, Effect, Env, Fds, PeerId, Retention, Settings, Ticket};
-use crate::wire::socket::{Packet, receive, send};
-use crate::wire::{Reply, Request, SegId, Target, WireError, seq_of};
+pub(crate) use take_over::everything;
+
+use crate::broker::{Broker, PeerId, Retention, Settings};
+use crate::keeper::channel::Key;
+use crate::wire::socket::{Packet, discard, peek};
+use crate::wire::{Request, SegId, WireError, seq_of};
+use journal::Journal;
 use objects::Objects;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use startup::{Claim, Listener};
-use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use startup::{Claim, Place};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::process::Child;
+use std::time::Duration;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 64;
 
 /// How a server is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// How long to stay without any client.
     pub linger: Duration,
@@ -64,15 +73,23 @@ pub enum ServerError {
         /// What the system said.
         source: Errno,
     },
+    /// Brokers die faster than is worth starting them.
+    #[error("{deaths} brokers died within a minute, the last of {last}")]
+    CrashLoop {
+        /// How many.
+        deaths: usize,
+        /// What became of the last one.
+        last: String,
+    },
 }
 
 impl ServerError {
-    fn path(what: &'static str, path: &Path, source: Errno) -> Self {
+    pub(crate) fn path(what: &'static str, path: &Path, source: Errno) -> Self {
         let path = path.to_owned();
         Self::Path { what, path, source }
     }
 
-    fn system(what: &'static str) -> impl FnOnce(Errno) -> Self {
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(Errno) -> Self {
         move |source| Self::System { what, source }
     }
 }
@@ -82,6 +99,7 @@ impl ServerError {
 enum Source {
     Listener,
     Signals,
+    Keeper,
     Connection(PeerId),
     Doorbell(SegId),
     /// The process that made a connection.
@@ -93,6 +111,7 @@ impl Source {
         let (tag, id) = match self {
             Self::Listener => (0, 0),
             Self::Signals => (1, 0),
+            Self::Keeper => (5, 0),
             Self::Connection(PeerId(id)) => (2, id),
             Self::Doorbell(SegId(id)) => (3, id),
             Self::Process(PeerId(id)) => (4, id),
@@ -107,7 +126,8 @@ impl Source {
             1 => Self::Signals,
             2 => Self::Connection(PeerId(id)),
             3 => Self::Doorbell(SegId(id)),
-            _ => Self::Process(PeerId(id)),
+            4 => Self::Process(PeerId(id)),
+            _ => Self::Keeper,
         }
     }
 }
@@ -117,7 +137,7 @@ impl Source {
 struct Connected {
     socket: OwnedFd,
     /// Watched, if there is one.
-    _process: Option<OwnedFd>,
+    process: Option<OwnedFd>,
 }
 
 /// A broker that listens.
@@ -126,56 +146,74 @@ pub struct Server {
     broker: Broker,
     objects: Objects,
     connections: BTreeMap<PeerId, Connected>,
-    listener: Listener,
+    /// What is decided, if there is somebody to keep it.
+    journal: Option<Journal>,
+    listener: OwnedFd,
+    /// Without a keeper.
+    place: Option<Place>,
+    /// With one.
+    kept: Option<Kept>,
     /// Watched by `epoll`.
     _signals: OwnedFd,
     epoll: OwnedFd,
     /// False while there are no descriptors left to accept with.
     accepting: bool,
     last_peer: u64,
-    begin: Instant,
     done: bool,
+}
+
+/// What it takes to start another keeper.
+#[derive(Debug)]
+struct Kept {
+    lock: OwnedFd,
+    command: crate::keeper::Command,
+    /// One that this process started.
+    child: Option<Child>,
 }
 
 impl Server {
     /// Starts to listen at `socket`; `None` if another broker serves there.
+    /// What it decides ends with this process: see [`crate::keeper`] for one
+    /// that can be killed.
     ///
     /// # Errors
     /// [`ServerError`]; nothing is left behind but the lock file.
     pub fn start(socket: &Path, options: Options) -> Result<Option<Self>, ServerError> {
-        let Claim::Ours(listener) = startup::claim(socket)? else {
+        let Claim::Ours(listener, place) = startup::claim(socket)? else {
             return Ok(None);
         };
+        let broker = Broker::new(settings(options), now_ms());
+        let mut server = Self::new(listener, broker, Objects::default())?;
+        server.place = Some(place);
+        Ok(Some(server))
+    }
+
+    fn new(listener: OwnedFd, broker: Broker, objects: Objects) -> Result<Self, ServerError> {
         raise_descriptor_limit();
         let signals = signals::termination().map_err(ServerError::system("wait for signals"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(ServerError::system("make an epoll"))?;
         for (fd, source) in [
-            (listener.fd.as_fd(), Source::Listener),
+            (listener.as_fd(), Source::Listener),
             (signals.as_fd(), Source::Signals),
         ] {
             epoll::add(&epoll, fd, source.pack(), epoll::EventFlags::IN)
                 .map_err(ServerError::system("watch a descriptor"))?;
         }
-        let settings = Settings {
-            owner_uid: rustix::process::geteuid().as_raw(),
-            pid: std::process::id(),
-            linger_ms: millis(options.linger),
-            rings_per_second: options.rings_per_second,
-            retention: options.retention,
-        };
-        Ok(Some(Self {
-            broker: Broker::new(settings, 0),
-            objects: Objects::default(),
+        Ok(Self {
+            last_peer: broker.last_peer(),
+            broker,
+            objects,
             connections: BTreeMap::new(),
+            journal: None,
             listener,
+            place: None,
+            kept: None,
             _signals: signals,
             epoll,
             accepting: true,
-            last_peer: 0,
-            begin: Instant::now(),
             done: false,
-        }))
+        })
     }
 
     /// Serves until it has been without clients for long enough, is told to
@@ -197,8 +235,10 @@ impl Server {
                 let data = event.data;
                 self.serve(Source::unpack(data));
             }
-            self.with_broker(|broker, env| broker.tick(env));
+            self.with_broker(None, |broker, env| broker.tick(env));
+            self.renew_keeper();
         }
+        self.say_goodbye();
         Ok(())
     }
 
@@ -206,6 +246,7 @@ impl Server {
         match source {
             Source::Listener => self.accept(),
             Source::Signals => self.done = true,
+            Source::Keeper => self.objects.custody.lose(),
             Source::Connection(peer) => self.receive(peer),
             // A forked child may still hold the socket; it must not be taken
             // for the process whose segments and leases these are.
@@ -213,7 +254,7 @@ impl Server {
             Source::Doorbell(segid) => {
                 let rings = self.objects.read_doorbell(segid);
                 if rings > 0 {
-                    self.with_broker(|broker, env| broker.doorbell(segid, rings, env));
+                    self.with_broker(None, |broker, env| broker.doorbell(segid, rings, env));
                 }
             }
         }
@@ -221,212 +262,118 @@ impl Server {
 
     fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = match accept_with(&self.listener.fd, flags) {
+        let socket = match accept_with(&self.listener, flags) {
             Ok(socket) => socket,
             Err(Errno::MFILE | Errno::NFILE) => {
                 // Accept again when somebody leaves.
-                self.accepting = epoll::delete(&self.epoll, &self.listener.fd).is_err();
+                self.accepting = epoll::delete(&self.epoll, &self.listener).is_err();
                 return;
             }
             Err(_) => return,
         };
-        let Ok(credentials) = crate::peer::credentials(&socket) else {
-            return;
-        };
         self.last_peer += 1;
         let peer = PeerId(self.last_peer);
-        let source = Source::Connection(peer).pack();
-        if epoll::add(&self.epoll, &socket, source, epoll::EventFlags::IN).is_ok() {
-            let process = crate::peer::process(&socket).filter(|process| {
-                let source = Source::Process(peer).pack();
-                epoll::add(&self.epoll, process, source, epoll::EventFlags::IN).is_ok()
-            });
-            let connected = Connected {
-                socket,
-                _process: process,
-            };
-            self.connections.insert(peer, connected);
-            self.with_broker(|broker, _| broker.connected(peer, credentials));
+        let process = crate::peer::process(&socket);
+        let custody = &self.objects.custody;
+        custody.put(Key::Connection(peer), &socket);
+        if let Some(process) = &process {
+            custody.put(Key::Process(peer), process);
+        }
+        self.welcome(peer, socket, process);
+    }
+
+    /// Watches a connection, and lets the broker know it unless it does.
+    fn welcome(&mut self, peer: PeerId, socket: OwnedFd, process: Option<OwnedFd>) {
+        let watch = |fd: BorrowedFd<'_>, source: Source| {
+            epoll::add(&self.epoll, fd, source.pack(), epoll::EventFlags::IN).is_ok()
+        };
+        let process = process.filter(|fd| watch(fd.as_fd(), Source::Process(peer)));
+        let is_watched = watch(socket.as_fd(), Source::Connection(peer));
+        let credentials = crate::peer::credentials(&socket);
+        self.connections.insert(peer, Connected { socket, process });
+        match credentials {
+            Ok(credentials) if is_watched => {
+                if !self.broker.knows(peer) {
+                    self.with_broker(None, |broker, _| broker.connected(peer, credentials));
+                }
+            }
+            _ => self.hang_up(peer),
         }
     }
 
+    /// Serves one request, which stays in the socket until what follows from
+    /// it is recorded and said: should we die before, our successor finds it.
     fn receive(&mut self, peer: PeerId) {
         let Some(connected) = self.connections.get(&peer) else {
             return;
         };
-        match receive(&connected.socket) {
-            Ok(packet) if packet.bytes.is_empty() && packet.fds.is_empty() => self.hang_up(peer),
+        match peek(&connected.socket) {
+            Ok(packet) if packet.bytes.is_empty() && packet.fds.is_empty() => {
+                self.hang_up(peer);
+                return;
+            }
             Ok(packet) => match request(&packet) {
                 Ok((seq, request)) => {
-                    self.with_broker(|broker, env| broker.handle(peer, seq, &request, env));
+                    let served = Some((peer, seq));
+                    self.with_broker(served, |broker, env| {
+                        broker.handle(peer, seq, &request, env);
+                    });
                 }
                 Err(error) => {
                     let seq = seq_of(&packet.bytes);
-                    self.with_broker(|broker, env| broker.protocol_error(peer, seq, &error, env));
+                    self.with_broker(None, |broker, env| {
+                        broker.protocol_error(peer, seq, &error, env);
+                    });
                 }
             },
-            Err(Errno::AGAIN) => {}
-            Err(_) => self.hang_up(peer),
+            Err(Errno::AGAIN) => return,
+            Err(_) => {
+                self.hang_up(peer);
+                return;
+            }
+        }
+        if let Some(connected) = self.connections.get(&peer) {
+            // What can be peeked at can be taken; if not, it shows next time.
+            let _ = discard(&connected.socket);
         }
     }
 
     /// The connection is of no more use.
     fn hang_up(&mut self, peer: PeerId) {
+        self.with_broker(None, |broker, env| broker.disconnected(peer, env));
         self.close(peer);
-        self.with_broker(|broker, env| broker.disconnected(peer, env));
     }
 
     fn close(&mut self, peer: PeerId) {
-        self.connections.remove(&peer);
+        if let Some(connected) = self.connections.remove(&peer) {
+            // The request that this is the end of; left there, it would make
+            // the kernel report a reset before our last words.
+            let _ = discard(&connected.socket);
+            // The keeper has a descriptor, too, and so may a forked child: by
+            // closing ours nothing ends, nor does epoll forget it.
+            let _ = shutdown(&connected.socket, Shutdown::Both);
+            let _ = epoll::delete(&self.epoll, &connected.socket);
+            if let Some(process) = &connected.process {
+                let _ = epoll::delete(&self.epoll, process);
+            }
+            let custody = &self.objects.custody;
+            custody.withdraw(Key::Connection(peer));
+            if connected.process.is_some() {
+                custody.withdraw(Key::Process(peer));
+            }
+        }
         if !self.accepting {
             let source = Source::Listener.pack();
             let flags = epoll::EventFlags::IN;
-            self.accepting = epoll::add(&self.epoll, &self.listener.fd, source, flags).is_ok();
-        }
-    }
-
-    /// Lets the broker decide and carries out what it wants, also what
-    /// follows from the outcome.
-    fn with_broker(&mut self, decide: impl FnOnce(&mut Broker, Env<'_>)) {
-        let now_ms = millis(self.begin.elapsed());
-        decide(&mut self.broker, env(&self.objects, now_ms));
-        let mut effects: VecDeque<Effect> = self.broker.take_effects().into();
-        while let Some(effect) = effects.pop_front() {
-            match self.carry_out(effect) {
-                Outcome::Done => continue,
-                Outcome::Finished(ticket, result) => {
-                    self.broker
-                        .finish(ticket, result, env(&self.objects, now_ms));
-                }
-                Outcome::Unreachable(peer) => {
-                    self.close(peer);
-                    self.broker.disconnected(peer, env(&self.objects, now_ms));
-                }
-            }
-            effects.extend(self.broker.take_effects());
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) -> Outcome {
-        match effect {
-            Effect::Send {
-                peer,
-                seq,
-                reply,
-                fds,
-            } => return self.send(peer, seq, &reply, fds),
-            Effect::MakeLeasePage { ticket, enclave } => {
-                let made = self.objects.make_lease_page(enclave);
-                return Outcome::Finished(ticket, made.map(|()| 0));
-            }
-            Effect::MakeArena {
-                ticket,
-                segid,
-                object_bytes,
-                hugetlb,
-            } => {
-                let made = self.objects.make_arena(segid, object_bytes, hugetlb);
-                return Outcome::Finished(ticket, made);
-            }
-            Effect::SealArena { ticket, segid } => {
-                let sealed = self.objects.seal_arena(segid);
-                let watched = sealed.and_then(|()| self.watch(segid));
-                return Outcome::Finished(ticket, watched.map(|()| 0));
-            }
-            Effect::MakeSegment {
-                ticket,
-                segid,
-                size_bytes,
-                hugetlb,
-            } => {
-                let made = self.objects.make_segment(segid, size_bytes, hugetlb);
-                return Outcome::Finished(ticket, made);
-            }
-            Effect::SealSegment {
-                ticket,
-                segid,
-                writable,
-            } => {
-                let sealed = self.objects.seal_segment(segid, writable);
-                return Outcome::Finished(ticket, sealed.map(|()| 0));
-            }
-            Effect::MakeNotify { ticket, target } => {
-                let made = self.objects.make_notify(target);
-                return Outcome::Finished(ticket, made.map(|()| 0));
-            }
-            Effect::Notify { target, count } => self.objects.notify(target, count),
-            Effect::PauseDoorbell(segid) => {
-                if let Some(fd) = self.objects.doorbell(segid) {
-                    // Not watched if the arena never was sealed.
-                    let _ = epoll::delete(&self.epoll, fd);
-                }
-            }
-            Effect::ResumeDoorbell(segid) => {
-                // Out of memory at worst; the reader's next request advances.
-                let _ = self.watch(segid);
-            }
-            Effect::DropNotify(target) => self.objects.drop_notify(target),
-            Effect::DropArena(segid) => self.objects.drop_arena(segid),
-            Effect::DropSegment(segid) => self.objects.drop_segment(segid),
-            Effect::DropLeasePage(enclave) => self.objects.drop_lease_page(enclave),
-            Effect::Disconnect(peer) => self.close(peer),
-            Effect::Exit => self.done = true,
-        }
-        Outcome::Done
-    }
-
-    fn watch(&self, segid: SegId) -> Result<(), Errno> {
-        let doorbell = self.objects.doorbell(segid).ok_or(Errno::NOENT)?;
-        let source = Source::Doorbell(segid).pack();
-        epoll::add(&self.epoll, doorbell, source, epoll::EventFlags::IN)
-    }
-
-    fn send(&self, peer: PeerId, seq: u32, reply: &Reply, fds: Fds) -> Outcome {
-        let objects = &self.objects;
-        let fds = match fds {
-            Fds::None => Some(Vec::new()),
-            Fds::LeasePage(enclave) => objects.lease_page(enclave).map(|page| vec![page]),
-            Fds::Arena(segid) => objects
-                .open_arena(segid)
-                .zip(objects.doorbell(segid))
-                .map(|(memory, doorbell)| vec![memory, doorbell]),
-            Fds::Attachment(segid, apid) => objects
-                .sealed_arena(segid)
-                .zip(objects.notify_fd(Target::Access(apid)))
-                .map(|(memory, notify)| vec![memory, notify]),
-            Fds::Segment(segid) => objects.open_segment(segid).map(|memory| vec![memory]),
-            Fds::Memory(segid, access) => objects
-                .segment_memory(segid, access)
-                .map(|memory| vec![memory]),
-            Fds::Wait(target) => objects.notify_fd(target).map(|wait| vec![wait]),
-        };
-        let connected = self.connections.get(&peer);
-        let sent = connected.zip(fds).map(|(connected, fds)| {
-            debug_assert_eq!(fds.len(), reply.nr_fds(), "descriptors of {reply:?}");
-            send(&connected.socket, &reply.encode(seq), &fds)
-        });
-        match sent {
-            Some(Ok(())) => Outcome::Done,
-            _ => Outcome::Unreachable(peer),
+            self.accepting = epoll::add(&self.epoll, &self.listener, source, flags).is_ok();
         }
     }
 
     fn timeout(&self) -> Option<Timespec> {
         let deadline_ms = self.broker.next_deadline()?;
-        let left = deadline_ms.saturating_sub(millis(self.begin.elapsed()));
+        let left = deadline_ms.saturating_sub(now_ms());
         Timespec::try_from(Duration::from_millis(left)).ok()
     }
-}
-
-fn env(memory: &Objects, now_ms: u64) -> Env<'_> {
-    Env { memory, now_ms }
-}
-
-/// What came of an effect.
-enum Outcome {
-    Done,
-    Finished(Ticket, Result<u64, Errno>),
-    Unreachable(PeerId),
 }
 
 /// The request in a packet, which must carry no descriptors (they are closed
@@ -443,8 +390,24 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds since this host started, the same for every process.
+fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).map_or(0, millis)
+}
+
+fn settings(options: Options) -> Settings {
+    Settings {
+        owner_uid: rustix::process::geteuid().as_raw(),
+        pid: std::process::id(),
+        linger_ms: millis(options.linger),
+        rings_per_second: options.rings_per_second,
+        retention: options.retention,
+    }
+}
+
 /// Every reader costs an eventfd: use what the administrator allows.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
@@ -462,6 +425,7 @@ mod tests {
             Source::Connection(PeerId(1 << 40)),
             Source::Doorbell(SegId(7)),
             Source::Process(PeerId(3)),
+            Source::Keeper,
         ] {
             assert_eq!(Source::unpack(source.pack()), source);
         }

@@ -11,8 +11,10 @@
 //!
 //! Reads of shared memory are copies; what they mean the broker judges.
 
+use super::custody::Custody;
 use super::plain::PlainObject;
 use crate::broker::{Counters, EnclaveId, LeaseMemory};
+use crate::keeper::channel::Key;
 use crate::memory::Mapping;
 use crate::wire::{Access, Hugetlb, SegId, Target};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
@@ -66,6 +68,7 @@ enum ArenaMemory {
 /// Everything that exists.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
+    pub(super) custody: Custody,
     pages: BTreeMap<EnclaveId, LeasePage>,
     arenas: BTreeMap<SegId, Arena>,
     segments: BTreeMap<SegId, PlainObject>,
@@ -77,6 +80,7 @@ impl Objects {
         let fd = sealable("xemem-lease", MemfdFlags::empty())?;
         let map = sized(&fd, 4096, SIZE_SEALS | SealFlags::SEAL)
             .and_then(|()| Mapping::read_write(&fd, LEASE_PAGE_BYTES))?;
+        self.custody.put(Key::LeasePage(enclave), &fd);
         self.pages.insert(enclave, LeasePage { fd, map });
         Ok(())
     }
@@ -96,6 +100,8 @@ impl Objects {
                 .or_else(|_| object(name, object_bytes, PAGE_SIZE))?,
         };
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.custody.put(Key::Arena(segid), &fd);
+        self.custody.put(Key::Doorbell(segid), &doorbell);
         let memory = ArenaMemory::Open(fd);
         let arena = Arena {
             page_bytes,
@@ -113,15 +119,12 @@ impl Objects {
         };
         let readers = read_only_twin(fd)?;
         fchmod(fd, Mode::RUSR)?;
-        fcntl_add_seals(fd, ARENA_SEALS)?;
+        seal(fd, ARENA_SEALS)?;
         if !fcntl_get_seals(&readers)?.contains(ARENA_SEALS) {
             return Err(Errno::PERM);
         }
-        // Mapped whole pages at a time: on 2 MiB pages this reserves one now,
-        // so that reading the header cannot raise SIGBUS later.
-        let page = usize::try_from(arena.page_bytes).map_err(|_| Errno::OVERFLOW)?;
-        let header = Mapping::read_only(&readers, HEADER_BYTES.max(page))?;
-        arena.memory = ArenaMemory::Sealed { readers, header };
+        self.custody.put(Key::ArenaReaders(segid), &readers);
+        arena.memory = sealed(readers, arena.page_bytes)?;
         Ok(())
     }
 
@@ -133,18 +136,26 @@ impl Objects {
         hugetlb: Hugetlb,
     ) -> Result<u64, Errno> {
         let (object, page_bytes) = PlainObject::make(size_bytes, hugetlb)?;
+        if let Some(fd) = object.exporters() {
+            self.custody.put(Key::Segment(segid), fd);
+        }
         self.segments.insert(segid, object);
         Ok(page_bytes)
     }
 
     pub(super) fn seal_segment(&mut self, segid: SegId, writable: bool) -> Result<(), Errno> {
         let object = self.segments.remove(&segid).ok_or(Errno::NOENT)?;
-        self.segments.insert(segid, object.seal(writable)?);
+        let object = object.seal(writable)?;
+        if let Some(readers) = object.importers(Access::ReadOnly) {
+            self.custody.put(Key::SegmentReaders(segid), readers);
+        }
+        self.segments.insert(segid, object);
         Ok(())
     }
 
     pub(super) fn make_notify(&mut self, target: Target) -> Result<(), Errno> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.custody.put(Key::Notify(target), &fd);
         self.notifies.insert(target, fd);
         Ok(())
     }
@@ -209,18 +220,154 @@ impl Objects {
 
     pub(super) fn drop_notify(&mut self, target: Target) {
         self.notifies.remove(&target);
+        self.custody.withdraw(Key::Notify(target));
     }
 
     pub(super) fn drop_segment(&mut self, segid: SegId) {
         self.segments.remove(&segid);
+        self.custody.withdraw(Key::Segment(segid));
+        self.custody.withdraw(Key::SegmentReaders(segid));
     }
 
     pub(super) fn drop_arena(&mut self, segid: SegId) {
         self.arenas.remove(&segid);
+        self.custody.withdraw(Key::Arena(segid));
+        self.custody.withdraw(Key::ArenaReaders(segid));
+        self.custody.withdraw(Key::Doorbell(segid));
     }
 
     pub(super) fn drop_lease_page(&mut self, enclave: EnclaveId) {
         self.pages.remove(&enclave);
+        self.custody.withdraw(Key::LeasePage(enclave));
+    }
+
+    /// What was sealed, and recorded as such: the exporter's descriptor goes,
+    /// unless importers get it.
+    pub(super) fn withdraw_open(&self, segid: SegId) {
+        if self.sealed_arena(segid).is_some() {
+            self.custody.withdraw(Key::Arena(segid));
+        } else if self.segment_memory(segid, Access::ReadWrite).is_none() {
+            self.custody.withdraw(Key::Segment(segid));
+        }
+    }
+
+    /// Everything there is, for another keeper.
+    pub(super) fn deposit(&self) {
+        let custody = &self.custody;
+        for (enclave, page) in &self.pages {
+            custody.put(Key::LeasePage(*enclave), &page.fd);
+        }
+        for (segid, arena) in &self.arenas {
+            custody.put(Key::Doorbell(*segid), &arena.doorbell);
+            match &arena.memory {
+                ArenaMemory::Open(fd) => custody.put(Key::Arena(*segid), fd),
+                ArenaMemory::Sealed { readers, .. } => {
+                    custody.put(Key::ArenaReaders(*segid), readers);
+                }
+            }
+        }
+        for (segid, object) in &self.segments {
+            let writers = object.importers(Access::ReadWrite);
+            if let Some(fd) = object.exporters().or(writers) {
+                custody.put(Key::Segment(*segid), fd);
+            }
+            if let Some(readers) = object.importers(Access::ReadOnly) {
+                custody.put(Key::SegmentReaders(*segid), readers);
+            }
+        }
+        for (target, fd) in &self.notifies {
+            custody.put(Key::Notify(*target), fd);
+        }
+    }
+
+    /// What a predecessor left in the keeper's custody, as far as `record` has
+    /// a use for it: whether a segment is sealed, and the bytes of its pages.
+    /// The rest is withdrawn.
+    pub(super) fn take_over(
+        custody: Custody,
+        mut left: BTreeMap<Key, OwnedFd>,
+        record: impl Fn(SegId) -> Option<(bool, u64)>,
+    ) -> Self {
+        let mut objects = Self {
+            custody,
+            ..Self::default()
+        };
+        let keys: Vec<Key> = left.keys().copied().collect();
+        for key in keys {
+            match key {
+                Key::LeasePage(enclave) => objects.take_lease_page(enclave, &mut left),
+                Key::Doorbell(segid) => objects.take_arena(segid, &mut left, &record),
+                Key::Segment(segid) | Key::SegmentReaders(segid) => {
+                    objects.take_segment(segid, &mut left, &record);
+                }
+                Key::Notify(target) => {
+                    let fd = left.remove(&key);
+                    objects.notifies.extend(fd.map(|fd| (target, fd)));
+                }
+                _ => {}
+            }
+        }
+        for key in left.keys() {
+            objects.custody.withdraw(*key);
+        }
+        objects
+    }
+
+    fn take_lease_page(&mut self, enclave: EnclaveId, left: &mut BTreeMap<Key, OwnedFd>) {
+        if let Some(fd) = left.remove(&Key::LeasePage(enclave))
+            && let Ok(map) = Mapping::read_write(&fd, LEASE_PAGE_BYTES)
+        {
+            self.pages.insert(enclave, LeasePage { fd, map });
+        }
+    }
+
+    fn take_arena(
+        &mut self,
+        segid: SegId,
+        left: &mut BTreeMap<Key, OwnedFd>,
+        record: impl Fn(SegId) -> Option<(bool, u64)>,
+    ) {
+        let Some((is_sealed, page_bytes)) = record(segid) else {
+            return;
+        };
+        let memory = if is_sealed {
+            let readers = left.remove(&Key::ArenaReaders(segid));
+            readers.and_then(|readers| sealed(readers, page_bytes).ok())
+        } else {
+            left.remove(&Key::Arena(segid)).map(ArenaMemory::Open)
+        };
+        if let Some(memory) = memory
+            && let Some(doorbell) = left.remove(&Key::Doorbell(segid))
+        {
+            let arena = Arena {
+                page_bytes,
+                doorbell,
+                memory,
+            };
+            self.arenas.insert(segid, arena);
+        }
+    }
+
+    fn take_segment(
+        &mut self,
+        segid: SegId,
+        left: &mut BTreeMap<Key, OwnedFd>,
+        record: impl Fn(SegId) -> Option<(bool, u64)>,
+    ) {
+        let Some((is_sealed, _)) = record(segid).filter(|_| !self.segments.contains_key(&segid))
+        else {
+            return;
+        };
+        let object = if is_sealed {
+            let readers = left.remove(&Key::SegmentReaders(segid));
+            readers.map(|readers| PlainObject::Sealed {
+                readers,
+                writers: left.remove(&Key::Segment(segid)),
+            })
+        } else {
+            left.remove(&Key::Segment(segid)).map(PlainObject::Open)
+        };
+        self.segments.extend(object.map(|object| (segid, object)));
     }
 
     fn header(&self, segid: SegId) -> Option<&Mapping> {
@@ -231,7 +378,41 @@ impl Objects {
     }
 }
 
+/// A sealed object as the broker uses it.
+fn sealed(readers: OwnedFd, page_bytes: u64) -> Result<ArenaMemory, Errno> {
+    // Mapped whole pages at a time: on 2 MiB pages this reserves one now,
+    // so that reading the header cannot raise SIGBUS later.
+    let page = usize::try_from(page_bytes).map_err(|_| Errno::OVERFLOW)?;
+    let header = Mapping::read_only(&readers, HEADER_BYTES.max(page))?;
+    Ok(ArenaMemory::Sealed { readers, header })
+}
+
+/// Adds `seals` unless a broker that was killed just then has done so.
+pub(super) fn seal(fd: &OwnedFd, seals: SealFlags) -> Result<(), Errno> {
+    if fcntl_get_seals(fd)?.contains(seals) {
+        Ok(())
+    } else {
+        fcntl_add_seals(fd, seals)
+    }
+}
+
 impl LeaseMemory for Objects {
+    fn has_lease_page(&self, enclave: EnclaveId) -> bool {
+        self.pages.contains_key(&enclave)
+    }
+
+    fn has_object(&self, segid: SegId, is_sealed: bool) -> bool {
+        let arena = self.arenas.get(&segid).map(|arena| &arena.memory);
+        let arena = arena.map(|memory| matches!(memory, ArenaMemory::Sealed { .. }));
+        let segment = self.segments.get(&segid);
+        let segment = segment.map(|object| object.exporters().is_none());
+        arena.or(segment) == Some(is_sealed)
+    }
+
+    fn has_notify(&self, target: Target) -> bool {
+        self.notifies.contains_key(&target)
+    }
+
     fn words(&self, enclave: EnclaveId, slot: u32) -> [u64; SLOTS] {
         let page = self.pages.get(&enclave);
         core::array::from_fn(|index| {

@@ -10,10 +10,10 @@
 //! What a read-only descriptor of an object that others may write is worth is
 //! in `docs/threat-model.md`.
 
-use super::objects::{SIZE_SEALS, object, read_only_twin};
+use super::objects::{SIZE_SEALS, object, read_only_twin, seal};
 use crate::wire::{Access, Hugetlb};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
-use rustix::fs::{Mode, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals};
+use rustix::fs::{Mode, SealFlags, fchmod, fcntl_get_seals};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -55,7 +55,7 @@ impl PlainObject {
         let readers = read_only_twin(&fd)?;
         fchmod(&fd, Mode::RUSR)?;
         let seals = if writable { SHARED_SEALS } else { READ_SEALS };
-        fcntl_add_seals(&fd, seals)?;
+        seal(&fd, seals)?;
         // The exporter may have added seals of its own that shut writers out:
         // its own loss. None may be missing.
         if !fcntl_get_seals(&readers)?.contains(seals) {

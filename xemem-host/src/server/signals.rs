@@ -9,7 +9,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Blocks both signals in this thread and those it starts from now on;
 /// returns a descriptor that is readable once one of them came.
-pub(super) fn termination() -> Result<OwnedFd, Errno> {
+pub(crate) fn termination() -> Result<OwnedFd, Errno> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set, the others change it; all get
     // a valid pointer to it.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,28 +24,50 @@ const TRANSITION: Duration = Duration::from_secs(5);
 /// Pause between two looks at it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The listening socket with its place in the file system.
+/// Our place in the file system; given up when dropped.
 #[derive(Debug)]
-pub(super) struct Listener {
-    pub(super) fd: OwnedFd,
+pub(crate) struct Place {
     path: PathBuf,
-    /// Device and inode, to know it again.
+    /// Device and inode of the socket, to know it again.
     identity: (u64, u64),
     /// Held for as long as this value lives.
-    _lock: OwnedFd,
+    lock: OwnedFd,
+    is_ours: bool,
+}
+
+impl Place {
+    /// The place of `path`, whose `lock` was handed over.
+    pub(crate) fn taken_over(path: &Path, lock: OwnedFd) -> Result<Self, Errno> {
+        let stat = lstat(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: (stat.st_dev, stat.st_ino),
+            lock,
+            is_ours: true,
+        })
+    }
+
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Somebody else has it now: it stays when this value goes.
+    pub(crate) fn leave(mut self) {
+        self.is_ours = false;
+    }
 }
 
 /// What came of trying to be the broker.
 #[derive(Debug)]
-pub(super) enum Claim {
-    /// We are.
-    Ours(Listener),
+pub(crate) enum Claim {
+    /// We are: the listening socket, and where it is.
+    Ours(OwnedFd, Place),
     /// Another one is, and answers.
     Theirs,
 }
 
 /// Tries to become the broker of `socket`.
-pub(super) fn claim(socket: &Path) -> Result<Claim, ServerError> {
+pub(crate) fn claim(socket: &Path) -> Result<Claim, ServerError> {
     let lock_path = socket.with_extension("lock");
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mode = Mode::RUSR | Mode::WUSR;
@@ -54,7 +76,9 @@ pub(super) fn claim(socket: &Path) -> Result<Claim, ServerError> {
     let begin = Instant::now();
     loop {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return listen_at(socket, lock).map(Claim::Ours),
+            Ok(()) => {
+                return listen_at(socket, lock).map(|(fd, place)| Claim::Ours(fd, place));
+            }
             Err(Errno::AGAIN) => {}
             Err(errno) => return Err(ServerError::path("lock", &lock_path, errno)),
         }
@@ -73,7 +97,7 @@ pub(super) fn claim(socket: &Path) -> Result<Claim, ServerError> {
     }
 }
 
-fn listen_at(path: &Path, lock: OwnedFd) -> Result<Listener, ServerError> {
+fn listen_at(path: &Path, lock: OwnedFd) -> Result<(OwnedFd, Place), ServerError> {
     let failed = |what| move |errno| ServerError::path(what, path, errno);
     match lstat(path) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => {
@@ -93,20 +117,16 @@ fn listen_at(path: &Path, lock: OwnedFd) -> Result<Listener, ServerError> {
     rustix::process::umask(mask);
     bound.map_err(failed("bind"))?;
     listen(&fd, BACKLOG).map_err(failed("listen at"))?;
-    let stat = lstat(path).map_err(failed("look at"))?;
-    Ok(Listener {
-        fd,
-        path: path.to_owned(),
-        identity: (stat.st_dev, stat.st_ino),
-        _lock: lock,
-    })
+    let place = Place::taken_over(path, lock).map_err(failed("look at"))?;
+    Ok((fd, place))
 }
 
-impl Drop for Listener {
+impl Drop for Place {
     /// Removes the socket if it is still ours: the lock is held to the end,
     /// but an administrator may have put something else there.
     fn drop(&mut self) {
-        let ours = lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity);
+        let ours = self.is_ours
+            && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity);
         if ours {
             let _ = unlink(&self.path);
         }

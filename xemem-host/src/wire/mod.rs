@@ -36,6 +36,7 @@ pub use request::{Access, ArenaMake, Hugetlb, Policy, Request, Role, SegmentMake
 pub use enclave_abi::exporter::PROTOCOL_VERSION;
 
 use enclave_abi::exporter::MessageHeader as Header;
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest message in bytes, either way.
@@ -65,6 +66,8 @@ pub const NO_GROUP: u32 = u32::MAX;
     IntoBytes,
     Immutable,
     KnownLayout,
+    Serialize,
+    Deserialize,
 )]
 #[repr(transparent)]
 pub struct SegId(pub u64);
@@ -83,6 +86,8 @@ pub struct SegId(pub u64);
     IntoBytes,
     Immutable,
     KnownLayout,
+    Serialize,
+    Deserialize,
 )]
 #[repr(transparent)]
 pub struct ApId(pub u64);
@@ -100,7 +105,7 @@ impl core::fmt::Display for ApId {
 }
 
 /// Why a stream of snapshots ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum EndReason {
     /// The program closed its arena.

@@ -7,10 +7,11 @@ use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
 pub use enclave_abi::exporter::TEXT_BYTES;
 use enclave_abi::exporter::{ErrorBody, Words};
 use enclave_abi::lease::SLOTS;
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Where a segment is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum SegmentState {
     /// Its exporter has not mapped it yet.

@@ -4,10 +4,11 @@
 use super::{ApId, EndReason, SegId, WireError, body, frame, split};
 use enclave_abi::arena::NAME_BYTES;
 use enclave_abi::exporter::{self, About, ArenaMakeBody, Named, Numbers};
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What a client is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Role {
     /// May make segments, and register one enclave to make arenas for.
@@ -17,7 +18,7 @@ pub enum Role {
 }
 
 /// Access asked for by [`Request::Get`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Access {
     /// Read only.
@@ -27,7 +28,7 @@ pub enum Access {
 }
 
 /// Which generations a reader gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Policy {
     /// The newest at each lease; older ones are skipped (and counted).
@@ -37,7 +38,7 @@ pub enum Policy {
 }
 
 /// Whether an arena shall stand on 2 MiB pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Hugetlb {
     /// If there are enough of them.
@@ -98,7 +99,7 @@ pub struct SegmentMake {
 }
 
 /// An end of a segment that signals and waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Target {
     /// The holder of this access.
     Access(ApId),

@@ -31,12 +31,32 @@ pub struct Packet {
 /// # Errors
 /// What recvmsg(2) says; `EINTR` is handled.
 pub fn receive(socket: impl AsFd) -> Result<Packet, Errno> {
+    receive_with(socket, RecvFlags::CMSG_CLOEXEC)
+}
+
+/// As [`receive`], but the packet stays; its descriptors are further ones.
+///
+/// # Errors
+/// As there.
+pub fn peek(socket: impl AsFd) -> Result<Packet, Errno> {
+    receive_with(socket, RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK)
+}
+
+/// Takes a packet that [`peek`] has shown, descriptors included.
+///
+/// # Errors
+/// What recv(2) says.
+pub fn discard(socket: impl AsFd) -> Result<(), Errno> {
+    rustix::io::retry_on_intr(|| rustix::net::recv(&socket, &mut [0; 0], RecvFlags::empty()))?;
+    Ok(())
+}
+
+fn receive_with(socket: impl AsFd, flags: RecvFlags) -> Result<Packet, Errno> {
     let mut bytes = vec![0; MAX_MESSAGE + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = RecvFlags::CMSG_CLOEXEC;
         match rustix::net::recvmsg(&socket, &mut parts, &mut control, flags) {
             Err(Errno::INTR) => {}
             other => break other?,

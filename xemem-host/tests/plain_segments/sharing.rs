@@ -5,7 +5,7 @@ use crate::peer::Peer;
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -337,7 +337,7 @@ fn a_broker_that_hangs_costs_its_clients_their_limit_and_no_more() {
     let mut broker = process.connect();
     let limit = Duration::from_millis(50);
     broker.set_answer_limit(limit).expect("a limit");
-    let pid = Pid::from_child(&process.child);
+    let pid = process.broker();
     kill_process(pid, Signal::STOP).expect("stopped");
     let began = Instant::now();
     let refused = broker.status().expect_err("no answer");

@@ -1,5 +1,6 @@
 //! A broker process in a directory of its own; both go with the value.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -75,15 +76,32 @@ impl BrokerProcess {
         Broker::connect(&self.socket()).expect("the broker answers")
     }
 
+    /// Keeper and broker at once: nobody is left to go on.
     pub(crate) fn kill(&mut self) {
+        let (keeper, broker) = (Pid::from_child(&self.child), self.broker());
+        kill_process(keeper, Signal::STOP).expect("stopped");
+        kill_process(broker, Signal::KILL).expect("killed");
         self.child.kill().expect("killed");
         self.child.wait().expect("reaped");
+    }
+
+    /// The process that serves now.
+    pub(crate) fn broker(&self) -> Pid {
+        let pid = self.connect().status().expect("a status").pid;
+        Pid::from_raw(pid.try_into().expect("a pid")).expect("a pid")
     }
 }
 
 impl Drop for BrokerProcess {
+    /// Ends both; a keeper that was killed has left a broker behind.
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let keeper = Pid::from_child(&self.child);
+        for signal in [Signal::TERM, Signal::CONT] {
+            let _ = kill_process(keeper, signal);
+        }
         let _ = self.child.wait();
+        if let Ok(mut broker) = Broker::connect(&self.socket()) {
+            let _ = broker.shutdown(true);
+        }
     }
 }

@@ -18,9 +18,15 @@ struct Fake {
     latest: RefCell<BTreeMap<SegId, u64>>,
     /// Words to change just before the next exchange: a lost race.
     race: RefCell<Option<(usize, u64)>>,
+    /// Objects that did not outlive a broker.
+    lost: RefCell<BTreeSet<SegId>>,
 }
 
 impl LeaseMemory for Fake {
+    fn has_object(&self, segid: SegId, _is_sealed: bool) -> bool {
+        !self.lost.borrow().contains(&segid)
+    }
+
     fn words(&self, enclave: EnclaveId, slot: u32) -> [u64; SLOTS] {
         let words = self.words.borrow();
         let row = words.get(&(enclave, slot)).copied().unwrap_or_default();
@@ -94,6 +100,8 @@ struct World {
     eventfds: BTreeSet<Target>,
     replies: Vec<(PeerId, u32, Reply)>,
     effects: Vec<Effect>,
+    /// What the broker has recorded, event by event.
+    journal: Vec<Vec<u8>>,
 }
 
 /// Of an arena as [`make`] describes it: control area and four banks.
@@ -123,6 +131,7 @@ impl World {
             eventfds: BTreeSet::new(),
             replies: Vec::new(),
             effects: Vec::new(),
+            journal: Vec::new(),
         }
     }
 
@@ -148,6 +157,7 @@ impl World {
                 Effect::MakeNotify { target, .. } if result.is_ok() => {
                     assert!(self.eventfds.insert(target), "one eventfd each");
                 }
+                Effect::ClearSlot(enclave, slot) => self.memory.clear(enclave, slot),
                 Effect::DropNotify(target) => {
                     self.eventfds.remove(&target);
                 }
@@ -170,6 +180,22 @@ impl World {
             }
             self.effects.push(effect);
         }
+        self.journal.push(self.broker.changes());
+    }
+
+    /// The broker decides, and is gone before it can record that or do anything
+    /// about it; another one takes over.
+    fn die_in(&mut self, act: impl FnOnce(&mut Broker, Env<'_>)) {
+        let env = Env {
+            memory: &self.memory,
+            now_ms: self.now_ms,
+        };
+        act(&mut self.broker, env);
+        self.broker = Broker::new(self.broker.settings, self.now_ms);
+        for changes in &self.journal {
+            self.broker.apply(changes).expect("its own record");
+        }
+        self.act(|broker, env| broker.take_over(|_| true, env));
     }
 
     fn connect(&mut self, peer: PeerId, uid: u32, role: Role) {
@@ -295,5 +321,6 @@ mod exporters;
 mod plain;
 mod random;
 mod readers;
+mod record;
 mod retained;
 mod store;

@@ -13,6 +13,9 @@ enum Step {
     Fail(bool),
     Pass(u64),
     Leave(u64),
+    /// The broker dies and another one takes over; in the middle of a request,
+    /// which is done again then.
+    Die(u64, Request),
     /// What is so seldom by chance: an enclave, an arena and a generation.
     Simulate(u64),
 }
@@ -124,6 +127,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..200_u64).prop_map(Step::Pass),
         1 => (0..5_u64).prop_map(Step::Leave),
         1 => (0..5_u64).prop_map(Step::Simulate),
+        2 => (0..5_u64, request()).prop_map(|(peer, request)| Step::Die(peer, request)),
     ]
 }
 
@@ -204,6 +208,12 @@ fn run(steps: Vec<Step>) {
                 world.act(|broker, env| broker.tick(env));
             }
             Step::Leave(peer) => world.disconnect(PeerId(peer)),
+            Step::Die(peer, request) => {
+                let id = PeerId(peer);
+                world.die_in(|broker, env| broker.handle(id, 1, &request, env));
+                check(&world);
+                world.act(|broker, env| broker.handle(id, 1, &request, env));
+            }
             Step::Simulate(peer) => simulate(&mut world, PeerId(peer)),
         }
         check(&world);

@@ -1,10 +1,24 @@
 # Killed brokers and VMMs: who is left goes on, and everything comes back.
 create t --cores 1 --mem 64M --backing huge --export /data=/data
 simulate t snap/flux long
-begin "the broker is killed"
+begin "the broker is killed, another one takes over"
 await seen t 2
-kill -KILL "$(pidof xemem-broker)"
-equal "the broker is killed" 0 $?
+broker() {
+    ./enclavectl broker status | sed -n 's/^broker: pid \([0-9]*\),.*/\1/p'
+}
+killed=$(broker)
+kill -KILL "$killed"
+others=$([ "$(broker)" != "$killed" ] && echo other)
+equal "the broker is killed, another one takes over" other "$others"
+begin "broker and keeper are killed"
+await seen t 2
+# The broker's parent is its keeper, which must not start another one.
+both=$(pidof xemem-broker)
+# shellcheck disable=SC2086
+kill -STOP $both
+# shellcheck disable=SC2086
+kill -KILL $both
+equal "broker and keeper are killed" 0 $?
 begin "the simulation goes on without it"
 ended $sim
 code=$?
