@@ -11,6 +11,7 @@
 #[path = "support/both.rs"]
 mod both;
 #[path = "support/language.rs"]
+#[expect(dead_code, reason = "reads no single lines")]
 mod language;
 #[expect(dead_code, reason = "needs no busybox")]
 mod support;

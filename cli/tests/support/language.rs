@@ -2,9 +2,9 @@
 //! Linux, with a reader beside them. Part of each test crate that names it,
 //! beside `support`.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use xemem_host::wire::Policy;
@@ -67,6 +67,7 @@ pub(crate) struct Run {
     run_dir: PathBuf,
     /// Waited for when it is taken.
     program: Option<Child>,
+    stdout: BufReader<ChildStdout>,
     /// Keeps the broker until the end.
     _broker: Broker,
 }
@@ -84,9 +85,10 @@ impl Run {
         let broker = enclavectl.with_file_name("xemem-broker");
         let broker = Broker::connect_or_start(&run_dir.join("xemem.sock"), &broker).unwrap();
         command.arg(argument.to_string()).stdin(Stdio::null());
-        let program = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut program = command.stdout(Stdio::piped()).spawn().unwrap();
         Self {
             run_dir,
+            stdout: BufReader::new(program.stdout.take().unwrap()),
             program: Some(program),
             _broker: broker,
         }
@@ -98,14 +100,26 @@ impl Run {
         Stream::attach(&socket, name, policy, PATIENCE).unwrap()
     }
 
-    /// Waits for the program, which must succeed; what it printed.
+    /// The next line that the program prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Waits for the program, which must succeed; what else it printed.
     pub(crate) fn end(&mut self) -> String {
+        let (code, text) = self.end_with();
+        assert_eq!(code, 0, "{text}");
+        text
+    }
+
+    /// Waits for the program; its exit code, and what else it printed.
+    pub(crate) fn end_with(&mut self) -> (i32, String) {
         let mut program = self.program.take().unwrap();
         let mut text = String::new();
-        let mut stdout = program.stdout.take().unwrap();
-        stdout.read_to_string(&mut text).unwrap();
-        assert_eq!(wait(&mut program), 0, "{text}");
-        text
+        self.stdout.read_to_string(&mut text).unwrap();
+        (wait(&mut program), text)
     }
 }
 
@@ -124,7 +138,7 @@ impl Drop for Run {
 
 /// The program in a new enclave.
 fn in_enclave(run_dir: &Path, program: &Path) -> Command {
-    let create = "create l --cores 1 --share-cores --mem 64M --no-prefault --backing small";
+    let create = "create l --cores 1 --share-cores --mem 96M --no-prefault --backing small";
     let created = finish(enclavectl(run_dir).args(create.split(' ')), b"");
     assert_eq!(created.code, 0, "{}", created.stderr);
     let mut command = enclavectl(run_dir);

@@ -103,6 +103,14 @@ pub fn reclaimable(words: &[u64], retain: u64) -> u32 {
     mask
 }
 
+/// Whether a publish would find a word among `words`, those that it may use: a
+/// free one, or one that it may take back.
+#[must_use]
+pub fn has_room(words: &[u64], retain: u64) -> bool {
+    let free = |word: &u64| Slot::decode(*word).held().is_none();
+    words.iter().any(free) || reclaimable(words, retain) != 0
+}
+
 fn newer_published(words: &[u64], than: u64) -> u64 {
     let newer = |word: &&u64| matches!(Slot::decode(**word), Slot::Published(g) if g > than);
     words.iter().filter(newer).count() as u64
@@ -252,6 +260,15 @@ mod tests {
         assert_eq!(reclaimable(&words, 2), 0b101);
         assert_eq!(reclaimable(&words, 3), 0b001);
         assert_eq!(reclaimable(&words, 9), 0);
+    }
+
+    #[test]
+    fn there_is_room_as_long_as_a_word_is_free_or_may_be_taken_back() {
+        assert!(has_room(&[leased(1), 0], 1));
+        assert!(has_room(&[leased(1), published(2)], 1));
+        assert!(!has_room(&[leased(1), published(2)], 2));
+        assert!(!has_room(&[leased(1), leased(2)], 1));
+        assert!(!has_room(&[], 1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use enclave_abi::arena::{
 };
 use enclave_abi::lease::{SLOTS, Slot, WORDS_PER_ARENA, retain_count, retain_readers};
 use enclave_abi::queue::doorbell;
-use enclave_core::arena::{CatchUp, Held, choose_bank, oldest_held, reclaimable};
+use enclave_core::arena::{CatchUp, Held, choose_bank, has_room, oldest_held, reclaimable};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::object::{Chunk, Object};
@@ -321,6 +321,37 @@ impl Arena {
         }
     }
 
+    /// Whether [`Arena::find_place`] would find a word without the policy's
+    /// help; nothing is taken back.
+    pub(super) fn has_place(&self) -> bool {
+        let retain = retain_count(self.lease[SLOTS].load(Ordering::Relaxed));
+        let words = self.lease_now();
+        has_room(
+            words.get(..self.spare_banks).unwrap_or_default(),
+            retain.into(),
+        )
+    }
+
+    /// Makes up for a word from [`Arena::find_place`] that no publish follows:
+    /// readers can lease the newest generation again. No frame of it was
+    /// written meanwhile, because nobody stored between the two.
+    pub(super) fn give_back(&mut self, place: &AtomicU64) {
+        let newest = |word: &u64| Slot::decode(*word).held() == Some(self.generation);
+        if self.generation != 0 && !self.lease_now().iter().any(newest) {
+            self.held.push(self.generation);
+            place.store(Slot::Published(self.generation).encode(), Ordering::Release);
+            self.bell.ring();
+        }
+    }
+
+    fn lease_now(&self) -> [u64; SLOTS] {
+        let mut words = [0; SLOTS];
+        for (word, from) in words.iter_mut().zip(self.lease) {
+            *word = from.load(Ordering::Acquire);
+        }
+        words
+    }
+
     /// Publishes to a word that [`Arena::find_place`] gave.
     pub(super) fn publish_at(&mut self, place: &AtomicU64, step: u64, time_bits: u64) {
         self.publish_to(place, arch::rdtsc(), step, time_bits);
@@ -347,11 +378,8 @@ impl Arena {
         /// A broker moves each word a few times per publish at most.
         const ATTEMPTS: usize = 64;
         for _ in 0..ATTEMPTS {
-            let mut words = [0; SLOTS];
-            for (word, from) in words.iter_mut().zip(self.lease).take(self.spare_banks) {
-                *word = from.load(Ordering::Acquire);
-            }
-            let oldest = oldest_held(&words);
+            let words = self.lease_now();
+            let oldest = oldest_held(words.get(..self.spare_banks).unwrap_or_default());
             let Some((word, value)) = oldest.and_then(|n| self.lease.get(n).zip(words.get(n)))
             else {
                 return;

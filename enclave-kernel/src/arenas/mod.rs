@@ -14,7 +14,7 @@ mod arena;
 mod object;
 pub(crate) mod tables;
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
 use enclave_abi::arena::Geometry;
@@ -119,28 +119,23 @@ pub(crate) fn with<T>(
 
 /// Publishes one state of several arenas (a bit of `set` per slot): all of them
 /// or none. Returns how many there are.
+///
+/// A state that is not published takes nothing from readers, not even the
+/// generation that nobody has leased yet.
 pub(crate) fn publish_set(set: u64, step: u64, time_bits: u64) -> Result<u64, ArenaError> {
     let mut arenas = ARENAS.lock();
     let mut places = [None; MAX_ARENAS];
     let wanted = |slot: usize| set >> slot & 1 == 1;
-    // Those that may refuse first: nothing is taken from a reader for a state
-    // that is not published then.
-    for discards in [false, true] {
-        for slot in (0..MAX_ARENAS).filter(|&slot| wanted(slot)) {
-            let arena = arenas.get_mut(slot).and_then(Option::as_mut);
-            let arena = arena.ok_or(ArenaError::NoArena)?;
-            if (arena.policy == Policy::DiscardOldest) != discards {
-                continue;
-            }
-            match arena.find_place() {
-                Ok(place) => places[slot] = Some(place),
-                Err(ArenaError::Exhausted) => {
-                    refuse_all(&mut arenas, wanted);
-                    return Err(ArenaError::Exhausted);
-                }
-                Err(other) => return Err(other),
+    if let Err(error) = find_places(&mut arenas, &mut places, wanted) {
+        for (arena, place) in arenas.iter_mut().zip(places) {
+            if let (Some(arena), Some(place)) = (arena, place) {
+                arena.give_back(place);
             }
         }
+        if error == ArenaError::Exhausted {
+            refuse_all(&mut arenas, wanted);
+        }
+        return Err(error);
     }
     let mut published = 0;
     for (arena, place) in arenas.iter_mut().zip(places) {
@@ -150,6 +145,36 @@ pub(crate) fn publish_set(set: u64, step: u64, time_bits: u64) -> Result<u64, Ar
         }
     }
     Ok(published)
+}
+
+/// A lease word for each arena that is wanted; after an error some have one.
+fn find_places(
+    arenas: &mut [Option<Arena>; MAX_ARENAS],
+    places: &mut [Option<&'static AtomicU64>; MAX_ARENAS],
+    wanted: impl Fn(usize) -> bool,
+) -> Result<(), ArenaError> {
+    for (_, arena) in arenas.iter().enumerate().filter(|&(slot, _)| wanted(slot)) {
+        let arena = arena.as_ref().ok_or(ArenaError::NoArena)?;
+        match arena.policy {
+            Policy::DiscardNewest if !arena.has_place() => return Err(ArenaError::Exhausted),
+            Policy::Block { .. } if !arena.has_place() => return Err(ArenaError::Full),
+            _ => {}
+        }
+    }
+    // Those that may refuse first: a reader may have been faster.
+    for discards in [false, true] {
+        for (slot, (arena, place)) in arenas.iter_mut().zip(places.iter_mut()).enumerate() {
+            match arena {
+                Some(arena)
+                    if wanted(slot) && (arena.policy == Policy::DiscardOldest) == discards =>
+                {
+                    *place = Some(arena.find_place()?);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Counts a state that none of the arenas publishes.

@@ -26,7 +26,7 @@ use enclave_abi::lease::{SLOTS, Slot, retain_count, retain_readers};
 use enclave_abi::syscall::{
     ArenaArgs, ArenaStats, POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST,
 };
-use enclave_arena::{Held, choose_bank, oldest_held, reclaimable};
+use enclave_arena::{Held, choose_bank, has_room, oldest_held, reclaimable};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// What happens when a publish finds the pool exhausted.
@@ -352,6 +352,34 @@ impl Arena {
                 self.admit().ok_or(Refusal::Exhausted)
             }
             Policy::Block { .. } => Err(Refusal::Full),
+        }
+    }
+
+    /// Whether [`Arena::find_place`] would find a word without the policy's
+    /// help; nothing is taken back.
+    pub(super) fn has_place(&self) -> bool {
+        let retain = self.parts.lease.last();
+        let retain = retain.map_or(1, |word| retain_count(word.load(Ordering::Relaxed)));
+        let words = self.lease_words();
+        has_room(
+            words.get(..self.spare_banks).unwrap_or_default(),
+            retain.into(),
+        )
+    }
+
+    /// Makes up for a word from [`Arena::find_place`] that no publish follows:
+    /// readers can lease the newest generation again. No frame of it was
+    /// written meanwhile, because nobody faulted between the two.
+    pub(super) fn give_back(&mut self, place: usize) {
+        let newest = |word: &u64| Slot::decode(*word).held() == Some(self.generation);
+        if self.generation == 0 || self.lease_words().iter().any(newest) {
+            return;
+        }
+        self.held.push(self.generation);
+        if let Some(word) = self.parts.lease.get(place) {
+            let published = Slot::Published(self.generation).encode();
+            word.store(published, Ordering::Release);
+            ring(&self.parts.doorbell);
         }
     }
 

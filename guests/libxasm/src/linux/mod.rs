@@ -380,37 +380,31 @@ fn is_connected() -> bool {
     LINK.with(|link| link.as_ref().is_some_and(|link| link.connection.is_alive()))
 }
 
-/// Publishes one state of several arenas: all of them or none.
+/// Publishes one state of several arenas: all of them or none. A state that is
+/// not published takes nothing from readers, not even the generation that
+/// nobody has leased yet.
 fn publish_set(arenas: &mut Arenas, set: u64, step: u64, time_bits: u64) -> Result<u64, Refusal> {
     let start = memory::timestamp();
     let mut places = [None; MAX_ARENAS];
-    // Those that may refuse first: nothing is taken from a reader for a state
-    // that is not published then.
-    for discards in [false, true] {
-        for (slot, place) in members(set).zip(&mut places) {
-            let Some(slot) = slot else { continue };
-            let arena = arena_in(arenas, slot).map_err(Refusal::System)?;
-            if (arena.policy() == Policy::DiscardOldest) != discards {
-                continue;
-            }
-            match arena.find_place() {
-                Ok(found) => *place = Some(found),
-                Err(refusal) => {
-                    if refusal == Refusal::Exhausted {
-                        refuse_all(arenas, set);
-                    }
-                    return Err(refusal);
-                }
-            }
-        }
-    }
     let chosen = |(arena, place): (&Option<Arena>, &Option<usize>)| {
         arena
             .as_ref()
             .filter(|_| place.is_some())
             .map_or(Ok(()), Arena::freeze)
     };
-    arenas.iter().zip(&places).try_for_each(chosen)?;
+    let ready = find_places(arenas, &mut places, set)
+        .and_then(|()| arenas.iter().zip(&places).try_for_each(chosen));
+    if let Err(refusal) = ready {
+        for (arena, place) in arenas.iter_mut().zip(places) {
+            if let (Some(arena), Some(place)) = (arena, place) {
+                arena.give_back(place);
+            }
+        }
+        if refusal == Refusal::Exhausted {
+            refuse_all(arenas, set);
+        }
+        return Err(refusal);
+    }
     let mut published = 0;
     for (arena, place) in arenas.iter_mut().zip(places) {
         if let (Some(arena), Some(place)) = (arena, place) {
@@ -419,6 +413,33 @@ fn publish_set(arenas: &mut Arenas, set: u64, step: u64, time_bits: u64) -> Resu
         }
     }
     Ok(published)
+}
+
+/// A lease word for each arena of the set; after a refusal some have one.
+fn find_places(
+    arenas: &mut Arenas,
+    places: &mut [Option<usize>; MAX_ARENAS],
+    set: u64,
+) -> Result<(), Refusal> {
+    for slot in members(set).flatten() {
+        let arena = arena_in(arenas, slot).map_err(Refusal::System)?;
+        match arena.policy() {
+            Policy::DiscardNewest if !arena.has_place() => return Err(Refusal::Exhausted),
+            Policy::Block { .. } if !arena.has_place() => return Err(Refusal::Full),
+            _ => {}
+        }
+    }
+    // Those that may refuse first: a reader may have been faster.
+    for discards in [false, true] {
+        for (slot, place) in members(set).zip(places.iter_mut()) {
+            let Some(slot) = slot else { continue };
+            let arena = arena_in(arenas, slot).map_err(Refusal::System)?;
+            if (arena.policy() == Policy::DiscardOldest) == discards {
+                *place = Some(arena.find_place()?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The slots in order, each if it is in the set.
