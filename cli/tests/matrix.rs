@@ -60,6 +60,31 @@ fn every_cell_of_the_table_is_as_documented() {
 }
 
 #[test]
+fn a_program_written_for_xpmem_attaches_a_segment_of_an_enclave() {
+    let stage = Stage::new("3", 0);
+    let mut exporter = stage.peer(Where::Enclave("a"));
+    exporter.done("make xpmem 16384 4096 384 0");
+    exporter.done("store-own x 8192 22");
+    let segid = exporter.number("segid x");
+    let ended = stage.xpmem_program(segid);
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (0, "22\n"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(exporter.number("load-own x 8200"), 44);
+    exporter.done("remove x");
+    let refused = stage.xpmem_program(segid);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("No such file"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn a_selection_of_cells_is_the_same_in_ring_0_mode() {
     let stage = Stage::new("0", 0);
     for (exporter, importer) in [

@@ -35,7 +35,6 @@ const GUEST_FLAGS: &str = "target.x86_64-unknown-linux-gnu.rustflags=\
 /// # Errors
 /// When a build fails or `out/` cannot be written.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
-    let metadata = metadata(workspace)?;
     let mut files = kernel_and_guests(workspace)?;
     let host = ["build", "--release", "--bins"];
     let packages = HOST_PACKAGES.map(str::to_owned);
@@ -44,11 +43,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         "image: host programs",
         &arguments(&host, &packages),
     )?);
-    let libraries = guest_packages(&metadata, "staticlib");
-    if !libraries.is_empty() {
-        let all = arguments(&["build", "--profile", "guest", "--lib"], &libraries);
-        files.extend(build(workspace, "image: guest library", &all)?);
-    }
+    files.extend(guest_library(workspace)?);
     fs::create_dir_all(&workspace.out).context("create out/")?;
     for file in &files {
         install(file, &workspace.out)?;
@@ -79,6 +74,19 @@ pub(crate) fn kernel_and_guests(workspace: &Workspace) -> anyhow::Result<Vec<Pat
         files.extend(build(workspace, "image: guest programs", &all)?);
     }
     Ok(files)
+}
+
+/// The static library that C programs of enclaves link.
+///
+/// # Errors
+/// When a build fails.
+pub(crate) fn guest_library(workspace: &Workspace) -> anyhow::Result<Vec<PathBuf>> {
+    let libraries = guest_packages(&metadata(workspace)?, "staticlib");
+    if libraries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = arguments(&["build", "--profile", "guest", "--lib"], &libraries);
+    build(workspace, "image: guest library", &all)
 }
 
 /// `first`, then `--package` for each of `packages`.

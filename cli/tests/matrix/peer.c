@@ -125,6 +125,8 @@ static int64_t act(const char *word, const char *name, const uint64_t *n)
 		return publish(n[0]);
 	if (!strcmp(word, "name"))
 		return xemem_make((void *)own.words, own.bytes, name) < 0 ? -EIO : 0;
+	if (!strcmp(word, "segid"))
+		return segid;
 	if (!strcmp(word, "lookup")) {
 		result = xasm_lookup(name, (uint32_t)n[0]);
 		found = result < 0 ? found : result;

@@ -65,6 +65,23 @@ impl Stage {
         self.enclavectl(&["run", enclave, "--", program.to_str().unwrap(), argument])
     }
 
+    /// A program written for XPMEM, which attaches segment `segid`.
+    pub(crate) fn xpmem_program(&self, segid: u64) -> Ended {
+        let include = repository().join("xemem-host/xpmem/include");
+        let library = made("libxpmem.so.0");
+        let program = compile("importer", &include, &[], &library);
+        let mut command = Command::new(&program);
+        command
+            .arg(segid.to_string())
+            .env("LD_LIBRARY_PATH", library.parent().unwrap())
+            .env("ENCLAVE_RUNDIR", &self.run_dir)
+            .env("XPMEM_DEBUG", "1")
+            .env_remove("XEMEM_SOCKET");
+        let ended = finish(&mut command, b"");
+        fs::remove_file(program).unwrap();
+        ended
+    }
+
     /// The enclave is as good as new.
     #[track_caller]
     pub(crate) fn still_runs(&self, enclave: &str) {
@@ -274,30 +291,42 @@ fn find(value: &Value, key: &str) -> Option<Value> {
 fn guest_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let out = std::env::var_os("XASM_OUT");
-        let library = out
-            .map_or_else(|| repository.join("out"), PathBuf::from)
-            .join("libxasm.a");
-        let shown = library.display();
-        assert!(
-            library.is_file(),
-            "{shown} is missing; try: cargo xtask image"
-        );
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("matrix-peer-{}", std::process::id()));
-        let ended = finish(
-            Command::new("cc")
-                .args(["-static", "-O2", "-Wall", "-Wextra", "-Werror"])
-                .arg(repository.join("cli/tests/matrix/peer.c"))
-                .arg("-I")
-                .arg(repository.join("guests/libxasm/include"))
-                .arg(&library)
-                .arg("-o")
-                .arg(&program),
-            b"",
-        );
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
-        program
+        let include = repository().join("guests/libxasm/include");
+        compile("peer", &include, &["-static"], &made("libxasm.a"))
     })
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// What `cargo xtask image` made.
+fn made(name: &str) -> PathBuf {
+    let out = std::env::var_os("XASM_OUT");
+    let file = out
+        .map_or_else(|| repository().join("out"), PathBuf::from)
+        .join(name);
+    let shown = file.display();
+    assert!(file.is_file(), "{shown} is missing; try: cargo xtask image");
+    file
+}
+
+/// A C program of this test, linked with `library`.
+fn compile(name: &str, include: &Path, options: &[&str], library: &Path) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = target.join(format!("matrix-{name}-{}", std::process::id()));
+    let source = repository().join(format!("cli/tests/matrix/{name}.c"));
+    let mut command = Command::new("cc");
+    command
+        .args(["-O2", "-Wall", "-Wextra", "-Werror"])
+        .args(options)
+        .arg(source)
+        .arg("-I")
+        .arg(include)
+        .arg(library)
+        .arg("-o")
+        .arg(&program);
+    let ended = finish(&mut command, b"");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    program
 }

@@ -23,7 +23,16 @@ const SOURCES: &str = "ci/xtask/src/hw_lane";
 /// C programs of the project that run in enclaves, with musl.
 const GUESTS: [&str; 3] = ["tls", "segv", "spin"];
 /// Those that attack their enclave; unoptimised, or their faults vanish.
-const HOSTILE: [&str; 5] = ["import", "instructions", "memory", "scribble", "vector"];
+const HOSTILE: [&str; 6] = [
+    "import",
+    "instructions",
+    "memory",
+    "scribble",
+    "segment",
+    "vector",
+];
+/// The guests' end of the matrix of XEMEM's verbs, over `xasm.h`.
+const PEER: &str = "cli/tests/matrix/peer.c";
 const MUSL: &[&str] = &["musl-gcc", "-O1", "-static", "-no-pie"];
 const GLIBC: &[&str] = &["gcc", "-O0", "-fno-stack-protector", "-static", "-no-pie"];
 
@@ -61,6 +70,7 @@ impl Root {
             MUSL,
             &root.sources.join("verdict.c"),
             &root.folder.join("bin/verdict"),
+            &[],
         )?;
         Ok(root)
     }
@@ -117,9 +127,17 @@ impl Root {
         for (compiler, kind, name) in c.into_iter().chain(hostile) {
             let source = format!("guests/programs/{kind}/{name}.c");
             let program = self.folder.join("programs").join(name);
-            compile(compiler, &workspace.root.join(source), &program)?;
+            compile(compiler, &workspace.root.join(source), &program, &[])?;
         }
-        Ok(())
+        let libraries = image::guest_library(workspace)?;
+        let library = libraries.iter().find(|file| file.ends_with("libxasm.a"));
+        let include = workspace.root.join("guests/libxasm/include");
+        compile(
+            GLIBC,
+            &workspace.root.join(PEER),
+            &self.folder.join("programs/peer"),
+            &[library.context("no libxasm.a")?, Path::new("-I"), &include],
+        )
     }
 
     /// Adds those files of `steps/` whose names are wanted.
@@ -175,10 +193,11 @@ impl Drop for Root {
     }
 }
 
-/// Compiles a C program with `compiler`, its options included.
-fn compile(compiler: &[&str], source: &Path, program: &Path) -> anyhow::Result<()> {
+/// Compiles a C program with `compiler`, its options included, and `more`.
+fn compile(compiler: &[&str], source: &Path, program: &Path, more: &[&Path]) -> anyhow::Result<()> {
     let (name, options) = compiler.split_first().context("no compiler")?;
     let mut command = Command::new(name);
     command.args(options).arg("-o").arg(program).arg(source);
+    command.args(more);
     tool::capture("hw-lane: compile", &mut command).map(drop)
 }
