@@ -10,6 +10,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+#[path = "support/broker.rs"]
+mod broker;
 #[path = "matrix/cells.rs"]
 mod cells;
 #[path = "matrix/harm.rs"]

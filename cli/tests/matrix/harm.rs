@@ -87,7 +87,7 @@ fn a_program_that_ends_leaves_nothing_and_takes_nothing() {
 }
 
 #[test]
-fn a_killed_broker_costs_names_and_not_memory() {
+fn a_killed_broker_is_not_noticed() {
     let stage = Stage::new("3", 0);
     let mut exporter = stage.peer(Where::Enclave("a"));
     let mut importer = stage.peer(Where::Enclave("b"));
@@ -95,6 +95,25 @@ fn a_killed_broker_costs_names_and_not_memory() {
     attach(&mut importer, 1);
     importer.tell(&format!("wait x {SOON}"));
     stage.kill_broker();
+    exporter.done("signal-own x");
+    assert_eq!(importer.answer("wait"), Ok(1));
+    importer.done("detach x");
+    assert_eq!(importer.number("attach x 4096 0"), 28672);
+    importer.done("signal x");
+    assert_eq!(exporter.number(&format!("wait-own x {SOON}")), 1);
+    exporter.done("remove x");
+    assert_eq!(importer.number(&format!("wait x {SOON}")), 0, "the end");
+}
+
+#[test]
+fn the_end_of_all_brokers_costs_names_and_not_memory() {
+    let stage = Stage::new("3", 0);
+    let mut exporter = stage.peer(Where::Enclave("a"));
+    let mut importer = stage.peer(Where::Enclave("b"));
+    make(&mut exporter, 0o600, 1);
+    attach(&mut importer, 1);
+    importer.tell(&format!("wait x {SOON}"));
+    stage.kill_broker_and_keeper();
     assert_eq!(importer.answer("wait"), Err(ECONNRESET));
     exporter.done("store-own x 16 9");
     assert_eq!(importer.number("load x 16"), 9);

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xemem_host::Broker;
 
+use crate::broker::kill_with_keeper;
 use crate::linux_peer::SOCKET;
 use crate::support::{BUSYBOX, Ended, enclavectl, finish, require_programs, unique_dir, wait};
 
@@ -120,11 +121,24 @@ impl Stage {
         }
     }
 
-    /// Ends the broker at once, and waits for its end.
-    pub(crate) fn kill_broker(&self) {
+    /// The process of the broker.
+    fn broker_pid(&self) -> Pid {
         let mut broker = Broker::connect(&self.run_dir.join("xemem.sock")).unwrap();
         let pid = i32::try_from(broker.status().unwrap().pid).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        Pid::from_raw(pid).unwrap()
+    }
+
+    /// Kills the broker, and waits for the next one.
+    pub(crate) fn kill_broker(&self) {
+        let before = self.broker_pid();
+        kill_process(before, Signal::KILL).unwrap();
+        self.eventually("another broker", || self.broker_pid() != before);
+    }
+
+    /// Kills the broker and its keeper: there is no next one.
+    pub(crate) fn kill_broker_and_keeper(&self) {
+        let mut broker = Broker::connect(&self.run_dir.join("xemem.sock")).unwrap();
+        kill_with_keeper(self.broker_pid());
         while broker.status().is_ok() {}
     }
 
