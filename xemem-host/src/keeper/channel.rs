@@ -11,6 +11,7 @@ use crate::wire::socket::{receive, send};
 use crate::wire::{ApId, SegId, Target};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -133,6 +134,13 @@ impl Channel {
     /// An end that was inherited.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
+    }
+
+    /// From now on a message that the other side does not take for
+    /// [`PATIENCE`] fails.
+    pub(crate) fn be_impatient(&self) {
+        // At worst a keeper that hangs makes the broker hang.
+        let _ = set_socket_timeout(&self.0, Timeout::Send, Some(PATIENCE));
     }
 
     /// To be inherited.

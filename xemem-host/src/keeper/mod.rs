@@ -212,13 +212,15 @@ impl<A: FnOnce()> Keeper<A> {
     fn start_broker(&mut self) -> Result<Broker, ServerError> {
         let failed = || ServerError::system("start a broker");
         let (channel, theirs) = Channel::pair().map_err(failed())?;
-        let child = self.command.start(Role::Broker, theirs).map_err(failed())?;
+        let mut child = self.command.start(Role::Broker, theirs).map_err(failed())?;
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(failed())?;
-        for (key, fd) in &self.held {
-            // Its death shows in what it says, or does not.
-            let _ = channel.put(*key, fd);
+        let mut all = self.held.iter();
+        let given = all.try_for_each(|(key, fd)| channel.put(*key, fd));
+        if given.and_then(|()| channel.tell(&Message::End)).is_err() {
+            // With a part it would believe that the rest is gone. That it died
+            // shows at the channel, as ever.
+            let _ = child.kill();
         }
-        let _ = channel.tell(&Message::End);
         Ok(Broker {
             channel,
             process,
@@ -314,10 +316,7 @@ impl<A: FnOnce()> Keeper<A> {
 
 /// What became of a broker that hung up.
 fn end_of(broker: &mut Broker, has_left: bool) -> End {
-    let timeout = Timespec::try_from(PATIENCE).ok();
-    let mut fds = [PollFd::new(&broker.process, PollFlags::IN)];
-    let ended = rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()));
-    if !has_left && ended == Ok(0) {
+    if !has_ended(&broker.process) && !has_left {
         return End::Elsewhere;
     }
     let status = broker.child.as_mut().map(Child::wait);
@@ -346,6 +345,20 @@ fn inherited() -> Result<Channel, ServerError> {
     );
     rustix::stdio::dup2_stdin(null.map_err(failed())?).map_err(failed())?;
     Ok(Channel::from_fd(channel))
+}
+
+/// Kills a process and waits for its end, for a while.
+pub(crate) fn end(process: &OwnedFd) {
+    // Fails if it has ended.
+    let _ = pidfd_send_signal(process, Signal::KILL);
+    has_ended(process);
+}
+
+/// Whether a process ends soon.
+fn has_ended(process: &OwnedFd) -> bool {
+    let timeout = Timespec::try_from(PATIENCE).ok();
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref())) != Ok(0)
 }
 
 /// A descriptor of this process.

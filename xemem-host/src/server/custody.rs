@@ -22,6 +22,7 @@ pub(super) struct Custody {
 
 impl Custody {
     pub(super) fn new(channel: Channel) -> Self {
+        channel.be_impatient();
         Self {
             channel: Some(channel),
             ..Self::default()
@@ -30,6 +31,9 @@ impl Custody {
 
     /// Another keeper from now on.
     pub(super) fn replace(&mut self, channel: Option<Channel>) {
+        if let Some(channel) = &channel {
+            channel.be_impatient();
+        }
         self.channel = channel;
         self.lost.set(false);
         self.unsettled.set(false);

@@ -167,6 +167,8 @@ pub struct Server {
 struct Kept {
     lock: OwnedFd,
     command: crate::keeper::Command,
+    /// The keeper that started this process.
+    parent: Option<OwnedFd>,
     /// One that this process started.
     child: Option<Child>,
 }

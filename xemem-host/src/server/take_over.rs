@@ -41,6 +41,8 @@ impl Server {
         let missing = || ServerError::system("find a socket and a lock")(Errno::NOENT);
         let listener = left.remove(&Key::Listener).ok_or_else(missing)?;
         let lock = left.remove(&Key::Lock).ok_or_else(missing)?;
+        // The keeper has made the channel, so it is the peer of both ends.
+        let parent = crate::peer::process(&channel);
         let custody = Custody::new(channel);
         let (broker, last) = match predecessor(&left, options) {
             Ok(taken) => taken,
@@ -60,6 +62,7 @@ impl Server {
         server.kept = Some(Kept {
             lock,
             command,
+            parent,
             child: None,
         });
         server.watch_keeper();
@@ -122,8 +125,12 @@ impl Server {
         let Some(kept) = &mut self.kept else {
             return;
         };
+        // It may merely hang: were it to go on, it would find this process
+        // dead one day and start a broker where another keeper's is.
+        if let Some(parent) = kept.parent.take() {
+            crate::keeper::end(&parent);
+        }
         if let Some(mut child) = kept.child.take() {
-            // It may merely hang: two of them must not be.
             let _ = child.kill();
             let _ = child.wait();
         }

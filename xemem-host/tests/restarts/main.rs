@@ -18,7 +18,8 @@ mod others;
 mod reading;
 
 use broker_process::BrokerProcess;
-use rustix::process::{Signal, kill_process, test_kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
 
 impl exporter::Exporter {
     /// An enclave and its arena, both called `name`, with `nr_banks` banks.
@@ -30,10 +31,10 @@ impl exporter::Exporter {
 /// Kills the broker and waits until it is gone.
 fn kill_broker(process: &BrokerProcess) {
     let broker = process.broker();
+    let end = pidfd_open(broker, PidfdFlags::empty()).expect("a process");
     kill_process(broker, Signal::KILL).expect("killed");
-    while test_kill_process(broker).is_ok() {
-        std::thread::yield_now();
-    }
+    let mut fds = [PollFd::new(&end, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, None), Ok(1));
 }
 
 /// Descriptors of the broker, by what they are.
