@@ -11,6 +11,8 @@ mod support;
 
 #[path = "support/both.rs"]
 mod both;
+#[path = "support/broker.rs"]
+mod broker;
 #[expect(dead_code, reason = "readers here are in C")]
 #[path = "support/producer.rs"]
 mod producer;
@@ -20,9 +22,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xemem_host::{Broker, Hugetlb, SegmentRequest};
 
+use broker::kill_with_keeper;
 use producer::{Below, CHUNK, Producer, bench};
 use support::{enclavectl, finish, unique_dir, wait};
 
@@ -136,7 +140,9 @@ fn step(producer: &mut Producer, generation: u64) {
 const ENOENT: i32 = 2;
 const EINVAL: i32 = 22;
 const ENODATA: i32 = 61;
+const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
+const ESTALE: i32 = 116;
 
 fn a_c_program_follows_each_generation(below: Below) {
     let mut producer = Producer::bare(below);
@@ -274,8 +280,83 @@ fn arenas_are_attached_by_xemems_verbs(below: Below) {
     }
 }
 
+/// The process of a broker.
+fn process(broker: &mut Broker) -> Pid {
+    let pid = i32::try_from(broker.status().unwrap().pid).unwrap();
+    Pid::from_raw(pid).unwrap()
+}
+
+fn a_broker_that_is_killed_is_followed_by_another(below: Below) {
+    let mut producer = Producer::new(below, 4, "discard-newest 0");
+    let mut reader = Reader::start(&producer.run_dir, Link::Shared);
+    assert!(reader.ask("open q 2 60000").starts_with("ok "));
+    step(&mut producer, 1);
+    reader.gets("next 60000", "ok 1 1 1");
+    let mut broker = Broker::connect(&producer.run_dir.join("xemem.sock")).unwrap();
+    for generation in 2..=5 {
+        let before = process(&mut broker);
+        kill_process(before, Signal::KILL).unwrap();
+        step(&mut producer, generation);
+        reader.gets("next 60000", &format!("ok {0} {0} {0}", generation));
+        assert_ne!(process(&mut broker), before);
+        // What it held over the broker's death it still holds.
+        let held = generation - 1;
+        reader.gets("look 0", &format!("ok {held} {held} 1"));
+        reader.gets("release 0", "ok");
+    }
+    reader.end();
+}
+
+fn a_dead_broker_is_an_error_and_no_signal(below: Below) {
+    let mut producer = Producer::new(below, 4, "discard-newest 0");
+    step(&mut producer, 1);
+    let mut reader = Reader::start(&producer.run_dir, Link::Shared);
+    assert!(reader.ask("open q 1 60000").starts_with("ok "));
+    reader.gets("next 60000", "ok 1 1 1");
+    let mut broker = Broker::connect(&producer.run_dir.join("xemem.sock")).unwrap();
+    kill_with_keeper(process(&mut broker));
+    while broker.status().is_ok() {}
+    reader.fails("next 60000", ECONNRESET, "the broker is gone");
+    reader.fails("generations", ECONNRESET, "the broker is gone");
+    // What is mapped stays what it was.
+    reader.gets("look 0", "ok 1 1 1");
+    reader.gets("release 0", "ok");
+    reader.gets("close", "ok");
+    reader.end();
+}
+
+fn forked_children_read_and_ask_for_nothing(below: Below) {
+    let mut producer = Producer::new(below, 4, "discard-newest 0");
+    step(&mut producer, 1);
+    let mut reader = Reader::start(&producer.run_dir, Link::Shared);
+    assert!(reader.ask("open q 1 60000").starts_with("ok "));
+    reader.gets("next 60000", "ok 1 1 1");
+    reader.gets("fork", &format!("ok 1 -{ESTALE} {ESTALE}"));
+    // Its end took nothing from us.
+    step(&mut producer, 2);
+    reader.gets("look 0", "ok 1 1 1");
+    reader.gets("next 60000", "ok 2 2 2");
+    reader.end();
+}
+
+fn many_threads_read_at_once(below: Below) {
+    let mut producer = Producer::new(below, 8, "discard-newest 0");
+    step(&mut producer, 1);
+    for link in [Link::Shared, Link::Static] {
+        let mut reader = Reader::start(&producer.run_dir, link);
+        reader.gets("threads q", &format!("ok {}", 6 * 40));
+        reader.end();
+    }
+    step(&mut producer, 2);
+    assert_eq!(producer.listed()["leases"], 0, "all went back");
+}
+
 both::on_both!(
     a_c_program_follows_each_generation
+    a_broker_that_is_killed_is_followed_by_another
+    a_dead_broker_is_an_error_and_no_signal
+    forked_children_read_and_ask_for_nothing
+    many_threads_read_at_once
     generations_are_read_by_number_and_compared
     what_did_not_change_is_not_mapped_again
     the_end_and_what_comes_after_it_are_told

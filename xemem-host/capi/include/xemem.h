@@ -4,7 +4,10 @@
  * Link with libxemem.so.0 or libxemem.a:
  *
  *     cc prog.c $(pkg-config --cflags --libs xemem)
- *     cc prog.c $(pkg-config --cflags xemem) .../libxemem.a -lm   (or -static)
+ *     cc prog.c $(pkg-config --cflags xemem) .../libxemem.a -lm
+ *
+ * (with -static, too, where the linker warns of functions of glibc's that this
+ * library does not call).
  *
  * A *stream* follows one arena, whoever publishes it: a program in an enclave,
  * or a process on Linux. Each *snapshot* it gives is one published state,
@@ -258,7 +261,8 @@ void xemem_snapshot_release(xemem_snapshot *snapshot);
  * in an enclave (libxasm.a) and on Linux (this library): segments by name, got,
  * attached, released. Both headers may be included. libxasm.a and libxemem.a
  * cannot be linked together, libxasm.a and libxemem.so can: the verbs are then
- * those of libxasm, and streams are read as above.
+ * those of libxasm, which are for enclaves (-ENOSYS on Linux), and streams are
+ * read as above.
  *
  * To make segments on Linux use libxpmem (xpmem.h); their segids work here.
  */

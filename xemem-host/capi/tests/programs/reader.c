@@ -15,16 +15,27 @@
  *     changed N SINCE             ok OFFSET+BYTES ... of the Nth held
  *     poll TIMEOUT_MS             ok 1 when the descriptor can be read, else 0
  *     counts                      ok MISSED CHUNKS_MAPPED CHUNKS_REUSED
+ *     fork                        ok WORD RESULT ERRNO, seen by a child: the
+ *                                 first word of the first held, and what the
+ *                                 stream says
+ *     threads NAME                ok N: snapshots that N threads have read, each
+ *                                 by streams of its own, and given back in
+ *                                 another thread
  *     close                       ok
  */
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "xemem.h"
 
+#define THREADS 6
+#define ROUNDS 40
 #define MOST_HELD 64
 #define MOST_RANGES 8
 
@@ -172,6 +183,83 @@ static void wait_for_news(int timeout_ms)
 	printf("ok %d\n", poll(&fds, 1, timeout_ms));
 }
 
+static void fork_and_ask(void)
+{
+	xemem_snapshot *snap;
+	int status;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		unsigned long long word = first_word(held[0]);
+		int result = xemem_stream_next(stream, 0, &snap);
+
+		printf("ok %llu %d %d\n", word, result, errno);
+		fflush(stdout);
+		/* Gives nothing of our parent's back. */
+		xemem_snapshot_release(held[0]);
+		xemem_stream_close(stream);
+		_exit(0);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+		printf("error 0 the child ended with %d\n", status);
+}
+
+static void *give_back(void *snap)
+{
+	xemem_snapshot_release(snap);
+	return NULL;
+}
+
+/* Returns how many snapshots were read; fewer than ROUNDS after an error. */
+static void *read_many(void *name)
+{
+	intptr_t count = 0;
+
+	for (int round = 0; round < ROUNDS; round++) {
+		struct xemem_snapshot_about about;
+		xemem_stream *mine;
+		xemem_snapshot *snap;
+		pthread_t thread;
+
+		if (xemem_stream_open(name, XEMEM_LATEST, 60000, &mine) < 0)
+			break;
+		if (xemem_stream_next(mine, 60000, &snap) == 1) {
+			count += xemem_snapshot_about(snap, &about) == 0 &&
+				 first_word(snap) == about.step &&
+				 xemem_snapshot_valid(snap) == 1;
+			/* The snapshot outlives its stream. */
+			xemem_stream_close(mine);
+			if (pthread_create(&thread, NULL, give_back, snap) == 0)
+				pthread_join(thread, NULL);
+		} else {
+			xemem_stream_close(mine);
+		}
+		/* Words are each thread's own. */
+		if (xemem_stream_at(NULL, 1, &snap) != -EINVAL ||
+		    !strstr(xemem_error(), "NULL"))
+			count = -ROUNDS;
+	}
+	return (void *)count;
+}
+
+static void threads(char *name)
+{
+	pthread_t started[THREADS];
+	intptr_t sum = 0;
+
+	for (int i = 0; i < THREADS; i++)
+		pthread_create(&started[i], NULL, read_many, name);
+	for (int i = 0; i < THREADS; i++) {
+		void *count;
+
+		pthread_join(started[i], &count);
+		sum += (intptr_t)count;
+	}
+	printf("ok %ld\n", (long)sum);
+}
+
 static void obey(const char *line)
 {
 	struct xemem_range list[MOST_RANGES];
@@ -212,6 +300,10 @@ static void obey(const char *line)
 		wait_for_news(n);
 	else if (strcmp(line, "counts\n") == 0)
 		counts();
+	else if (strcmp(line, "fork\n") == 0)
+		fork_and_ask();
+	else if (sscanf(line, "threads %127s", name) == 1)
+		threads(name);
 	else if (strcmp(line, "close\n") == 0) {
 		xemem_stream_close(stream);
 		stream = NULL;
