@@ -257,9 +257,10 @@ void xemem_snapshot_release(xemem_snapshot *snapshot);
 /* ---- XEMEM's verbs ---------------------------------------------------------- */
 
 /*
- * The same names, types and results as in xasm.h, so that one source serves
- * in an enclave (libxasm.a) and on Linux (this library): segments by name, got,
- * attached, released. Both headers may be included. libxasm.a and libxemem.a
+ * xemem_lookup_segid(), _get, _attach, _detach, _release, _signal and
+ * _signal_segid are declared in xasm.h, too, with the same types and results, so
+ * that one source serves in an enclave (libxasm.a) and on Linux (this library).
+ * What waits is xasm_lookup(), xasm_subscribe() and xasm_wait() there. Both headers may be included. libxasm.a and libxemem.a
  * cannot be linked together, libxasm.a and libxemem.so can: the verbs are then
  * those of libxasm, which are for enclaves (-ENOSYS on Linux), and streams are
  * read as above.
@@ -310,6 +311,9 @@ int xemem_release(int64_t apid);
  * it was not made for signals, -EINVAL for an arena, -EIDRM, -EBADF.
  */
 int xemem_signal(int64_t apid);
+
+/* The same from outside: get, signal, release. */
+int xemem_signal_segid(int64_t segid);
 
 /*
  * Subscribes to the signals of a plain segment and returns a descriptor to

@@ -154,6 +154,11 @@ impl Process {
         Ok(broker.signal(Target::Access(grant.apid))?)
     }
 
+    /// Signals a segment from outside.
+    pub(crate) fn signal_segid(&mut self, segid: SegId) -> Result<(), Failure> {
+        self.ask(|broker| broker.signal(Target::Segment(segid)))
+    }
+
     /// The subscription of `apid`, begun if there is none.
     pub(crate) fn signals(&mut self, apid: i64) -> Result<SharedSignals, Failure> {
         if let Some(signals) = &self.grant(apid)?.signals {

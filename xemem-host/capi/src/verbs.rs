@@ -52,18 +52,23 @@ pub unsafe extern "C" fn xemem_lookup(name: *const c_char, timeout_ms: u32) -> i
     }))
 }
 
+fn segid_of(raw: i64) -> Result<SegId, Failure> {
+    let segid = u64::try_from(raw).ok().filter(|segid| *segid > 0);
+    let why = || Failure::argument(format!("{raw} is no segid"));
+    segid.map(SegId).ok_or_else(why)
+}
+
 /// See `xemem.h`.
 #[unsafe(no_mangle)]
 pub extern "C" fn xemem_get(segid: i64, flags: c_int) -> i64 {
     answer((|| {
-        let number = u64::try_from(segid).ok().filter(|number| *number > 0);
-        let number = number.ok_or_else(|| Failure::argument(format!("{segid} is no segid")))?;
+        let segid = segid_of(segid)?;
         let access = match flags {
             RDONLY => Access::ReadOnly,
             RDWR => Access::ReadWrite,
             _ => return Err(Failure::argument("either read-only or read-write")),
         };
-        process::lock().get(SegId(number), access)
+        process::lock().get(segid, access)
     })())
 }
 
@@ -103,6 +108,13 @@ pub extern "C" fn xemem_release(apid: i64) -> c_int {
 #[unsafe(no_mangle)]
 pub extern "C" fn xemem_signal(apid: i64) -> c_int {
     answer_int(process::lock().signal(apid).map(|()| 0))
+}
+
+/// See `xemem.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn xemem_signal_segid(segid: i64) -> c_int {
+    let signalled = segid_of(segid).and_then(|segid| process::lock().signal_segid(segid));
+    answer_int(signalled.map(|()| 0))
 }
 
 /// See `xemem.h`.

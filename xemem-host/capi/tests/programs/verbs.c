@@ -141,6 +141,11 @@ static void signals(void)
 	CHECK(pthread_create(&thread, NULL, wait_in_thread, &one) == 0);
 	CHECK(xemem_signal(two) == 0);
 	CHECK(pthread_join(thread, &got) == 0 && (intptr_t)got == 1);
+	/* From outside it reaches both, subscribed or not. */
+	CHECK(xemem_signal_segid(segid) == 0);
+	CHECK(xemem_wait(one, 60000) == 1);
+	FAILS(xemem_signal_segid(0), EINVAL);
+	FAILS(xemem_signal_segid(segid + 1000), ENOENT);
 	puts("rung");
 	fflush(stdout);
 	/* Our input ends when the bell has. */
