@@ -3,7 +3,8 @@
 //!
 //! Exporter and importer are `xasm-bench` (from `cargo xtask image`; folder
 //! `$XASM_OUT`, else `out/`), told what to do line by line, or the hostile
-//! programs of `guests/programs`. Order is forced by what they answer.
+//! programs of `guests/programs`. Order is forced by what they answer. Needs
+//! /dev/kvm.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 

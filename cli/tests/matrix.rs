@@ -6,7 +6,7 @@
 //! comes of it is the table of `docs/xemem.md`, which must say the same;
 //! `XASM_WRITE_TABLE=1` writes it there. Programs come from `cargo xtask image`
 //! (folder `$XASM_OUT`, else `out/`). Segments on 2 MiB pages need such pages;
-//! where none can be had those lines are said to be left out.
+//! where none can be had those lines are said to be left out. Needs /dev/kvm.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 

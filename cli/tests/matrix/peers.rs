@@ -78,9 +78,7 @@ impl Stage {
             .env("ENCLAVE_RUNDIR", &self.run_dir)
             .env("XPMEM_DEBUG", "1")
             .env_remove("XEMEM_SOCKET");
-        let ended = finish(&mut command, b"");
-        fs::remove_file(program).unwrap();
-        ended
+        finish(&mut command, b"")
     }
 
     /// The enclave is as good as new.
@@ -328,7 +326,8 @@ fn made(name: &str) -> PathBuf {
 /// A C program of this test, linked with `library`.
 fn compile(name: &str, include: &Path, options: &[&str], library: &Path) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = target.join(format!("matrix-{name}-{}", std::process::id()));
+    let program = target.join(format!("matrix-{name}"));
+    let fresh = target.join(format!("matrix-{name}.{}", std::process::id()));
     let source = repository().join(format!("cli/tests/matrix/{name}.c"));
     let mut command = Command::new("cc");
     command
@@ -339,8 +338,9 @@ fn compile(name: &str, include: &Path, options: &[&str], library: &Path) -> Path
         .arg(include)
         .arg(library)
         .arg("-o")
-        .arg(&program);
+        .arg(&fresh);
     let ended = finish(&mut command, b"");
     assert_eq!(ended.code, 0, "{}", ended.stderr);
+    fs::rename(fresh, &program).unwrap();
     program
 }
