@@ -149,6 +149,24 @@ impl Broker {
         Some((is_sealed, segment.page_bytes.into()))
     }
 
+    /// Whether anything needs the eventfd of `target`.
+    #[must_use]
+    pub fn needs_notify(&self, target: Target) -> bool {
+        match target {
+            Target::Access(apid) => self.grants.get(&apid).is_some_and(super::Grant::waits),
+            Target::Segment(segid) => {
+                let plain = self.segments.get(&segid).and_then(Segment::plain);
+                plain.is_some_and(|plain| plain.subscription.is_some())
+            }
+        }
+    }
+
+    /// Whether anything needs the lease page of `enclave`.
+    #[must_use]
+    pub fn needs_lease_page(&self, enclave: EnclaveId) -> bool {
+        self.enclaves.contains_key(&enclave)
+    }
+
     /// Arenas whose doorbells are to be watched.
     pub fn live_arenas(&self) -> impl Iterator<Item = SegId> {
         let live = self.segments.iter();

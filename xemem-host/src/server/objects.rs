@@ -13,7 +13,7 @@
 
 use super::custody::Custody;
 use super::plain::PlainObject;
-use crate::broker::{Counters, EnclaveId, LeaseMemory};
+use crate::broker::{Broker, Counters, EnclaveId, LeaseMemory};
 use crate::keeper::channel::Key;
 use crate::memory::Mapping;
 use crate::wire::{Access, Hugetlb, SegId, Target};
@@ -311,6 +311,23 @@ impl Objects {
             objects.custody.withdraw(*key);
         }
         objects
+    }
+
+    /// Lets go of what `broker` needs no more: its predecessor was killed when
+    /// it had recorded that and not done it.
+    pub(super) fn prune(&mut self, broker: &Broker) {
+        let notifies: Vec<Target> = self.notifies.keys().copied().collect();
+        for target in notifies {
+            if !broker.needs_notify(target) {
+                self.drop_notify(target);
+            }
+        }
+        let pages: Vec<EnclaveId> = self.pages.keys().copied().collect();
+        for enclave in pages {
+            if !broker.needs_lease_page(enclave) {
+                self.drop_lease_page(enclave);
+            }
+        }
     }
 
     fn take_lease_page(&mut self, enclave: EnclaveId, left: &mut BTreeMap<Key, OwnedFd>) {

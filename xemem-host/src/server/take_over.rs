@@ -100,6 +100,7 @@ impl Server {
                 journal.said();
             }
         }
+        self.objects.prune(&self.broker);
         let here: Vec<PeerId> = self.connections.keys().copied().collect();
         self.with_broker(None, |broker, env| {
             broker.take_over(|peer| here.contains(&peer), env);

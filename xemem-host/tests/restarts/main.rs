@@ -52,7 +52,7 @@ fn descriptors_of(pid: u32) -> Vec<String> {
         .filter(|name| {
             let is_journal = name.contains("xemem-journal");
             (name.contains("xemem-") && name.contains("memfd") && !is_journal)
-                || name.contains("eventfd")
+                || name.contains("[eventfd]")
         })
         .collect();
     names.sort_unstable();

@@ -141,3 +141,18 @@ fn garbage_is_no_record() {
     assert_eq!(broker.apply(&[99]), Err(RecordError::Table(99)));
     assert!(broker.apply(&[3, 1]).is_err());
 }
+
+#[test]
+fn eventfds_and_lease_pages_are_needed_as_long_as_somebody_has_them() {
+    let (mut world, enclave, segid, apid) = reading();
+    let target = Target::Access(apid);
+    assert!(world.broker.needs_notify(target));
+    assert!(!world.broker.needs_notify(Target::Segment(segid)));
+    assert!(world.broker.needs_lease_page(enclave));
+    // Recorded, and the broker is gone before it lets go of them.
+    assert_eq!(world.ask(READER, Request::Release { apid }), Reply::Ok);
+    world.disconnect(EXPORTER);
+    world.die_in(|_, _| {});
+    assert!(!world.broker.needs_notify(target));
+    assert!(!world.broker.needs_lease_page(enclave));
+}
