@@ -186,6 +186,8 @@ struct Keeper<A> {
     held: BTreeMap<Key, OwnedFd>,
     signals: OwnedFd,
     deaths: VecDeque<Instant>,
+    /// It was asked to end: a broker that could not hear that is the last.
+    is_ending: bool,
     /// To be called when a broker serves.
     announce: Option<A>,
 }
@@ -205,6 +207,7 @@ impl<A: FnOnce()> Keeper<A> {
             held,
             signals,
             deaths: VecDeque::new(),
+            is_ending: false,
             announce: None,
         })
     }
@@ -237,6 +240,7 @@ impl<A: FnOnce()> Keeper<A> {
                     self.place.leave();
                     return Ok(());
                 }
+                End::Died(_) if self.is_ending => return Ok(()),
                 End::Died(last) => {
                     let deaths = self.count_death();
                     let most = usize::try_from(self.command.deaths_per_minute);
@@ -279,6 +283,7 @@ impl<A: FnOnce()> Keeper<A> {
             let [channel, signals] = fds.map(|fd| !fd.revents().is_empty());
             if signals {
                 take_signal(&self.signals);
+                self.is_ending = true;
                 // Fails if it has ended already.
                 let _ = pidfd_send_signal(&broker.process, Signal::TERM);
             }

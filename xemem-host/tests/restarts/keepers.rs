@@ -146,3 +146,15 @@ fn a_keeper_that_hangs_is_replaced_and_holds_nobody_up() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn an_end_that_comes_while_a_broker_is_replaced_is_an_end() {
+    for _ in 0..20 {
+        let mut process = BrokerProcess::start();
+        let (keeper, broker) = (Pid::from_child(&process.child), process.broker());
+        kill_process(broker, Signal::KILL).expect("killed");
+        kill_process(keeper, Signal::TERM).expect("signalled");
+        assert_eq!(process.child.wait().expect("it ends").code(), Some(0));
+        assert!(!process.socket().exists());
+    }
+}
