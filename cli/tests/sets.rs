@@ -9,6 +9,7 @@
 #[path = "support/both.rs"]
 mod both;
 #[path = "support/language.rs"]
+#[expect(dead_code, reason = "its programs wait for no line")]
 mod language;
 #[expect(dead_code, reason = "needs no busybox")]
 mod support;

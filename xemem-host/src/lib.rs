@@ -50,7 +50,9 @@ pub use client::{
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
 pub use shared::{AccessError, SharedMemory};
-pub use snapshot::{ByteRange, Diff, DiffSource, MapCounts, OwnedSnapshot, Snapshot, VarView};
+pub use snapshot::{
+    ByteRange, Diff, DiffSource, MapCounts, OwnedSnapshot, Pool, Snapshot, VarView,
+};
 pub use wire::{
     Access, ApId, EndReason, Generation, Hugetlb, Policy, Role, SegId, SegmentInfo, SegmentKind,
     SegmentState, Status, Target,

@@ -5,6 +5,7 @@ pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod logs;
+pub(crate) mod pool;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod selftest;

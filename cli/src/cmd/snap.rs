@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream};
 
 use super::broker;
+use super::pool::PoolOf;
 use super::schema::Schema;
 use super::store;
 use super::xemem::{self, state};
@@ -35,6 +36,8 @@ pub(crate) enum Snap {
     Read(Read),
     /// Show what changed between two generations, without reading them.
     Diff(store::DiffOf),
+    /// Show where an arena's copies go and how many frames they took.
+    Pool(PoolOf),
     /// Keep the newest generations of an arena although nobody reads them.
     Retain(store::Retain),
     /// Describe the variables of an arena.
@@ -102,6 +105,7 @@ impl Snap {
             Self::Ls { name: Some(name) } => store::generations(name, format),
             Self::Read(read) => read.run(format),
             Self::Diff(diff) => diff.run(format),
+            Self::Pool(pool) => pool.run(format),
             Self::Retain(retain) => retain.run(format),
             Self::Schema(schema) => schema.run(format),
             Self::Rm(remove) => remove.run(format),

@@ -2,9 +2,9 @@
 //! Linux, with a reader beside them. Part of each test crate that names it,
 //! beside `support`.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use xemem_host::wire::Policy;
@@ -67,6 +67,7 @@ pub(crate) struct Run {
     run_dir: PathBuf,
     /// Waited for when it is taken.
     program: Option<Child>,
+    stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     /// Keeps the broker until the end.
     _broker: Broker,
@@ -84,10 +85,11 @@ impl Run {
         let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
         let broker = enclavectl.with_file_name("xemem-broker");
         let broker = Broker::connect_or_start(&run_dir.join("xemem.sock"), &broker).unwrap();
-        command.arg(argument.to_string()).stdin(Stdio::null());
+        command.arg(argument.to_string()).stdin(Stdio::piped());
         let mut program = command.stdout(Stdio::piped()).spawn().unwrap();
         Self {
             run_dir,
+            stdin: program.stdin.take().unwrap(),
             stdout: BufReader::new(program.stdout.take().unwrap()),
             program: Some(program),
             _broker: broker,
@@ -98,6 +100,11 @@ impl Run {
     pub(crate) fn attach(&self, name: &str, policy: Policy) -> Stream {
         let socket = self.run_dir.join("xemem.sock");
         Stream::attach(&socket, name, policy, PATIENCE).unwrap()
+    }
+
+    /// Lets a program go on that waits for a line.
+    pub(crate) fn go_on(&mut self) {
+        self.stdin.write_all(b"\n").unwrap();
     }
 
     /// The next line that the program prints.

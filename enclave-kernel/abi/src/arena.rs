@@ -91,8 +91,8 @@ pub struct ArenaHeader {
     /// What happens when the pool is exhausted, `POLICY_*` of
     /// [`crate::syscall`].
     pub policy: u32,
-    /// Padding, zero.
-    pub pad: u32,
+    /// Which bank a copy goes to, `PLACE_*` of [`crate::syscall`].
+    pub placement: u32,
     /// Name, UTF-8, zero padded.
     pub name: [u8; NAME_BYTES],
 }

@@ -107,6 +107,12 @@ pub const XEMEM_BY_APID: u64 = 0;
 /// The id is a segment.
 pub const XEMEM_BY_SEGID: u64 = 1;
 
+/// `(slot, first byte, bytes, bank) → 0`: copies of the chunks that the range
+/// touches go to `bank` from now on if that is free; a bank of `u32::MAX` takes
+/// the wish back. EINVAL without [`PLACE_PREFERRED`] or such a bank, EFAULT for
+/// a range outside the arena.
+pub const ARENA_PREFER: u64 = BASE + 26;
+
 /// Access to read.
 pub const XEMEM_RDONLY: u64 = 1;
 /// Access to read and write.
@@ -211,6 +217,16 @@ pub const POLICY_DISCARD_OLDEST: u32 = 1;
 /// refuse with ETIMEDOUT and count it.
 pub const POLICY_BLOCK: u32 = 2;
 
+/// A copy goes to the next bank in turn, chunk by chunk, so that chunks which
+/// are written equally often lie side by side.
+pub const PLACE_IN_TURN: u32 = 0;
+/// To the first bank whose frame of the chunk no held generation needs: no more
+/// memory is touched than there are generations held at once.
+pub const PLACE_FIRST_FREE: u32 = 1;
+/// To the bank that the program prefers ([`ARENA_PREFER`]) if that is free, else
+/// as [`PLACE_FIRST_FREE`].
+pub const PLACE_PREFERRED: u32 = 2;
+
 /// Arguments of [`ARENA_CREATE`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -235,8 +251,8 @@ pub struct ArenaArgs {
     /// Newest generations to keep although nobody leased them, below
     /// `nr_banks`; 0 counts as 1.
     pub retain: u32,
-    /// Padding, zero.
-    pub pad: u32,
+    /// One of `PLACE_*`.
+    pub placement: u32,
 }
 
 /// Result of [`ARENA_STATS`].

@@ -19,8 +19,12 @@
 #[cfg(test)]
 extern crate alloc;
 
-use enclave_abi::arena::{MAX_BANKS, bank_in_generation};
+mod placement;
+
 use enclave_abi::lease::{SLOTS, Slot};
+use placement::needed;
+
+pub use placement::{Placement, choose_placed};
 
 /// The generations an arena must keep, from its lease words.
 #[derive(Clone, Copy, Debug)]
@@ -173,18 +177,7 @@ fn choose_slowly(
     current: u32,
     held: &Held,
 ) -> Option<u32> {
-    let mut births = [0; MAX_BANKS as usize];
-    let births = births.get_mut(..usize::try_from(nr_banks).ok()?)?;
-    for (bank, word) in (0..nr_banks).zip(births.iter_mut()) {
-        *word = birth(bank);
-    }
-    let mut pinned = 1u32 << (current & (MAX_BANKS - 1));
-    for &generation in held.as_slice() {
-        if let Some(bank) = bank_in_generation(births, generation) {
-            pinned |= 1 << bank;
-        }
-    }
-    let bank = (!pinned).trailing_zeros();
+    let bank = needed(birth, nr_banks, current, held)?.trailing_ones();
     (bank < nr_banks).then_some(bank)
 }
 
@@ -227,6 +220,7 @@ mod tests {
     use alloc::collections::BTreeSet;
     use alloc::vec;
     use alloc::vec::Vec;
+    use enclave_abi::arena::bank_in_generation;
     use proptest::prelude::*;
 
     fn published(generation: u64) -> u64 {
@@ -309,6 +303,7 @@ mod tests {
         generation: u64,
         saved: Vec<(u64, Vec<u64>)>,
         dropped: u64,
+        first_free: bool,
     }
 
     impl Model {
@@ -326,6 +321,7 @@ mod tests {
                 generation: 0,
                 saved: Vec::new(),
                 dropped: 0,
+                first_free: false,
             }
         }
 
@@ -345,6 +341,12 @@ mod tests {
         fn pick(&mut self, chunk: usize, current: u32) -> u32 {
             let births = &self.births[chunk];
             let banks = u32::try_from(births.len()).expect("few banks");
+            if self.first_free {
+                let birth = |b: u32| births[b as usize];
+                let wish = Some(u32::try_from(self.generation % 8).expect("small"));
+                return choose_placed(birth, banks, current, &self.held, wish)
+                    .expect("a publish was admitted, so there is a bank");
+            }
             let (next, after) = ((current + 1) % banks, (current + 2) % banks);
             let replaced_by = births[after as usize];
             if !self.out_of_turn[chunk] && turn_is_free(replaced_by, self.held.oldest()) {
@@ -414,9 +416,11 @@ mod tests {
         #[test]
         fn held_generations_never_change(
             banks in 2usize..6,
+            first_free in any::<bool>(),
             ops in proptest::collection::vec((0u8..4, 0usize..16, any::<u64>()), 1..200),
         ) {
             let mut model = Model::new(4, banks);
+            model.first_free = first_free;
             for (op, pick, value) in ops {
                 match op {
                     0 => model.publish(value % 4),

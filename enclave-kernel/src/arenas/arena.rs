@@ -8,17 +8,20 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::ABI_VERSION;
+use enclave_abi::addr::range_within;
 use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, Geometry, MAX_VARS, VARS_OFFSET, VarDesc, state,
 };
 use enclave_abi::lease::{SLOTS, Slot, WORDS_PER_ARENA, retain_count, retain_readers};
 use enclave_abi::queue::doorbell;
-use enclave_core::arena::{CatchUp, Held, choose_bank, has_room, oldest_held, reclaimable};
+use enclave_core::arena::{CatchUp, Held, Placement, has_room, oldest_held, reclaimable};
+use enclave_core::errno::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::object::{Chunk, Object};
+use super::placement::Placing;
 use super::tables::{OUT_OF_TURN, Twins, bank_bits, bank_of, leaf_bits};
-use super::{ArenaError, Policy, address};
+use super::{ArenaError, Policy, Rules, address};
 use crate::arch::{self, paging};
 use crate::clock;
 use crate::phys::{self, Doorbell, Words};
@@ -61,6 +64,7 @@ pub(crate) struct Arena {
     log_published: u64,
     /// What happens when the pool is exhausted.
     pub(crate) policy: Policy,
+    placing: Placing,
     /// Publishes refused.
     pub(crate) dropped: u64,
     /// Generations taken away from their readers.
@@ -81,9 +85,18 @@ impl Arena {
         segid: u64,
         backing_page_bytes: u64,
         name: [u8; 64],
-        policy: Policy,
+        rules: Rules,
     ) -> Option<Self> {
-        let twins = Twins::new(&geometry, base)?;
+        // Chunks whose banks are never used in turn start out of it.
+        let first_bits = match rules.placement {
+            Placement::InTurn => leaf_bits(&geometry),
+            _ => leaf_bits(&geometry) | OUT_OF_TURN,
+        };
+        let placing = Placing::new(rules.placement, &geometry)?;
+        let Some(twins) = Twins::new(&geometry, base, first_bits) else {
+            placing.free();
+            return None;
+        };
         let arena = Self {
             slot,
             geometry,
@@ -104,7 +117,8 @@ impl Arena {
             owed: 0,
             log_head: 0,
             log_published: 0,
-            policy,
+            policy: rules.policy,
+            placing,
             dropped: 0,
             discarded: 0,
             waited: 0,
@@ -130,6 +144,7 @@ impl Arena {
         paging::unmap_direct(self.base, self.geometry.object_bytes);
         arch::flush_tlb();
         self.twins.free();
+        self.placing.free();
     }
 
     /// Payload bytes.
@@ -200,7 +215,10 @@ impl Arena {
         }
         let births = self.object.births(chunk);
         let birth = |bank| self.object.birth(births, bank);
-        let chosen = choose_bank(birth, self.object.nr_banks(), bank_of(leaf), &self.held);
+        let (banks, current) = (self.object.nr_banks(), bank_of(leaf));
+        let chosen = self
+            .placing
+            .choose(chunk.number(), birth, banks, current, &self.held);
         let target = chosen.and_then(|bank| self.object.bank(bank));
         let (Some(from), Some(to)) = (self.object.leaf_bank(leaf), target) else {
             return false;
@@ -463,6 +481,7 @@ impl Arena {
         header.nr_banks = self.geometry.nr_banks;
         header.producer_base = address(self.slot);
         header.policy = self.policy.number();
+        header.placement = self.placing.placement.number();
         header.name = name;
         phys::write_bytes(self.base, header.as_bytes());
     }
@@ -486,6 +505,22 @@ impl Arena {
         let count = self.base + offset_of!(ArenaHeader, nr_vars) as u64;
         phys::atomic32(count).store(self.nr_vars, Ordering::Release);
         Ok(u64::from(index))
+    }
+
+    /// Notes which bank the chunks of a range should be copied to; `None` takes
+    /// the wish back. EINVAL and EFAULT as the call says.
+    pub(crate) fn prefer(&self, offset: u64, bytes: u64, bank: Option<u32>) -> Result<(), Errno> {
+        if bank.is_some_and(|bank| bank >= self.geometry.nr_banks) {
+            return Err(Errno::EINVAL);
+        }
+        if !range_within(offset, bytes, self.geometry.size_bytes) {
+            return Err(Errno::EFAULT);
+        }
+        let end = (offset + bytes).div_ceil(self.geometry.chunk_bytes);
+        let noted = self
+            .placing
+            .prefer(offset / self.geometry.chunk_bytes, end, bank);
+        if noted { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     /// Generations that are held now.

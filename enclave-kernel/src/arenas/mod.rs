@@ -12,6 +12,7 @@
 
 mod arena;
 mod object;
+mod placement;
 pub(crate) mod tables;
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use enclave_abi::layout::{ARENA_WINDOW, ARENA_WINDOW_END};
 use enclave_abi::lease::{MAX_ARENAS, SLOTS};
 use enclave_abi::queue::Call;
 use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST};
+use enclave_core::arena::Placement;
 use spin::Mutex;
 
 pub(crate) use arena::Arena;
@@ -86,6 +88,15 @@ impl Policy {
             Self::Block { .. } => POLICY_BLOCK,
         }
     }
+}
+
+/// What a program decided for its arena.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// When the pool is exhausted.
+    pub(crate) policy: Policy,
+    /// Where copies go.
+    pub(crate) placement: Placement,
 }
 
 /// The virtual address of arena `slot`.
@@ -225,7 +236,7 @@ pub(crate) fn install(
     segid: u64,
     backing_page_bytes: u64,
     name: [u8; 64],
-    policy: Policy,
+    rules: Rules,
 ) -> Result<(), ArenaError> {
     let end = base
         .checked_add(geometry.object_bytes)
@@ -238,15 +249,8 @@ pub(crate) fn install(
     for word in phys::lease_words(slot).into_iter().flatten().take(SLOTS) {
         word.store(0, Ordering::Release);
     }
-    let Some(arena) = Arena::new(
-        slot,
-        geometry,
-        base,
-        segid,
-        backing_page_bytes,
-        name,
-        policy,
-    ) else {
+    let Some(arena) = Arena::new(slot, geometry, base, segid, backing_page_bytes, name, rules)
+    else {
         paging::unmap_direct(base, geometry.object_bytes);
         return Err(ArenaError::NoMemory);
     };

@@ -61,14 +61,13 @@ impl Levels {
 }
 
 impl Twins {
-    /// Builds both trees over bank 0 of the object at `base`; `None` without
-    /// memory for them.
-    pub(super) fn new(geometry: &Geometry, base: u64) -> Option<Self> {
+    /// Builds both trees over bank 0 of the object at `base`, with `bits` in
+    /// each leaf; `None` without memory for them.
+    pub(super) fn new(geometry: &Geometry, base: u64, bits: u64) -> Option<Self> {
         let levels = Levels::of(geometry);
         let bytes = 2 * levels.pages() * PAGE_SIZE;
         let block = memory::alloc(bytes, PAGE_SIZE)?;
         let trees = [block, block + bytes / 2].map(|pdpt| build(&levels, pdpt));
-        let bits = leaf_bits(geometry);
         for tree in trees {
             let leaves = Words::new(tree.leaves, geometry.nr_chunks);
             for chunk in 0..geometry.nr_chunks {

@@ -8,12 +8,13 @@ use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::queue::Call;
 use enclave_abi::syscall as ours;
 use enclave_abi::syscall::{ArenaArgs, ArenaStats, KernelStats};
+use enclave_core::arena::Placement;
 use enclave_core::aspace::{Backing, Kind, Prot, Region};
 use enclave_core::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::{Outcome, answer, import, misc, segment};
-use crate::arenas::{self, ArenaError, Policy};
+use crate::arenas::{self, ArenaError, Policy, Rules};
 use crate::{arch, clock, host, memory, phys, process, user};
 
 impl From<ArenaError> for Errno {
@@ -47,6 +48,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::HOST_INTERRUPT => host_interrupt(a[0]),
         ours::ARENA_PUBLISH_SET => publish_set(a[0], a[1], a[2]),
         ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
+        ours::ARENA_PREFER => prefer(a[0], a[1], a[2], a[3]),
         _ => import::serve(nr, a),
     }
 }
@@ -138,6 +140,8 @@ fn create(args_at: u64) -> Outcome {
     let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
         .map_err(|_| Errno::EINVAL)?;
     let policy = Policy::new(args.policy, args.timeout_ms).ok_or(Errno::EINVAL)?;
+    let placement = Placement::new(args.placement).ok_or(Errno::EINVAL)?;
+    let rules = Rules { policy, placement };
     if args.name != [0; NAME_BYTES] && text(&args.name).and_then(name_field).is_none() {
         return Err(Errno::EINVAL);
     }
@@ -158,7 +162,7 @@ fn create(args_at: u64) -> Outcome {
         backing: Backing::Arena(slot as u32),
         kind: Kind::Arena,
     };
-    let installed = arenas::install(slot, geometry, base, segid, page_bytes, args.name, policy)
+    let installed = arenas::install(slot, geometry, base, segid, page_bytes, args.name, rules)
         .map_err(Errno::from)
         .and_then(|()| process::with(|p| p.aspace.insert(region)).map_err(|error| error.errno()));
     if let Err(errno) = installed {
@@ -207,6 +211,17 @@ fn stats(slot: u64, to: u64) -> Outcome {
         })
     })?;
     user::write(to, &stats)?;
+    Ok(0)
+}
+
+/// Which bank the chunks of a range should be copied to.
+fn prefer(slot: u64, offset: u64, bytes: u64, bank: u64) -> Outcome {
+    let bank = match u32::try_from(bank) {
+        Ok(u32::MAX) => None,
+        Ok(bank) => Some(bank),
+        Err(_) => return Err(Errno::EINVAL),
+    };
+    arenas::with(slot, |arena| Ok(arena.prefer(offset, bytes, bank)))??;
     Ok(0)
 }
 

@@ -53,6 +53,8 @@ module xasm
      integer(c_int32_t) :: reader_gid = 0
      integer(c_int32_t) :: policy = xasm_discard_newest
      integer(c_int32_t) :: timeout_ms = 0
+     integer(c_int32_t) :: retain = 0
+     integer(c_int32_t) :: placement = 0
      integer(c_int32_t) :: reserved = 0
   end type xasm_settings
 

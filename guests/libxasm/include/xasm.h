@@ -78,6 +78,11 @@ enum {
 #define XASM_DISCARD_OLDEST 1u /* takes the oldest from its readers, counted */
 #define XASM_BLOCK 2u          /* waits for them, at most timeout_ms */
 
+/* xasm_options.placement: the bank that a copy goes to. */
+#define XASM_IN_TURN 0u    /* the next in turn, chunk by chunk */
+#define XASM_FIRST_FREE 1u /* the first that no generation needs: least memory */
+#define XASM_PREFERRED 2u  /* the one of xasm_prefer(), else the first free */
+
 /* How an arena is made. All zero, or NULL in its place, is a good choice. */
 struct xasm_options {
 	uint64_t chunk_bytes; /* XASM_CHUNK_4K, XASM_CHUNK_2M; 0 = 2 MiB */
@@ -90,6 +95,8 @@ struct xasm_options {
 	uint32_t timeout_ms;  /* of XASM_BLOCK; 0 = no limit */
 	uint32_t retain;      /* newest generations readers can get although none
 				 holds them, below nr_banks; 0 = 1 */
+	uint32_t placement;   /* XASM_IN_TURN, XASM_FIRST_FREE, XASM_PREFERRED */
+	uint32_t reserved;    /* 0 */
 };
 
 /*
@@ -253,6 +260,15 @@ struct xasm_stats {
  */
 int xasm_publish_set(const xasm_arena *arenas, uint32_t count, uint64_t step,
 		     double time);
+
+/*
+ * Has copies of the chunks that `bytes` bytes at `start` touch go to `bank` (0
+ * to nr_banks - 1) from now on, where no generation needs that bank's frame; -1
+ * takes the wish back. Chunks that are written in the same step and go to the
+ * same bank are one piece for readers if they are neighbours. 0; -EINVAL for an
+ * arena without XASM_PREFERRED or that bank, -EFAULT, -ENOENT, -ENOSYS.
+ */
+int xasm_prefer(const void *start, uint64_t bytes, int bank);
 
 /*
  * Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 = no

@@ -19,6 +19,7 @@ use enclave_abi::arena::Geometry;
 use enclave_abi::syscall::{
     ArenaArgs, ArenaStats, POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST,
 };
+use enclave_arena::Placement;
 
 /// Banks when nothing is said: one live, one published, two for readers.
 pub const DEFAULT_BANKS: u32 = 4;
@@ -85,6 +86,8 @@ pub struct Options {
     /// Newest generations that readers can still get although none of them
     /// holds one, 1 to `banks - 1`.
     pub retain: u32,
+    /// Where copies go among the banks.
+    pub placement: Placement,
     /// Group that may read besides the owner.
     pub reader_gid: Option<u32>,
     /// Wanted address, a multiple of 512 GiB, or 0 for any.
@@ -98,6 +101,7 @@ impl Default for Options {
             banks: DEFAULT_BANKS,
             queue_full: QueueFull::default(),
             retain: 1,
+            placement: Placement::default(),
             reader_gid: None,
             start: 0,
         }
@@ -244,6 +248,17 @@ impl Arena {
         calls::arena_publish(self.mapping.slot(), step, time)
     }
 
+    /// Has copies of the chunks that `array` touches go to `bank` if that is
+    /// free, from now on; `None` takes the wish back. An arena of
+    /// [`Placement::Preferred`] only.
+    ///
+    /// # Errors
+    /// As [`calls::arena_prefer`].
+    pub fn prefer<T: Element>(&mut self, array: Array<T>, bank: Option<u32>) -> Result<(), Errno> {
+        let bytes = array.nbytes().ok_or(Errno::EFAULT)?;
+        calls::arena_prefer(self.mapping.slot(), array.offset(), bytes, bank)
+    }
+
     /// Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 =
     /// no limit), so that none misses the first generation; returns how many
     /// there are.
@@ -362,7 +377,7 @@ pub fn pack_args(name: Option<&str>, bytes: u64, options: Options) -> Result<Are
         reader_gid: options.reader_gid.unwrap_or(u32::MAX),
         timeout_ms,
         retain: options.retain,
-        pad: 0,
+        placement: options.placement.number(),
     })
 }
 

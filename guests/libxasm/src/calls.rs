@@ -124,6 +124,28 @@ pub fn arena_publish_set(slots: &[u32], step: u64, time: f64) -> Result<(), Errn
     Errno::from_result(result).map(drop)
 }
 
+/// Has copies of the chunks that a range of an arena touches go to `bank` if
+/// that is free; `None` takes the wish back.
+///
+/// # Errors
+/// ENOENT for an unknown slot; EINVAL for an arena without
+/// [`Placement::Preferred`](crate::Placement::Preferred) or that bank; EFAULT
+/// for a range outside the arena; ENOSYS without a backend.
+pub fn arena_prefer(slot: u32, offset: u64, bytes: u64, bank: Option<u32>) -> Result<(), Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_prefer(slot, offset, bytes, bank);
+    }
+    let bank = u64::from(bank.unwrap_or(u32::MAX));
+    // SAFETY: the call takes numbers and touches no memory.
+    let result = unsafe {
+        syscall(
+            numbers::ARENA_PREFER,
+            [u64::from(slot), offset, bytes, bank],
+        )
+    };
+    Errno::from_result(result).map(drop)
+}
+
 /// Ends an arena and unmaps it.
 ///
 /// # Errors

@@ -67,6 +67,7 @@ pub use array::{Array, Element};
 pub use backend::{Backend, Choice, backend, select};
 pub use calls::available;
 pub use enclave_abi::syscall::{ArenaStats, KernelStats};
+pub use enclave_arena::Placement;
 pub use errno::Errno;
 pub use import::{Follow, Import};
 pub use segment::{Attachment, Segment};

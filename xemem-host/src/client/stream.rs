@@ -2,7 +2,7 @@
 
 use super::{Broker, ClientError};
 use crate::snapshot::{
-    ArenaReader, Diff, MapCounts, OwnedSnapshot, Snapshot, SnapshotError, Views,
+    ArenaReader, Diff, MapCounts, OwnedSnapshot, Pool, Snapshot, SnapshotError, Views,
 };
 use crate::wire::{ApId, EndReason, Generation, LeaseReply, Policy, Role, SegId, Want};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
@@ -185,6 +185,14 @@ impl Stream {
     /// [`ClientError::BrokerGone`].
     pub fn generations(&self) -> Result<Vec<Generation>, ClientError> {
         self.link.state().broker.generations(self.segid)
+    }
+
+    /// How much of the arena's banks was used until now.
+    ///
+    /// # Errors
+    /// The arena is not set up yet.
+    pub fn pool(&self) -> Result<Pool, ClientError> {
+        Ok(self.reader.pool()?)
     }
 
     /// What changed between two generations; see [`ArenaReader::diff`].

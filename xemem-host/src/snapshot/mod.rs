@@ -16,6 +16,7 @@ mod diff;
 mod frames;
 mod object;
 mod owned;
+mod pool;
 mod reader;
 mod view;
 
@@ -23,6 +24,7 @@ pub use diff::{ByteRange, Diff, DiffSource};
 pub(crate) use object::read_record;
 pub use owned::OwnedSnapshot;
 pub(crate) use owned::Views;
+pub use pool::Pool;
 pub use reader::ArenaReader;
 pub use view::MapCounts;
 

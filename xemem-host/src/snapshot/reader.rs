@@ -5,7 +5,7 @@
 
 use super::object::ArenaObject;
 use super::view::{MapCounts, View};
-use super::{Diff, Snapshot, SnapshotError};
+use super::{Diff, Pool, Snapshot, SnapshotError};
 use enclave_abi::arena::{GenerationRecord, Geometry, VarDesc};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -73,6 +73,14 @@ impl ArenaReader {
     #[must_use]
     pub fn map_counts(&self) -> MapCounts {
         self.view.counts
+    }
+
+    /// How much of the banks was used until now.
+    ///
+    /// # Errors
+    /// The header is not (yet) that of this arena.
+    pub fn pool(&self) -> Result<Pool, SnapshotError> {
+        Pool::of(&self.object)
     }
 
     /// Newest generation, 0 if there is none.

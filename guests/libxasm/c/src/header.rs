@@ -14,7 +14,7 @@ use guest::calls::HostCounters;
 use guest::heap::Usage;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
 use guest::xemem;
-use guest::{ArenaStats, Chunk, Dtype, KernelStats, Role};
+use guest::{ArenaStats, Chunk, Dtype, KernelStats, Placement, Role};
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::path::Path;
@@ -37,7 +37,8 @@ macro_rules! layout {
 fn assertions() -> String {
     let mut out = String::from("#include \"xasm.h\"\n");
     layout!(out, XasmOptions => "xasm_options" {
-        chunk_bytes, start, nr_banks, flags, reader_gid, policy, timeout_ms, retain
+        chunk_bytes, start, nr_banks, flags, reader_gid, policy, timeout_ms, retain,
+        placement, reserved
     });
     layout!(out, XasmVarSpec => "xasm_var_spec" {
         name, unit, axes, shape, offset, dtype, ndim, order, role, reserved
@@ -89,6 +90,9 @@ fn assertions() -> String {
         ("XASM_ROLE_COORDINATE", Role::Coordinate as u64),
         ("XASM_ROLE_ELEMENT_FIELD", Role::ElementField as u64),
         ("XASM_ROLE_VERTEX_FIELD", Role::VertexField as u64),
+        ("XASM_IN_TURN", u64::from(Placement::InTurn.number())),
+        ("XASM_FIRST_FREE", u64::from(Placement::FirstFree.number())),
+        ("XASM_PREFERRED", u64::from(Placement::Preferred.number())),
         ("XASM_CHUNK_4K", Chunk::Kib4.bytes()),
         ("XASM_CHUNK_2M", Chunk::Mib2.bytes()),
         ("VM_READ", VM_READ),

@@ -16,8 +16,8 @@ use enclave_abi::syscall::{POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_O
 use guest::arena::{DEFAULT_BANKS, pack_args};
 use guest::calls::HostCounters;
 use guest::{
-    ArenaStats, Chunk, Dtype, Errno, KernelStats, Options, Order, QueueFull, Role, Var, available,
-    calls,
+    ArenaStats, Chunk, Dtype, Errno, KernelStats, Options, Order, Placement, QueueFull, Role, Var,
+    available, calls,
 };
 
 /// `struct xasm_options`.
@@ -32,6 +32,8 @@ pub struct XasmOptions {
     pub(crate) policy: u32,
     pub(crate) timeout_ms: u32,
     pub(crate) retain: u32,
+    pub(crate) placement: u32,
+    pub(crate) reserved: u32,
 }
 
 /// `XASM_READER_GID`: `reader_gid` counts.
@@ -99,7 +101,7 @@ pub(crate) fn create(name: Option<&str>, bytes: u64, options: Options) -> Result
 
 impl XasmOptions {
     fn to_options(self) -> Result<Options, Errno> {
-        if self.flags & !READER_GID != 0 {
+        if self.flags & !READER_GID != 0 || self.reserved != 0 {
             return Err(Errno::EINVAL);
         }
         Ok(Options {
@@ -120,6 +122,7 @@ impl XasmOptions {
                 _ => return Err(Errno::EINVAL),
             },
             retain: self.retain.max(1),
+            placement: Placement::new(self.placement).ok_or(Errno::EINVAL)?,
             reader_gid: (self.flags & READER_GID != 0).then_some(self.reader_gid),
             start: self.start,
         })
@@ -278,6 +281,20 @@ pub unsafe extern "C" fn xasm_publish_set(
         calls::arena_publish_set(slots, step, time).map(|()| 0)
     })();
     answer_int::<i64>(published)
+}
+
+/// See `xasm.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn xasm_prefer(start: *const c_void, bytes: u64, bank: c_int) -> c_int {
+    answer_int((|| {
+        calls::require()?;
+        let bank = match bank {
+            -1 => None,
+            bank => Some(u32::try_from(bank).map_err(|_| Errno::EINVAL)?),
+        };
+        let place = ARENAS.containing(address(start))?;
+        calls::arena_prefer(place.slot, address(start) - place.base, bytes, bank).map(|()| 0i64)
+    })())
 }
 
 /// See `xasm.h`.

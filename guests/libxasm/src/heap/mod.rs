@@ -26,6 +26,8 @@ use enclave_abi::lease::MAX_ARENAS;
 use lock::Lock;
 use pages::ForkMark;
 
+pub(crate) use pages::Pages;
+
 pub use blocks::{Given, Usage};
 
 /// A heap of this process: the slot of its arena, and which of the arenas

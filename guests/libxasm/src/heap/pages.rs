@@ -1,6 +1,6 @@
 //! [`Pages`]: memory for the heap's own books, outside every arena.
 //!
-//! Used by [`super::blocks`] and [`super::index`]. The library allocates nothing
+//! Used by [`super::nodes`] and [`super::index`], and by the Linux backend. The library allocates nothing
 //! else and links no C library, so the memory comes from the kernel below,
 //! which is Linux or an enclave's; both give anonymous memory that is zero.
 
@@ -18,7 +18,7 @@ const PAGE: usize = 4096;
 
 /// A slice in anonymous memory of its own, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Pages<T> {
+pub(crate) struct Pages<T> {
     start: NonNull<T>,
     len: usize,
 }
@@ -31,20 +31,20 @@ impl<T: FromZeros> Pages<T> {
     ///
     /// # Errors
     /// ENOMEM, also for a size that cannot be.
-    pub(super) fn new(len: usize) -> Result<Self, Errno> {
+    pub(crate) fn new(len: usize) -> Result<Self, Errno> {
         const { assert!(align_of::<T>() <= PAGE && size_of::<T>() > 0) };
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::ENOMEM)?;
         let start = map(bytes)?.cast();
         Ok(Self { start, len })
     }
 
-    pub(super) fn as_slice(&self) -> &[T] {
+    pub(crate) fn as_slice(&self) -> &[T] {
         // SAFETY: mapped by `new` for `len` elements, whose zero bytes are
         // values (FromZeros); only `&mut self` writes.
         unsafe { core::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
-    pub(super) fn as_mut_slice(&mut self) -> &mut [T] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: as in `as_slice`; `&mut self` is the only access.
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }

@@ -14,6 +14,7 @@ use super::broker::Grant;
 use super::memory::{self, LeaseWords, Object, Way, Window, ring};
 use super::os::{self, Fd};
 use crate::errno::Errno;
+use crate::heap::Pages;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 use enclave_abi::ABI_VERSION;
@@ -26,7 +27,9 @@ use enclave_abi::lease::{SLOTS, Slot, retain_count, retain_readers};
 use enclave_abi::syscall::{
     ArenaArgs, ArenaStats, POLICY_BLOCK, POLICY_DISCARD_NEWEST, POLICY_DISCARD_OLDEST,
 };
-use enclave_arena::{Held, choose_bank, has_room, oldest_held, reclaimable};
+use enclave_arena::{
+    Held, Placement, choose_bank, choose_placed, has_room, oldest_held, reclaimable,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// What happens when a publish finds the pool exhausted.
@@ -81,6 +84,9 @@ pub(super) struct Parts {
     pub(super) segid: u64,
     pub(super) page_bytes: u64,
     pub(super) policy: Policy,
+    pub(super) placement: Placement,
+    /// A byte per chunk, the preferred bank plus one; 0 for none.
+    pub(super) wishes: Option<Pages<u8>>,
     pub(super) chunks_per_piece: u64,
 }
 
@@ -185,6 +191,7 @@ impl Arena {
         header.nr_banks = geometry.nr_banks;
         header.producer_base = self.parts.window.start();
         header.policy = self.parts.policy.number();
+        header.placement = self.parts.placement.number();
         header.name = self.parts.args.name;
         header.nr_vars = self.nr_vars;
         header.log_head = self.log_head;
@@ -289,7 +296,11 @@ impl Arena {
             // Another thread was first.
             return self.parts.window.thaw(at, bytes);
         }
-        let bank = choose_bank(birth, nr_banks, current, &self.held).ok_or(Errno::EFAULT)?;
+        let bank = match self.parts.placement {
+            Placement::InTurn => choose_bank(birth, nr_banks, current, &self.held),
+            _ => choose_placed(birth, nr_banks, current, &self.held, self.wish(first)),
+        };
+        let bank = bank.ok_or(Errno::EFAULT)?;
         let (from, to) = (self.frame(first, current)?, self.frame(first, bank)?);
         // The birth first: a reader whose generation was taken away has seen it
         // if it has seen a byte of the copy.
@@ -308,6 +319,43 @@ impl Arena {
             .store(self.log_head, Ordering::Release);
         let (object, window) = (&self.parts.object, &self.parts.window);
         window.show(object, self.way(), Some(from), to, at, bytes)
+    }
+
+    /// The bank that the program prefers for a chunk. Of a piece the first
+    /// chunk's counts.
+    fn wish(&self, chunk: u64) -> Option<u32> {
+        let wishes = self.parts.wishes.as_ref()?.as_slice();
+        let wish = *wishes.get(usize::try_from(chunk).ok()?)?;
+        u32::from(wish).checked_sub(1)
+    }
+
+    /// Notes which bank the chunks of a range should be copied to.
+    pub(super) fn prefer(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        bank: Option<u32>,
+    ) -> Result<(), Errno> {
+        let geometry = &self.parts.geometry;
+        let byte = match bank {
+            None => 0,
+            Some(bank) if bank < geometry.nr_banks => {
+                u8::try_from(bank + 1).map_err(|_| Errno::EINVAL)?
+            }
+            Some(_) => return Err(Errno::EINVAL),
+        };
+        if !range_within(offset, bytes, geometry.size_bytes) {
+            return Err(Errno::EFAULT);
+        }
+        let first = offset / geometry.chunk_bytes;
+        let end = (offset + bytes).div_ceil(geometry.chunk_bytes);
+        let wishes = self.parts.wishes.as_mut().ok_or(Errno::EINVAL)?;
+        let range = [first, end].map(|chunk| usize::try_from(chunk).unwrap_or(usize::MAX));
+        let chunks = wishes
+            .as_mut_slice()
+            .get_mut(range[0]..range[1].max(range[0]));
+        chunks.ok_or(Errno::EFAULT)?.fill(byte);
+        Ok(())
     }
 
     /// Makes a range writable, piece by piece.

@@ -36,12 +36,14 @@ mod os;
 mod place;
 
 use crate::errno::Errno;
+use crate::heap::Pages;
 use arena::{Arena, Parts, Policy, Refusal};
 use broker::Connection;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use enclave_abi::arena::{Geometry, NAME_BYTES, VarDesc, name_field, text};
 use enclave_abi::lease::{MAX_ARENAS, WORDS_PER_ARENA};
 use enclave_abi::syscall::{ArenaArgs, ArenaStats};
+use enclave_arena::Placement;
 use lock::Lock;
 use memory::{LeaseWords, Object, Way, Window};
 use place::Digits;
@@ -190,6 +192,8 @@ pub(crate) fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
     let geometry = Geometry::new(args.size_bytes, args.chunk_bytes, args.nr_banks)
         .map_err(|_| Errno::EINVAL)?;
     let policy = Policy::new(args.policy, args.timeout_ms).ok_or(Errno::EINVAL)?;
+    let placement = Placement::new(args.placement).ok_or(Errno::EINVAL)?;
+    let wishes = wishes(placement, &geometry)?;
     if args.name != [0; NAME_BYTES] && text(&args.name).and_then(name_field).is_none() {
         return Err(Errno::EINVAL);
     }
@@ -223,6 +227,8 @@ pub(crate) fn arena_create(args: &mut ArenaArgs) -> Result<u32, Errno> {
                     segid,
                     page_bytes: grant.page_bytes,
                     policy,
+                    placement,
+                    wishes,
                     chunks_per_piece,
                 };
                 Arena::new(parts)
@@ -347,6 +353,15 @@ pub(crate) fn arena_publish_set(set: u64, step: u64, time_bits: u64) -> Result<u
         return Err(Errno::EINVAL);
     }
     publish_when_free(set, |arenas| publish_set(arenas, set, step, time_bits))
+}
+
+/// A byte per chunk where the program may have wishes.
+fn wishes(placement: Placement, geometry: &Geometry) -> Result<Option<Pages<u8>>, Errno> {
+    if placement != Placement::Preferred {
+        return Ok(None);
+    }
+    let len = usize::try_from(geometry.nr_chunks).map_err(|_| Errno::EINVAL)?;
+    Pages::new(len).map(Some)
 }
 
 /// Publishes, and waits for readers where a policy says so.
@@ -532,6 +547,16 @@ pub(crate) fn arena_destroy(slot: u32) -> Result<(), Errno> {
 /// As [`crate::calls::arena_stats`].
 pub(crate) fn arena_stats(slot: u32) -> Result<ArenaStats, Errno> {
     with(slot, |arena| Ok(arena.stats()))
+}
+
+/// As [`crate::calls::arena_prefer`].
+pub(crate) fn arena_prefer(
+    slot: u32,
+    offset: u64,
+    bytes: u64,
+    bank: Option<u32>,
+) -> Result<(), Errno> {
+    with(slot, |arena| arena.prefer(offset, bytes, bank))
 }
 
 /// As [`crate::calls::arena_find`].

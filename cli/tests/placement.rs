@@ -1,0 +1,136 @@
+//! Where copies go: runs per snapshot and the pool's high-water mark for each
+//! placement, with regular and with random writes, in an enclave and on Linux.
+//! Whatever the placement, every snapshot is whole.
+//!
+//! Needs /dev/kvm for the former half; archive and compiler as `allocators`.
+//! Prints the table that `docs/arenas.md` shows.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[path = "support/both.rs"]
+mod both;
+#[path = "support/language.rs"]
+#[expect(dead_code, reason = "reads no single lines")]
+mod language;
+#[expect(dead_code, reason = "needs no busybox")]
+mod support;
+
+use language::{Below, PATIENCE, Program, Run, compile};
+use xemem_host::wire::Policy;
+use xemem_host::{ClientError, Pool};
+
+const CHUNKS: usize = 256;
+const CHUNK_BYTES: usize = 4096;
+const STEPS: u64 = 60;
+
+/// What `placement.c` writes, by the same rules.
+struct Model {
+    last: [u64; CHUNKS],
+    state: u64,
+}
+
+impl Model {
+    fn random_below(&mut self, limit: u64) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        usize::try_from(self.state % limit).unwrap()
+    }
+
+    fn write(&mut self, is_random: bool, step: u64) {
+        if is_random {
+            for _ in 0..32 {
+                let chunk = self.random_below(CHUNKS as u64);
+                self.last[chunk] = step;
+            }
+        } else {
+            let first = usize::try_from(step % 4).unwrap() * (CHUNKS / 4);
+            self.last[first..first + CHUNKS / 4].fill(step);
+        }
+    }
+}
+
+/// What came of one way to write with one placement.
+#[derive(Debug)]
+struct Outcome {
+    /// Mean runs per snapshot from step 21 on, when all has settled.
+    runs: f64,
+    pool: Pool,
+}
+
+fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> Outcome {
+    let mut run = Run::start(below, &program.0, u64::from(is_random) * 10 + placement);
+    let mut stream = run.attach("placed", Policy::Every);
+    let mut model = Model {
+        last: [0; CHUNKS],
+        state: 88_172_645_463_325_252,
+    };
+    let (mut step, mut runs) = (0, Vec::new());
+    let mut pool: Option<Result<Pool, ClientError>> = None;
+    run.go_on();
+    loop {
+        {
+            let Some(snapshot) = stream.next(Some(PATIENCE)).unwrap() else {
+                break;
+            };
+            step += 1;
+            assert_eq!(snapshot.step(), step, "none is missed");
+            model.write(is_random, step);
+            for (chunk, bytes) in snapshot.as_slice().chunks(CHUNK_BYTES).enumerate() {
+                assert_eq!(bytes[..8], model.last[chunk].to_ne_bytes(), "chunk {chunk}");
+            }
+            assert!(snapshot.valid());
+            if step > 20 {
+                runs.push(u32::try_from(snapshot.runs()).unwrap());
+            }
+        }
+        pool = Some(stream.pool());
+        if step < STEPS {
+            run.go_on();
+        }
+    }
+    assert_eq!(step, STEPS);
+    assert!(run.end().contains("placed"));
+    let settled = f64::from(u32::try_from(runs.len()).unwrap());
+    Outcome {
+        runs: f64::from(runs.iter().sum::<u32>()) / settled,
+        pool: pool.unwrap().unwrap(),
+    }
+}
+
+fn placements_differ_in_runs_and_memory_and_not_in_contents(below: Below) {
+    let flags = ["-std=c11", "-Wall", "-Wextra", "-Werror"];
+    let program = compile("cc", &flags, &["examples/placement.c"]);
+    println!("| writes | placement | runs per snapshot | high water of the pool |");
+    println!("|---|---|---|---|");
+    for (is_random, writes) in [(false, "regular"), (true, "random")] {
+        let all = [0, 1, 2].map(|placement| outcome(below, &program, is_random, placement));
+        for one in &all {
+            let (name, used, of) = (
+                one.pool.placement_name(),
+                one.pool.high_water,
+                one.pool.frames,
+            );
+            println!("| {writes} | {name} | {:.1} | {used} of {of} |", one.runs);
+        }
+        let [in_turn, first_free, preferred] = &all;
+        assert_eq!(in_turn.pool.placement_name(), "in-turn");
+        // All banks come to be used in turn; a reader of each generation and
+        // the newest one need two besides the program's.
+        let chunks = CHUNKS as u64;
+        assert_eq!(in_turn.pool.frames, 3 * chunks);
+        assert!(first_free.pool.high_water <= 2 * chunks);
+        assert!(first_free.pool.high_water < in_turn.pool.high_water);
+        assert_eq!(preferred.pool.placement_name(), "preferred");
+        if is_random {
+            // What is written in one step lies in one bank.
+            assert!(preferred.runs < in_turn.runs, "{all:?}");
+        } else {
+            assert!(in_turn.runs <= 4.0, "{all:?}");
+        }
+    }
+}
+
+both::on_both! {
+    placements_differ_in_runs_and_memory_and_not_in_contents
+}
