@@ -6,13 +6,14 @@
 use crate::imports::Imports;
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xasm::{Arena, Chunk, Errno, Options, QueueFull, publish_set};
 use xasm_bench::pattern::Layout;
 use xasm_bench::protocol::{Full, Request};
 
-/// Attempts per wanted generation before a storm gives up.
-const ATTEMPTS_PER_GENERATION: u64 = 100;
+/// How long a storm is refused before it gives up: by time, because a reader's
+/// lease lasts as long on a fast machine as on a slow one.
+const REFUSED_FOR_LONG: Duration = Duration::from_secs(20);
 
 /// An arena and what is known of it.
 struct Named {
@@ -222,20 +223,27 @@ impl Named {
         let layout = Layout::new(self.arena.size_bytes(), self.chunk_bytes);
         let layout = layout.ok_or("the arena is too small for the pattern")?;
         let (mut published, mut refused) = (0, 0);
+        let mut refused_since = None;
         while published < generations {
             let words = whole(&self.arena).and_then(|all| self.arena.get_mut(all).map_err(text))?;
             layout.write(words, self.step, touched);
             match self.arena.publish(self.step, 0.0) {
-                Ok(_) => published += 1,
-                Err(Errno::EAGAIN) => refused += 1,
+                Ok(_) => {
+                    published += 1;
+                    refused_since = None;
+                }
+                Err(Errno::EAGAIN) => {
+                    refused += 1;
+                    let since: &mut Instant = refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > REFUSED_FOR_LONG {
+                        return Err(format!(
+                            "{refused} publishes were refused, {published} were not"
+                        ));
+                    }
+                }
                 Err(errno) => return Err(format!("publish step {}: {errno}", self.step)),
             }
             self.step += 1;
-            if refused > generations.saturating_mul(ATTEMPTS_PER_GENERATION) {
-                return Err(format!(
-                    "{refused} publishes were refused, {published} were not"
-                ));
-            }
         }
         let stats = self.arena.stats().map_err(text)?;
         Ok(vec![published, refused, stats.cow_faults, stats.dropped])

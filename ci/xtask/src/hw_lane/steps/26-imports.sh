@@ -2,6 +2,10 @@
 create a --cores 2-2 --mem 64M
 create b --cores 3-3 --mem 64M
 
+has_lines() { # count, file
+    [ "$(wc -l < "$2")" = "$1" ]
+}
+
 imports() { # title, bytes, bytes of a chunk, policy
     title=$1
     mkfifo /tmp/to.a /tmp/to.b
@@ -20,13 +24,13 @@ imports() { # title, bytes, bytes of a chunk, policy
     echo "follow q 300 60000" >&9
     echo "storm q 300 2" >&8
     await grep -q "^ok 300" /tmp/from.a
-    await [ "$(wc -l < /tmp/from.b)" = 2 ]
+    await has_lines 2 /tmp/from.b
     echo "end q" >&8
     echo "follow q 999999 60000" >&9
     echo "look q" >&9
     exec 8>&- 9>&-
     wait $a $b
-    cat /tmp/from.b
+    cat /tmp/from.a /tmp/from.b
     # Torn, last generation; at the end none torn, closed; whole, valid.
     found=$(awk 'NR == 2 { print $4, $6 } NR == 3 { print $4, $7 } NR == 4 { print $3, $4 }' \
         /tmp/from.b | tr '\n' ' ')
