@@ -159,8 +159,9 @@ impl Arena<'_> {
         )])
     }
 
-    /// The next generation with a twentieth changed, and a whole attach of it
-    /// by somebody new, the connection to the broker included.
+    /// A generation with a twentieth changed: mapping what is new of it against
+    /// mapping it whole, and both again with all that the broker is asked on
+    /// the way, which for somebody new begins with a connection.
     fn following(
         &self,
         guest: &mut Guest,
@@ -170,10 +171,19 @@ impl Arena<'_> {
         let socket = self.session.socket();
         let mut stream = Stream::attach(&socket, ARENA, Policy::Latest, Duration::ZERO)?;
         drop(stream.next(Some(PATIENCE))?);
+        let mut mapped = self.reader()?;
         let mut times = Pair::default();
+        let mut maps = Pair::default();
         let mut pieces = Vec::new();
         for block in 0..=blocks {
             publish(guest, self.dirty)?;
+            let start = Instant::now();
+            self.touch_latest(&mut mapped)?;
+            let delta = nanoseconds(start);
+            let start = Instant::now();
+            self.touch_latest(&mut self.reader()?)?;
+            let full = nanoseconds(start);
+
             let before = stream.map_counts().chunks_mapped;
             let start = Instant::now();
             let snapshot = stream.next(Some(PATIENCE))?.context("the arena ended")?;
@@ -194,21 +204,43 @@ impl Arena<'_> {
             if block > 0 {
                 times.first.push(next);
                 times.second.push(whole);
+                maps.first.push(delta);
+                maps.second.push(full);
                 pieces.push(snapshot.runs() as f64);
             }
         }
-        let figure = match layout {
-            Layout::FewPieces => "next after 5 % / attach anew in few pieces",
-            Layout::Scattered => "next after 5 % / attach anew, scattered",
+        let lies = match layout {
+            Layout::FewPieces => "few pieces",
+            Layout::Scattered => "scattered",
         };
-        let figure = pair(self.figure(figure, times.ratio()?), &times)
-            .detail("chunks_mapped", self.dirty)
-            .detail("pieces", median(&pieces));
-        // In few pieces the attach is a few system calls: nothing to save.
-        Ok(vec![match layout {
-            Layout::FewPieces => figure,
-            Layout::Scattered => self.promised(figure, Bound::AtMost(0.15), Bound::AtMost(0.5)),
-        }])
+        let told = |what: &str, times: &Pair| -> anyhow::Result<Figure> {
+            let figure = self.figure(&format!("{what}, {lies}"), times.ratio()?);
+            Ok(pair(figure, times)
+                .detail("chunks_mapped", self.dirty)
+                .detail("pieces", median(&pieces)))
+        };
+        let attach = told("delta attach of 5 % / full attach", &maps)?;
+        Ok(vec![
+            // In few pieces all of it is a few system calls: little to save.
+            match layout {
+                Layout::FewPieces => attach,
+                Layout::Scattered => self.promised(attach, Bound::AtMost(0.15), Bound::AtMost(0.3)),
+            },
+            told("next after 5 % / attach anew", &times)?,
+        ])
+    }
+
+    /// A reader that shows nothing yet.
+    fn reader(&self) -> anyhow::Result<ArenaReader> {
+        let memfd = self.attachment.memfd.try_clone().context("the object")?;
+        Ok(ArenaReader::with_geometry(memfd, self.attachment.geometry)?)
+    }
+
+    /// Maps what `reader` has not of the newest generation, and reads all of it.
+    fn touch_latest(&self, reader: &mut ArenaReader) -> anyhow::Result<()> {
+        let latest = reader.latest_generation()?;
+        touch(reader.snapshot(latest)?.as_slice(), self.page_bytes);
+        Ok(())
     }
 
     /// The sum over an attached snapshot, and over private memory.
