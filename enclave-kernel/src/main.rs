@@ -38,6 +38,8 @@ mod arch;
 #[cfg(target_os = "none")]
 mod arenas;
 #[cfg(target_os = "none")]
+mod bells;
+#[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
 mod clock;

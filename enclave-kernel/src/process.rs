@@ -383,8 +383,9 @@ pub(crate) fn check_commands() {
     }
 }
 
+/// Ends the program if it is to be killed.
 #[cold]
-fn end_if_killed() {
+pub(crate) fn end_if_killed() {
     let run = with(|p| p.run);
     if let Some(signal) = host::take_kill(run) {
         end_by_signal(signal, "killed on request".to_string());

@@ -16,8 +16,9 @@ use std::fmt;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
     KVM_CAP_EXT_CPUID, KVM_CAP_GET_TSC_KHZ, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD,
-    KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM,
-    KVM_CAP_SIGNAL_MSI, KVM_CAP_SYNC_MMU, KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS, KVM_CAP_XCRS,
+    KVM_CAP_IRQ_ROUTING, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS, KVM_CAP_NR_MEMSLOTS,
+    KVM_CAP_READONLY_MEM, KVM_CAP_SIGNAL_MSI, KVM_CAP_SYNC_MMU, KVM_CAP_USER_MEMORY,
+    KVM_CAP_VCPU_EVENTS, KVM_CAP_XCRS,
 };
 use kvm_ioctls::Kvm;
 
@@ -57,7 +58,7 @@ const fn yes(
 
 /// Everything that is needed, oldest first.
 #[rustfmt::skip]
-pub const NEEDED: [Capability; 15] = [
+pub const NEEDED: [Capability; 17] = [
     yes("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, "2.6.24",
         "the vCPU's interrupt controller"),
     yes("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, "2.6.25",
@@ -75,8 +76,12 @@ pub const NEEDED: [Capability; 15] = [
         "letting Linux move a page while the enclave runs on it"),
     yes("KVM_CAP_DESTROY_MEMORY_REGION_WORKS", KVM_CAP_DESTROY_MEMORY_REGION_WORKS, "2.6.29",
         "taking an arena out of the enclave"),
+    yes("KVM_CAP_IRQ_ROUTING", KVM_CAP_IRQ_ROUTING, "2.6.30",
+        "the interrupts of such bells"),
     yes("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, "2.6.32",
         "the doorbells of arenas"),
+    yes("KVM_CAP_IRQFD", KVM_CAP_IRQFD, "2.6.32",
+        "being interrupted by another enclave without any thread in between"),
     yes("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, "2.6.33",
         "ending a program, not the enclave, after an access KVM cannot emulate"),
     yes("KVM_CAP_XCRS", KVM_CAP_XCRS, "2.6.36",

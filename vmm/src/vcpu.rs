@@ -6,8 +6,8 @@
 
 use enclave_abi::boot::{BOOT_SYSCALL_STAYS_IN_RING3, Mode, cpu};
 use enclave_abi::layout::{
-    BOOT_INFO, DIRECT_MAP, GDT_TSS, IDT, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS, SEL_USER_CS,
-    SEL_USER_SS,
+    BOOT_INFO, DIRECT_MAP, GDT_TSS, IDT, PRIORITY_NO_BELLS, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS,
+    SEL_USER_CS, SEL_USER_SS,
 };
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr,
@@ -325,12 +325,20 @@ fn set_msrs(vcpu: &VcpuFd, kernel: &LoadedKernel, mode: Mode, flags: u64) -> Res
 }
 
 /// Spurious-interrupt register: APIC software-enabled, vector 0xff
-/// (SDM vol. 3 §12.9).
+/// (SDM vol. 3 §12.9). Task priority: bells stay out.
 fn enable_apic(vcpu: &VcpuFd) -> Result<(), VcpuError> {
+    const TPR: usize = 0x80;
     const SVR: usize = 0xf0;
     let mut lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
-    for (register, byte) in lapic.regs.iter_mut().skip(SVR).zip(0x1ff_u32.to_le_bytes()) {
-        *register = i8::from_le_bytes([byte]);
+    for (register, value) in [(TPR, PRIORITY_NO_BELLS), (SVR, 0x1ff)] {
+        for (byte, new) in lapic
+            .regs
+            .iter_mut()
+            .skip(register)
+            .zip(value.to_le_bytes())
+        {
+            *byte = i8::from_le_bytes([new]);
+        }
     }
     vcpu.set_lapic(&lapic).map_err(kvm("KVM_SET_LAPIC"))
 }

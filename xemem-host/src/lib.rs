@@ -44,8 +44,8 @@ pub mod wire;
 
 pub use client::maps;
 pub use client::{
-    ArenaGrant, ArenaRequest, Attachment, Broker, ClientError, Piece, PlainAttachment, Segment,
-    SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
+    ArenaGrant, ArenaRequest, Attachment, Bells, Broker, ClientError, Piece, PlainAttachment,
+    Segment, SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
 };
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};

@@ -74,7 +74,17 @@ pub const SEL_TSS: u16 = 0x40;
 
 // --- vectors ------------------------------------------------------------------
 
+/// Interrupt that says that an attached arena was published to, or that a wait
+/// for that is over: the local timer uses it, too. This vector and
+/// [`VECTOR_NOTICE`] are of a lower priority class than the others: the kernel
+/// lets them in only while a program waits for them.
+pub const VECTOR_BELL: u8 = 0x30;
+/// Interrupt that says that the broker, or its end, concerns what is attached.
+pub const VECTOR_NOTICE: u8 = 0x31;
 /// Interrupt that tells the kernel to look at the command queue.
 pub const VECTOR_COMMAND: u8 = 0x40;
 /// Interrupt that one core of the enclave sends another or itself.
 pub const VECTOR_IPI: u8 = 0x41;
+/// Task priority (SDM vol. 3 §12.8.3.1) that keeps [`VECTOR_BELL`] and
+/// [`VECTOR_NOTICE`] out and lets the others in; in force from the start.
+pub const PRIORITY_NO_BELLS: u32 = 0x30;

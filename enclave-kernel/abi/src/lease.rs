@@ -31,23 +31,47 @@ pub fn slot_word(arena: usize, slot: usize) -> Option<usize> {
     (arena < MAX_ARENAS && slot < SLOTS).then(|| arena * WORDS_PER_ARENA + slot)
 }
 
-/// Word index of the `retain` count of arena `arena` (written by the broker):
-/// the lower half is the count, where 0 counts as 1, the upper half the number
-/// of readers attached.
+/// Word index of what the broker tells the kernel about arena `arena`: in the
+/// lowest byte the `retain` count, where 0 counts as 1, above it the flags of
+/// [`bells`], in the upper half the number of readers attached.
 #[must_use]
 pub fn retain_word(arena: usize) -> Option<usize> {
     (arena < MAX_ARENAS).then(|| arena * WORDS_PER_ARENA + SLOTS)
 }
 
-/// The word of a `retain` count and a number of readers.
+/// Flags of the `retain` word: who is to be told of a publish, and by what.
+///
+/// Importers in other enclaves may have bells of their own, which the exporter's
+/// kernel rings besides the doorbell of the broker.
+pub mod bells {
+    /// The bells are not those that the kernel was given last: it asks for them
+    /// before the next publish.
+    pub const CHANGED: u32 = 1 << 8;
+    /// There are bells to ring.
+    pub const RING: u32 = 1 << 9;
+    /// Nobody but those with bells waits: the broker's doorbell need not ring.
+    /// The kernel looks at this flag *after* a generation can be seen, the
+    /// broker looks for generations after it has changed it.
+    pub const QUIET: u32 = 1 << 10;
+    /// Any of them.
+    pub const ANY: u32 = CHANGED | RING | QUIET;
+}
+
+/// The word of a `retain` count, flags of [`bells`] and a number of readers.
 #[must_use]
-pub const fn retain_of(count: u32, readers: u32) -> u64 {
-    (readers as u64) << 32 | count as u64
+pub const fn retain_of(count_and_flags: u32, readers: u32) -> u64 {
+    (readers as u64) << 32 | count_and_flags as u64
 }
 
 /// The `retain` count in its word.
 #[must_use]
 pub const fn retain_count(word: u64) -> u32 {
+    (word & 0xff) as u32
+}
+
+/// The `retain` count and the flags: at most 1 if neither asks for anything.
+#[must_use]
+pub const fn retain_and_flags(word: u64) -> u32 {
     (word & 0xffff_ffff) as u32
 }
 
@@ -111,6 +135,13 @@ mod tests {
             assert_eq!(Slot::decode(slot.encode()), slot);
         }
         assert_eq!(Slot::decode(3), Slot::Empty);
+    }
+
+    #[test]
+    fn flags_and_count_do_not_mix() {
+        let word = retain_of(15 | bells::ANY, u32::MAX);
+        assert_eq!((retain_count(word), retain_readers(word)), (15, u32::MAX));
+        assert_eq!(retain_and_flags(word), 15 | bells::ANY);
     }
 
     #[test]

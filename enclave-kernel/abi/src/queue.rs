@@ -71,8 +71,17 @@ pub struct QueuePage {
     /// The VMM sends the next one only then: on a host that nests interrupts
     /// before their end it would start at the top of that stack again.
     pub interrupts_taken: u32,
+    /// Bells of attached arenas taken ([`crate::layout::VECTOR_BELL`]); several
+    /// that ring before one is taken are one.
+    pub bells_taken: u32,
+    /// Notices taken ([`crate::layout::VECTOR_NOTICE`]).
+    pub notices_taken: u32,
+    /// Bells taken that were about nothing new.
+    pub bells_idle: u32,
+    /// Times that bells were held off because they rang for nothing.
+    pub bells_paused: u32,
     /// Padding.
-    pub pad: [u32; 12],
+    pub pad: [u32; 8],
     /// Kernel → VMM.
     pub to_host: Ring,
     /// VMM → kernel.
@@ -155,8 +164,8 @@ numbers! {
         /// Attach an arena or a piece of a plain segment: {import slot, apid,
         /// policy, offset, bytes or 0 = all}. Answer: {0 or -errno,
         /// guest-physical address, payload bytes, bytes of a chunk or page,
-        /// banks or 0 = plain, 1 = to be written}. The memory is there from then
-        /// on, read-only unless that last word says more.
+        /// banks or 0 = plain, 1 = to be written, 1 = publishes interrupt}. The
+        /// memory is there from then on, read-only unless the word says more.
         ImportAttach = 16,
         /// Lease the next generation for import slot `args[0]` and give the one
         /// before back; wait for it at most `args[1]` milliseconds as in
@@ -188,6 +197,13 @@ numbers! {
         /// [`crate::syscall::XEMEM_WAIT`]. Answer: their number, 0 = the segment
         /// has ended, or -errno; EINTR when the program is to be killed.
         SegmentWait = 25,
+        /// The broker has changed the bells of arena slot `args[0]`: install
+        /// what it gives. Answer: {0 or -errno, mask of the bells to ring}.
+        ArenaBells = 26,
+        /// Ring-3 mode: sleep until a bell or a notice of an attached arena, or
+        /// a kill, at most `args[0]` nanoseconds. Answer: {0, 1 = a bell rang, 1
+        /// = the broker, or its end, has something to say}.
+        AwaitBell = 27,
     }
 }
 
@@ -247,6 +263,12 @@ pub mod doorbell {
     pub const QUEUE: u64 = 0;
     /// First arena doorbell; slot `n` is at `ARENA_BASE + 8 n`, 4 bytes wide.
     pub const ARENA_BASE: u64 = 0x100;
+    /// First bell of importers; bell `b` of arena slot `n` is at
+    /// `BELL_BASE + 4 (BELLS n + b)`, 4 bytes wide.
+    pub const BELL_BASE: u64 = 0x800;
+    /// Bells of one arena.
+    pub const BELLS: usize = 16;
+    const _: () = assert!(BELL_BASE + 4 * (BELLS * crate::lease::MAX_ARENAS) as u64 == 4096);
 }
 
 #[cfg(test)]

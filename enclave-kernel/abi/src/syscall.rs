@@ -101,6 +101,12 @@ pub const XEMEM_SUBSCRIBE: u64 = BASE + 24;
 /// last time, 0 if the segment has ended and all were taken. A timeout of 0 is
 /// no wait, of `u32::MAX` for ever; ETIMEDOUT.
 pub const XEMEM_WAIT: u64 = BASE + 25;
+/// `(address, generation, timeout in ms) → newest generation`: waits until the
+/// arena attached there has a generation after the one given, and leases none.
+/// Returns earlier, with what there is, when the broker has something to say, as
+/// at the end of the stream. ETIMEDOUT; EOPNOTSUPP where the exporter cannot
+/// ring here.
+pub const XEMEM_AWAIT: u64 = BASE + 27;
 
 /// The id is an access.
 pub const XEMEM_BY_APID: u64 = 0;

@@ -12,12 +12,15 @@ use enclave_abi::addr::range_within;
 use enclave_abi::arena::{
     ARENA_MAGIC, ArenaHeader, Geometry, MAX_VARS, VARS_OFFSET, VarDesc, state,
 };
-use enclave_abi::lease::{SLOTS, Slot, WORDS_PER_ARENA, retain_count, retain_readers};
+use enclave_abi::lease::{
+    SLOTS, Slot, WORDS_PER_ARENA, bells, retain_and_flags, retain_count, retain_readers,
+};
 use enclave_abi::queue::doorbell;
 use enclave_core::arena::{CatchUp, Held, Placement, has_room, oldest_held, reclaimable};
 use enclave_core::errno::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::bells::Bells;
 use super::object::{Chunk, Object};
 use super::placement::Placing;
 use super::tables::{OUT_OF_TURN, Twins, bank_bits, bank_of, leaf_bits};
@@ -43,8 +46,10 @@ pub(crate) struct Arena {
     top_slot: Words,
     /// The lease words, the bell that readers wait for, and how many
     /// generations may be held.
-    lease: &'static [AtomicU64; WORDS_PER_ARENA],
-    bell: Doorbell,
+    pub(super) lease: &'static [AtomicU64; WORDS_PER_ARENA],
+    pub(super) bell: Doorbell,
+    /// Bells of importers.
+    pub(super) bells: Bells,
     spare_banks: usize,
     /// XEMEM segment.
     pub(crate) segid: u64,
@@ -108,6 +113,7 @@ impl Arena {
             top_slot: Words::new(paging::top_slot(address(slot)), 1),
             lease: phys::lease_words(slot)?,
             bell: Doorbell::new(doorbell::ARENA_BASE + 8 * slot as u64),
+            bells: Bells::new(slot),
             spare_banks: (geometry.nr_banks as usize).checked_sub(1)?.min(SLOTS),
             segid,
             backing_page_bytes,
@@ -271,12 +277,15 @@ impl Arena {
     pub(crate) fn publish(&mut self, step: u64, time_bits: u64) -> Result<u64, ArenaError> {
         let start = arch::rdtsc();
         let Some(place) = self.admit() else {
-            return self.publish_without_room(start, step, time_bits);
+            return self.publish_otherwise(start, step, time_bits);
         };
-        Ok(self.publish_to(place, start, step, time_bits))
+        let generation = self.publish_to(place, start, step, time_bits);
+        self.bell.ring();
+        Ok(generation)
     }
 
-    /// The publish itself, with a lease word for it.
+    /// The publish itself, with a lease word for it; who waits is told by the
+    /// caller.
     #[inline(always)]
     fn publish_to(&mut self, place: &AtomicU64, start: u64, step: u64, time_bits: u64) -> u64 {
         if self.owed != 0 {
@@ -301,22 +310,31 @@ impl Arena {
             .object
             .header::<{ offset_of!(ArenaHeader, latest_generation) }>();
         latest.store(generation, Ordering::Release);
-        self.bell.ring();
         generation
     }
 
-    /// The pool is exhausted: what the policy says.
+    /// The pool is exhausted, and the policy says what then; or importers have
+    /// bells.
     #[cold]
-    fn publish_without_room(
+    fn publish_otherwise(
         &mut self,
         start: u64,
         step: u64,
         time_bits: u64,
     ) -> Result<u64, ArenaError> {
-        match self.make_room()? {
-            Some(place) => Ok(self.publish_to(place, start, step, time_bits)),
-            None => Err(self.refuse()),
+        if self.must_ask_for_bells() {
+            return Err(ArenaError::Bells);
         }
+        let place = match self.admit_whatever_rings() {
+            Some(place) => place,
+            None => match self.make_room()? {
+                Some(place) => place,
+                None => return Err(self.refuse()),
+            },
+        };
+        let generation = self.publish_to(place, start, step, time_bits);
+        self.ring_all();
+        Ok(generation)
     }
 
     /// A lease word that the policy gives an exhausted pool.
@@ -325,7 +343,7 @@ impl Arena {
             Policy::DiscardNewest => Ok(None),
             Policy::DiscardOldest => {
                 self.discard_oldest();
-                Ok(self.admit())
+                Ok(self.admit_whatever_rings())
             }
             Policy::Block { .. } => Err(ArenaError::Full),
         }
@@ -333,7 +351,7 @@ impl Arena {
 
     /// A lease word for a publish that follows in any case; nothing is counted.
     pub(super) fn find_place(&mut self) -> Result<&'static AtomicU64, ArenaError> {
-        match self.admit() {
+        match self.admit_whatever_rings() {
             Some(place) => Ok(place),
             None => self.make_room()?.ok_or(ArenaError::Exhausted),
         }
@@ -373,6 +391,7 @@ impl Arena {
     /// Publishes to a word that [`Arena::find_place`] gave.
     pub(super) fn publish_at(&mut self, place: &AtomicU64, step: u64, time_bits: u64) {
         self.publish_to(place, arch::rdtsc(), step, time_bits);
+        self.ring_all();
     }
 
     /// Counts a publish that was given up for want of room.
@@ -427,16 +446,34 @@ impl Arena {
 
     /// Takes back what may be taken back and finds a lease word for one more
     /// generation; refreshes the held set. Held generations stay below the
-    /// number of banks, so only so many words are in use.
+    /// number of banks, so only so many words are in use. `None` also where
+    /// importers have bells.
     #[inline]
     fn admit(&mut self) -> Option<&'static AtomicU64> {
-        let retain = retain_count(self.lease[SLOTS].load(Ordering::Relaxed));
+        let told = retain_and_flags(self.lease[SLOTS].load(Ordering::Relaxed));
         let usable = self.lease.get(..self.spare_banks)?;
-        let mask = if retain > 1 {
-            reclaimable_now(usable, u64::from(retain))
+        let mask = if told > 1 {
+            reclaimable_now(usable, told)?
         } else {
             u32::MAX
         };
+        self.find_word(usable, mask)
+    }
+
+    /// As [`Arena::admit`], bells or not.
+    fn admit_whatever_rings(&mut self) -> Option<&'static AtomicU64> {
+        let retain = retain_count(self.lease[SLOTS].load(Ordering::Relaxed));
+        let usable = self.lease.get(..self.spare_banks)?;
+        let mask = match retain {
+            0 | 1 => u32::MAX,
+            retain => reclaimable_now(usable, retain)?,
+        };
+        self.find_word(usable, mask)
+    }
+
+    /// Takes back the words of `mask` that may be, and finds a free one.
+    #[inline(always)]
+    fn find_word(&mut self, usable: &'static [AtomicU64], mask: u32) -> Option<&'static AtomicU64> {
         self.held.clear();
         let (mut place, mut bit) = (None, 1);
         for word in usable {
@@ -530,15 +567,19 @@ impl Arena {
     }
 }
 
-/// Which words may be taken back when more than the newest generation is to
-/// be retained.
+/// Which words may be taken back when more than the newest generation is to be
+/// retained; `None` if `told` says that there is more to a publish than that.
 #[cold]
-fn reclaimable_now(shared: &[AtomicU64], retain: u64) -> u32 {
+fn reclaimable_now(shared: &[AtomicU64], told: u32) -> Option<u32> {
+    if told & bells::ANY != 0 {
+        return None;
+    }
+    let retain = u64::from(told);
     let mut words = [0; SLOTS];
     for (word, from) in words.iter_mut().zip(shared) {
         *word = from.load(Ordering::Acquire);
     }
-    reclaimable(&words, retain)
+    Some(reclaimable(&words, retain))
 }
 
 const _: () = assert!(SLOTS + 1 == WORDS_PER_ARENA);

@@ -11,6 +11,7 @@
 //! written) during the next generation's faults.
 
 mod arena;
+mod bells;
 mod object;
 mod placement;
 pub(crate) mod tables;
@@ -53,6 +54,8 @@ pub(crate) enum ArenaError {
     BadObject,
     /// Variable table full.
     VarsFull,
+    /// Ask the host for the bells first, and repeat.
+    Bells,
 }
 
 /// What happens when a publish finds the pool exhausted.
@@ -219,6 +222,23 @@ pub(crate) fn note_wait_of_set(set: u64) -> u32 {
 /// Counts a set that was given up after its wait.
 pub(crate) fn refuse_set(set: u64) {
     refuse_all(&mut ARENAS.lock(), |slot| set >> slot & 1 == 1);
+}
+
+/// Takes the bells that the host has for the arenas of `set`, where they have
+/// changed.
+pub(crate) fn take_bells(set: u64) {
+    for slot in (0..MAX_ARENAS).filter(|slot| set >> slot & 1 == 1) {
+        let must = with(slot as u64, |arena| Ok(arena.must_ask_for_bells()));
+        if must == Ok(true) {
+            let [result, mask, ..] = host::call(Call::ArenaBells, [slot as u64, 0, 0, 0, 0, 0, 0]);
+            // Without an answer the broker goes on to tell everybody.
+            let mask = if result == 0 { mask } else { 0 };
+            let _ = with(slot as u64, |arena| {
+                arena.bells.set(mask);
+                Ok(())
+            });
+        }
+    }
 }
 
 /// The arena that contains `va`: (slot, payload bytes).

@@ -4,7 +4,9 @@
 //! are checked against the window that was mapped, leaves are made of the chunks
 //! and banks that `enclave-core/import` has checked.
 
-use enclave_abi::arena::{Geometry, MAX_VARS, VARS_OFFSET, VarDesc};
+use core::mem::offset_of;
+
+use enclave_abi::arena::{ArenaHeader, Geometry, MAX_VARS, VARS_OFFSET, VarDesc};
 use enclave_core::import::{Control, Follower, ImportError, Leaves, Place};
 use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
@@ -17,6 +19,8 @@ use crate::phys::{self, Words};
 #[derive(Debug)]
 pub(super) struct Import {
     apid: u64,
+    /// Whether the exporter's publishes, or the broker, interrupt us.
+    rings: bool,
     /// Guest-physical address of the object (control area first).
     base: u64,
     follower: Follower,
@@ -62,10 +66,16 @@ impl Import {
     /// Sets the import up over the object at `base`, whose control area is
     /// mapped, for the addresses from `start` on; nothing is shown yet. `None`
     /// without memory for tables.
-    pub(super) fn new(start: u64, apid: u64, geometry: Geometry, base: u64) -> Option<Self> {
+    pub(super) fn new(
+        start: u64,
+        (apid, rings): (u64, bool),
+        geometry: Geometry,
+        base: u64,
+    ) -> Option<Self> {
         let tree = LoneTree::new(&geometry)?;
         Some(Self {
             apid,
+            rings,
             base,
             follower: Follower::new(geometry),
             control: Area(Words::new(base, geometry.control_bytes / 8)),
@@ -82,6 +92,18 @@ impl Import {
     /// The access it was attached by.
     pub(super) fn apid(&self) -> u64 {
         self.apid
+    }
+
+    /// Whether to wait for a bell.
+    pub(super) fn rings(&self) -> bool {
+        self.rings
+    }
+
+    /// The newest generation, as the exporter says.
+    pub(super) fn newest(&self) -> u64 {
+        const NEWEST: usize = offset_of!(ArenaHeader, latest_generation);
+        const { assert!(NEWEST.is_multiple_of(8)) };
+        self.control.word(NEWEST as u64)
     }
 
     /// Payload bytes.

@@ -82,7 +82,7 @@ pub(crate) fn attached_by(apid: u64) -> impl Iterator<Item = usize> {
 /// Sets up the arena whose object the host placed at `base`; shows nothing
 /// yet. `false` if the object is not where it may be, or without memory for
 /// tables.
-pub(crate) fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> bool {
+pub(crate) fn install(slot: usize, apid: (u64, bool), geometry: Geometry, base: u64) -> bool {
     let fits = fits(base, geometry.object_bytes);
     if !fits || paging::map_direct_read_only(base, geometry.control_bytes).is_err() {
         return false;
@@ -146,6 +146,16 @@ pub(crate) fn made_at(address: u64) -> Option<(u64, u64)> {
         }) => Some((*segid, *size_bytes)),
         _ => None,
     }
+}
+
+/// Whether to wait for a bell in `slot`.
+pub(crate) fn rings(slot: usize) -> bool {
+    with(slot, |import| import.rings()) == Some(true)
+}
+
+/// The newest generation in `slot`, as the exporter says; 0 without an arena.
+pub(crate) fn newest(slot: usize) -> u64 {
+    with(slot, |import| import.newest()).unwrap_or(0)
 }
 
 /// Payload bytes of the arena in `slot`.

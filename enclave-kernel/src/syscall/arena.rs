@@ -26,6 +26,7 @@ impl From<ArenaError> for Errno {
             ArenaError::Full => MUST_WAIT,
             ArenaError::BadObject => Self::EIO,
             ArenaError::VarsFull => Self::ENOSPC,
+            ArenaError::Bells => MUST_ASK,
         }
     }
 }
@@ -60,6 +61,18 @@ pub(super) fn publish(slot: u64, step: u64, time_bits: u64) -> Outcome {
 /// How [`publish`] says that its arena's policy is to wait; no program sees it.
 pub(super) const MUST_WAIT: Errno = Errno::ENOBUFS;
 
+/// How [`publish`] says that the bells have changed; no program sees it.
+pub(super) const MUST_ASK: Errno = Errno::ECANCELED;
+
+/// Publishes with the bells that the host has now.
+pub(super) fn publish_with_bells(slot: u64, step: u64, time_bits: u64) -> Outcome {
+    arenas::take_bells(1 << (slot % MAX_ARENAS as u64));
+    match publish(slot, step, time_bits) {
+        Err(MUST_WAIT) => publish_when_free(slot, step, time_bits),
+        other => other,
+    }
+}
+
 /// Publishes as soon as a reader gives a generation back.
 pub(super) fn publish_when_free(slot: u64, step: u64, time_bits: u64) -> Outcome {
     let timeout_ms = arenas::with(slot, |arena| {
@@ -70,6 +83,7 @@ pub(super) fn publish_when_free(slot: u64, step: u64, time_bits: u64) -> Outcome
         }
     })?;
     let published = wait_for(timeout_ms, || {
+        arenas::take_bells(1 << (slot % MAX_ARENAS as u64));
         match arenas::with(slot, |arena| arena.publish(step, time_bits)) {
             Err(ArenaError::Full) => Ok(None),
             other => Ok(Some(other?)),
@@ -86,6 +100,7 @@ fn publish_set(set: u64, step: u64, time_bits: u64) -> Outcome {
     if set == 0 || set >> MAX_ARENAS != 0 {
         return Err(Errno::EINVAL);
     }
+    arenas::take_bells(set);
     match arenas::publish_set(set, step, time_bits) {
         Err(ArenaError::Full) => {}
         other => return Ok(other?),

@@ -17,7 +17,7 @@ use enclave_core::import::Place;
 
 use super::{Outcome, answer, segment};
 use crate::imports::{self, IMPORT_SPAN, Source};
-use crate::{host, phys, process, user};
+use crate::{bells, clock, host, phys, process, user};
 
 /// Serves a call of the importing side.
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
@@ -31,6 +31,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::XEMEM_VALID => {
             slot(a[0]).and_then(|slot| imports::is_valid(slot).map(u64::from).ok_or(Errno::EINVAL))
         }
+        ours::XEMEM_AWAIT => wait(a[0], a[1], a[2]),
         ours::XEMEM_VARIABLE => variable(a[0], a[1], a[2]),
         _ => segment::serve(nr, a),
     }
@@ -101,7 +102,15 @@ fn attach(args_at: u64) -> Outcome {
     let number = slot as u64;
     let (offset, wanted) = (args.offset, args.size_bytes);
     let policy = u64::from(args.policy);
-    let [result, base, size_bytes, chunk_bytes, nr_banks, writable, _] = host::call(
+    let [
+        result,
+        base,
+        size_bytes,
+        chunk_bytes,
+        nr_banks,
+        writable,
+        rings,
+    ] = host::call(
         Call::ImportAttach,
         [number, args.apid, policy, offset, wanted, 0, 0],
     );
@@ -119,7 +128,7 @@ fn attach(args_at: u64) -> Outcome {
     } else {
         Geometry::new(size_bytes, chunk_bytes, nr_banks)
             .map_err(|_| Errno::EIO)
-            .and_then(|geometry| install(slot, args.apid, geometry, base))
+            .and_then(|geometry| install(slot, (args.apid, rings == 1), geometry, base))
     };
     if let Err(errno) = installed {
         let _ = ask(Call::ImportDetach, [number, 0, 0]);
@@ -132,7 +141,7 @@ fn attach(args_at: u64) -> Outcome {
 }
 
 /// Reserves the addresses of `slot` and sets the import up.
-fn install(slot: usize, apid: u64, geometry: Geometry, base: u64) -> Result<(), Errno> {
+fn install(slot: usize, apid: (u64, bool), geometry: Geometry, base: u64) -> Result<(), Errno> {
     reserve(slot, geometry.size_bytes, Prot::NONE)?;
     if imports::install(slot, apid, geometry, base) {
         return Ok(());
@@ -198,8 +207,11 @@ fn next(address: u64, timeout_ms: u64, to: u64) -> Outcome {
         return Err(Errno::EINVAL);
     }
     user::check_writable(to, size_of::<Imported>() as u64)?;
-    let [result, step, time_bits, unix_ns, log_head, chunks_copied, _] =
-        host::call(Call::ImportNext, [slot as u64, timeout_ms, 0, 0, 0, 0, 0]);
+    let [result, step, time_bits, unix_ns, log_head, chunks_copied, _] = if imports::rings(slot) {
+        lease_when_rung(slot, timeout_ms)?
+    } else {
+        lease(slot, timeout_ms)
+    };
     let mut imported = Imported {
         address,
         size_bytes: imports::size_bytes(slot).unwrap_or(0),
@@ -229,6 +241,50 @@ fn next(address: u64, timeout_ms: u64, to: u64) -> Outcome {
     (imported.chunks_copied, imported.chunks_mapped) = (chunks_copied, chunks_mapped);
     user::write(to, &imported)?;
     Ok(1)
+}
+
+/// Has the host lease the next generation; it waits there at most `timeout_ms`.
+fn lease(slot: usize, timeout_ms: u64) -> [u64; 7] {
+    host::call(Call::ImportNext, [slot as u64, timeout_ms, 0, 0, 0, 0, 0])
+}
+
+/// Has the host lease the next generation and waits for it here, asleep until
+/// the exporter's bell or the broker's notice: the host is only asked again when
+/// the exporter's control area, or a notice, says that it is worth it.
+fn lease_when_rung(slot: usize, timeout_ms: u64) -> Result<[u64; 7], Errno> {
+    let deadline_ns = deadline(timeout_ms);
+    loop {
+        let (newest, notices) = (imports::newest(slot), bells::notices());
+        let leased = lease(slot, 0);
+        if answer(leased[0]) != Err(Errno::ETIMEDOUT) || timeout_ms == 0 {
+            return Ok(leased);
+        }
+        bells::wait(|| imports::newest(slot) != newest, notices, deadline_ns)?;
+    }
+}
+
+/// When a wait of `timeout_ms` ends, by the monotonic clock.
+fn deadline(timeout_ms: u64) -> u64 {
+    if timeout_ms == ours::NO_LIMIT {
+        return u64::MAX;
+    }
+    clock::monotonic_ns().saturating_add(timeout_ms * 1_000_000)
+}
+
+/// Waits for a generation after `after` without leasing it.
+fn wait(address: u64, after: u64, timeout_ms: u64) -> Outcome {
+    let slot = slot(address)?;
+    if timeout_ms > ours::NO_LIMIT {
+        return Err(Errno::EINVAL);
+    }
+    if !imports::rings(slot) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let is_there = || imports::newest(slot) > after;
+    if !is_there() {
+        bells::wait(is_there, bells::notices(), deadline(timeout_ms))?;
+    }
+    Ok(imports::newest(slot))
 }
 
 fn detach(address: u64) -> Outcome {

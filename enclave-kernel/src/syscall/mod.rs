@@ -61,10 +61,11 @@ pub(crate) fn dispatch(frame: &mut TrapFrame) {
 /// arguments.
 #[cold]
 fn refused(frame: &TrapFrame, errno: Errno) -> u64 {
-    let outcome = if frame.rax == ours::ARENA_PUBLISH && errno == arena::MUST_WAIT {
-        arena::publish_when_free(frame.rdi, frame.rsi, frame.rdx)
-    } else {
-        Err(errno)
+    let (slot, step, time_bits) = (frame.rdi, frame.rsi, frame.rdx);
+    let outcome = match (frame.rax, errno) {
+        (ours::ARENA_PUBLISH, arena::MUST_WAIT) => arena::publish_when_free(slot, step, time_bits),
+        (ours::ARENA_PUBLISH, arena::MUST_ASK) => arena::publish_with_bells(slot, step, time_bits),
+        _ => Err(errno),
     };
     outcome.unwrap_or_else(Errno::to_result)
 }

@@ -42,7 +42,7 @@ impl Imports {
         }
     }
 
-    fn named(&mut self, name: &str) -> Result<&mut Import, String> {
+    pub(crate) fn named(&mut self, name: &str) -> Result<&mut Import, String> {
         self.attached.get_mut(name).ok_or_else(|| unknown(name))
     }
 

@@ -126,6 +126,21 @@ pub enum Request {
         /// Longest wait for each in milliseconds.
         timeout_ms: u32,
     },
+    /// Plays with a program in another enclave: publishes the own arena whenever
+    /// the other one has a new generation, `first` without waiting for one. →
+    /// rounds; wake-ups
+    Rally {
+        /// Name of the own arena.
+        name: String,
+        /// Name of the attached arena.
+        other: String,
+        /// Whether to begin.
+        first: bool,
+        /// Generations to publish.
+        rounds: u64,
+        /// Longest wait for each in milliseconds.
+        timeout_ms: u32,
+    },
     /// Reads all that was shown last again. → its step, 1 if it is whole, 1 if
     /// the kernel says that it is what was published
     Look {
@@ -221,6 +236,16 @@ impl fmt::Display for Request {
                 until,
                 timeout_ms,
             } => write!(f, "follow {name} {until} {timeout_ms}"),
+            Self::Rally {
+                name,
+                other,
+                first,
+                rounds,
+                timeout_ms,
+            } => {
+                let place = if *first { "first" } else { "second" };
+                write!(f, "rally {name} {other} {place} {rounds} {timeout_ms}")
+            }
             Self::Look { name } => write!(f, "look {name}"),
             Self::Detach { name } => write!(f, "detach {name}"),
             Self::Churn { name, count } => write!(f, "churn {name} {count}"),
@@ -330,7 +355,9 @@ impl Words<'_> {
 
     /// The requests about arenas of others.
     fn importing(&mut self, request: &str) -> Result<Request, String> {
-        let known = ["attach", "next", "follow", "look", "detach", "churn"];
+        let known = [
+            "attach", "next", "follow", "rally", "look", "detach", "churn",
+        ];
         if !known.contains(&request) {
             return Err(format!("unknown request {request:?}"));
         }
@@ -352,6 +379,17 @@ impl Words<'_> {
             "follow" => Request::Follow {
                 name,
                 until: self.number("a generation")?,
+                timeout_ms: self.small("milliseconds")?,
+            },
+            "rally" => Request::Rally {
+                name,
+                other: self.text("another name")?,
+                first: match self.text("first or second")?.as_str() {
+                    "first" => true,
+                    "second" => false,
+                    other => return Err(format!("{other:?} is neither first nor second")),
+                },
+                rounds: self.number("rounds")?,
                 timeout_ms: self.small("milliseconds")?,
             },
             "look" => Request::Look { name },
@@ -462,6 +500,20 @@ mod tests {
                 name: name(),
                 until: 300,
                 timeout_ms: 9,
+            },
+            Request::Rally {
+                name: name(),
+                other: name(),
+                first: true,
+                rounds: 10,
+                timeout_ms: 9,
+            },
+            Request::Rally {
+                name: name(),
+                other: name(),
+                first: false,
+                rounds: 0,
+                timeout_ms: 0,
             },
             Request::Look { name: name() },
             Request::Detach { name: name() },

@@ -97,8 +97,39 @@ impl Work {
                 generations,
                 touched,
             } => self.named(name)?.storm(*generations, *touched),
+            Request::Rally {
+                name,
+                other,
+                first,
+                rounds,
+                timeout_ms,
+            } => {
+                let timeout = Duration::from_millis((*timeout_ms).into());
+                self.rally(name, other, (*first, *rounds), timeout)
+            }
             other => self.imports.serve(other),
         }
+    }
+
+    fn rally(
+        &mut self,
+        name: &str,
+        other: &str,
+        (first, rounds): (bool, u64),
+        timeout: Duration,
+    ) -> Result<Vec<u64>, String> {
+        let own = self.arenas.get_mut(name).ok_or_else(|| unknown(name))?;
+        let other = self.imports.named(other)?;
+        let (mut heard, mut wakes) = (0, 0);
+        for round in 0..rounds {
+            while heard < round + u64::from(!first) {
+                let newest = other.wait(heard, Some(timeout));
+                heard = newest.map_err(|errno| format!("wait in round {round}: {errno}"))?;
+                wakes += 1;
+            }
+            own.next_publish()?;
+        }
+        Ok(vec![rounds, wakes])
     }
 
     fn step_set(&mut self, names: &[String], step: u64) -> Result<Vec<u64>, String> {

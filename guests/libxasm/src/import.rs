@@ -159,6 +159,20 @@ impl Import {
         Ok(Some(Snapshot { import, record }))
     }
 
+    /// Waits until there is a generation after `after`, as long as `timeout`, for
+    /// ever if `None`; leases none. The newest one there is: not later than
+    /// `after` when the stream has ended, and now and then for no reason.
+    ///
+    /// Between enclaves of one user no thread of the host wakes up for this: the
+    /// exporter's publish interrupts this processor.
+    ///
+    /// # Errors
+    /// ETIMEDOUT; EOPNOTSUPP where the exporter cannot ring here: its user is
+    /// another one, or it has no bell to spare.
+    pub fn wait(&self, after: u64, timeout: Option<Duration>) -> Result<u64, Errno> {
+        xemem::await_newer(self.args.start, after, milliseconds(timeout))
+    }
+
     /// The generation that is still shown after the end of the stream.
     #[must_use]
     pub fn last(&self) -> Option<Snapshot<'_>> {

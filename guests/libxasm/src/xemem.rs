@@ -165,6 +165,20 @@ pub unsafe fn next(start: u64, timeout_ms: u32) -> Result<(bool, Imported), Errn
     Errno::from_result(result).map(|shown| (shown != 0, imported))
 }
 
+/// Waits until what is attached at `start` has a generation after `after`, and
+/// leases none; the newest one there is, which is not later than `after` when
+/// the broker has something to say, as at the end of the stream.
+///
+/// # Errors
+/// ETIMEDOUT; EOPNOTSUPP where the exporter cannot ring here; EINVAL if nothing
+/// is attached there.
+pub fn await_newer(start: u64, after: u64, timeout_ms: u32) -> Result<u64, Errno> {
+    let args = [start, after, u64::from(timeout_ms), 0];
+    // SAFETY: the call reads and writes no memory of ours.
+    let result = unsafe { syscall(numbers::XEMEM_AWAIT, args) };
+    Errno::from_result(result)
+}
+
 /// Detaches what is attached at `start`; success if nothing is.
 ///
 /// # Errors

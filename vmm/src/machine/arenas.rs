@@ -31,6 +31,7 @@ use xemem_host::{
     Access, ArenaGrant, ArenaRequest, Broker, ClientError, EndReason, Hugetlb, SegId,
 };
 
+use super::bells::Rung;
 use super::leases::{LEASE_BYTES, LeasePage, Link};
 use crate::machine::{Backing, MemoryNode};
 use crate::memory::{Supply, populate};
@@ -136,6 +137,7 @@ struct Arena {
     object_bytes: u64,
     page_bytes: u64,
     doorbell: EventFd,
+    bells: Rung,
     mapping: Mapping,
 }
 
@@ -342,6 +344,7 @@ impl ArenaTable {
             object_bytes: bytes,
             page_bytes: grant.page_bytes,
             doorbell,
+            bells: Rung::default(),
             mapping,
         };
         self.arenas.insert(slot, arena);
@@ -383,6 +386,30 @@ impl ArenaTable {
                 }
             },
         }
+    }
+
+    /// Puts the bells that the broker has for an arena in force; which ones
+    /// there are.
+    ///
+    /// # Errors
+    /// ENOENT without such an arena; the broker's. There are none then.
+    pub(super) fn bells(&mut self, slot: u64) -> Result<u64, Errno> {
+        let slot = u32::try_from(slot).map_err(|_| Errno::INVAL)?;
+        let segid = self.arenas.get(&slot).ok_or(Errno::NOENT)?.segid;
+        let told = self.tell(|broker| broker.bells(segid));
+        let arena = self.arenas.get_mut(&slot).ok_or(Errno::NOENT)?;
+        match told {
+            Ok(bells) => Ok(arena.bells.replace(&self.vm, slot, bells)),
+            Err(errno) => {
+                arena.bells.clear(&self.vm, slot);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Bells that publishes ring.
+    pub(super) fn count_bells(&self) -> usize {
+        self.arenas.values().map(|arena| arena.bells.count()).sum()
     }
 
     /// Gives an arena a further name.
@@ -436,7 +463,8 @@ impl ArenaTable {
 
     /// Removes memslot, doorbell and mapping.
     fn forget(&mut self, slot: u32) -> Option<SegId> {
-        let arena = self.arenas.remove(&slot)?;
+        let mut arena = self.arenas.remove(&slot)?;
+        arena.bells.clear(&self.vm, slot);
         let _ = self
             .vm
             .unregister_ioevent(&arena.doorbell, &doorbell_address(slot), 1u32);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, align_up};
 use enclave_abi::arena::{GenerationRecord, Geometry};
+use enclave_abi::boot::Mode;
 use enclave_abi::layout::{IMPORT_WINDOW, IMPORT_WINDOW_END};
 use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::syscall::{
@@ -36,6 +37,7 @@ use xemem_host::{
 };
 
 use super::arenas::{FIRST_ARENA_SLOT, Mapping, set_memslot};
+use super::bells::{self, Heard, Listening, Watch};
 use crate::machine::{Backing, MemoryNode};
 
 /// First memslot of imports.
@@ -67,7 +69,7 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct Follow {
     apid: ApId,
-    notify: OwnedFd,
+    tells: Tells,
     /// Newest generation that was leased, 0 at first.
     last: u64,
     /// The generation leased now.
@@ -83,12 +85,34 @@ impl Import {
         }
     }
 
+    /// The eventfds that this thread waits at.
+    fn listening(&self) -> Option<&Listening> {
+        match &self.source {
+            Source::Arena(Follow {
+                tells: Tells::Bells(listening),
+                ..
+            }) => Some(listening),
+            _ => None,
+        }
+    }
+
     fn follow(&mut self) -> Option<&mut Follow> {
         match &mut self.source {
             Source::Arena(follow) => Some(follow),
             Source::Piece(_) | Source::Made(_) => None,
         }
     }
+}
+
+/// How the program hears of generations.
+#[derive(Debug)]
+enum Tells {
+    /// The kernel waits for interrupts, as long as this is kept.
+    Interrupts { _heard: Heard },
+    /// The kernel has this thread wait ([`ImportTable::await_bell`]).
+    Bells(Listening),
+    /// There is no bell: this thread waits for the broker's notify.
+    Notify(OwnedFd),
 }
 
 /// What the running program shares with others beside its own arenas.
@@ -98,7 +122,11 @@ pub(super) struct ImportTable {
     socket: PathBuf,
     pub(super) backing: Backing,
     pub(super) node: MemoryNode,
+    /// Whether the kernel takes bells as interrupts: in ring-0 mode.
+    interrupts: bool,
     broker: Option<Broker>,
+    /// Of its broker, as soon as the kernel waits for interrupts.
+    watch: Option<Watch>,
     imports: BTreeMap<u32, Import>,
     /// What each access is for.
     granted: BTreeMap<ApId, SegId>,
@@ -126,6 +154,8 @@ pub(super) struct Attached {
     /// 0 = plain.
     pub(super) nr_banks: u32,
     pub(super) writable: bool,
+    /// Whether the kernel is interrupted when there is a generation.
+    pub(super) rings: bool,
 }
 
 /// What of it the program wants attached.
@@ -141,13 +171,20 @@ pub(super) struct Wanted {
 
 impl ImportTable {
     /// Nothing attached.
-    pub(super) fn new(vm: Arc<VmFd>, socket: PathBuf, backing: Backing, node: MemoryNode) -> Self {
+    pub(super) fn new(
+        vm: Arc<VmFd>,
+        socket: PathBuf,
+        (backing, node): (Backing, MemoryNode),
+        mode: Mode,
+    ) -> Self {
         Self {
+            interrupts: mode == Mode::Ring0,
             vm,
             socket,
             backing,
             node,
             broker: None,
+            watch: None,
             imports: BTreeMap::new(),
             granted: BTreeMap::new(),
             made: BTreeSet::new(),
@@ -182,7 +219,7 @@ impl ImportTable {
     /// Gives the connection up, with all ids that hang on it. What is mapped
     /// stays.
     pub(super) fn lose(&mut self) {
-        self.broker = None;
+        (self.broker, self.watch) = (None, None);
         self.granted.clear();
         self.made.clear();
         self.signals.clear();
@@ -265,9 +302,11 @@ impl ImportTable {
             nr_banks,
             ..
         } = attachment.geometry;
+        let tells = self.listen(apid, attachment.notify);
+        let rings = !matches!(tells, Tells::Notify(_));
         let follow = Follow {
             apid,
-            notify: attachment.notify,
+            tells,
             last: 0,
             leased: None,
         };
@@ -281,6 +320,7 @@ impl ImportTable {
                 chunk_bytes,
                 nr_banks,
                 writable: false,
+                rings,
             }),
             Err(errno) => {
                 // What cannot be told to the broker ends with the connection.
@@ -288,6 +328,39 @@ impl ImportTable {
                 Err(errno)
             }
         }
+    }
+
+    /// Has the exporter's bell and the broker's `notify` end the kernel's sleep;
+    /// without a bell this thread waits for the broker.
+    fn listen(&mut self, apid: ApId, notify: OwnedFd) -> Tells {
+        let Ok(bell) = self.ask(|broker| broker.bell(apid)) else {
+            return Tells::Notify(notify);
+        };
+        if !self.interrupts {
+            return Tells::Bells(Listening { bell, notify });
+        }
+        match self.be_interrupted(bell, &notify) {
+            Ok(_heard) => Tells::Interrupts { _heard },
+            Err(_) => Tells::Notify(notify),
+        }
+    }
+
+    fn be_interrupted(&mut self, bell: OwnedFd, notify: &OwnedFd) -> Result<Heard, Errno> {
+        let notice = notify.try_clone().map_err(|_| Errno::MFILE)?;
+        if self.watch.is_none() {
+            let socket = self.broker()?.socket().try_clone_to_owned();
+            let socket = socket.map_err(|_| Errno::MFILE)?;
+            self.watch = Some(Watch::new(Arc::clone(&self.vm), socket)?);
+        }
+        Heard::new(Arc::clone(&self.vm), bell, notice)
+    }
+
+    /// Sleeps until a bell of any import rings or the broker has something to say
+    /// (which of both), a kill comes, or for `ns` nanoseconds.
+    pub(super) fn await_bell(&mut self, ns: u64, cancel: BorrowedFd<'_>) -> (bool, bool) {
+        let ears = self.imports.values().filter_map(Import::listening);
+        // A broker that is gone shows in what the kernel asks next.
+        bells::hear(ears, self.broker.as_ref().map(Broker::socket), ns, cancel)
     }
 
     /// Gives a mapping to KVM: its guest-physical address and bytes.
@@ -344,10 +417,12 @@ impl ImportTable {
         loop {
             let follow = self.follow(slot)?;
             let (apid, after, leased) = (follow.apid, follow.last, follow.leased);
-            // Cleared before asking: what comes after shows in the eventfd.
-            match rustix::io::read(&follow.notify, &mut [0_u8; 8]) {
-                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(errno) => return Err(errno),
+            if let Tells::Notify(notify) = &follow.tells {
+                // Cleared before asking: what comes after shows in the eventfd.
+                match rustix::io::read(notify, &mut [0_u8; 8]) {
+                    Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
             match self.ask(|broker| broker.lease(apid, Want::After(after)))? {
                 LeaseReply::Granted { generation, record } => {
@@ -369,7 +444,11 @@ impl ImportTable {
                     let Source::Arena(follow) = &import.source else {
                         return Err(Errno::INVAL);
                     };
-                    match self.wait_at(follow.notify.as_fd(), deadline, cancel) {
+                    let Tells::Notify(notify) = &follow.tells else {
+                        // The kernel waits, and asks again.
+                        return Err(Errno::TIMEDOUT);
+                    };
+                    match self.wait_at(notify.as_fd(), deadline, cancel) {
                         Err(Errno::CONNRESET) => {
                             self.lose();
                             return Err(Errno::CONNRESET);

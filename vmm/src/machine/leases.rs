@@ -113,7 +113,7 @@ impl Link {
 
 /// Blocks until the broker has closed `socket` or `stop` is readable; whether
 /// the broker has.
-fn ends_first(socket: &OwnedFd, stop: &OwnedFd) -> bool {
+pub(super) fn ends_first(socket: &OwnedFd, stop: &OwnedFd) -> bool {
     loop {
         let mut fds = [
             // Answers are not ours to read: only the end counts, which is

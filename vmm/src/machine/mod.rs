@@ -5,6 +5,7 @@
 //! in a [`MachineState`] that says why.
 
 pub mod arenas;
+mod bells;
 pub(crate) mod imports;
 mod leases;
 pub mod queue;
@@ -216,6 +217,21 @@ impl Selftest {
     }
 }
 
+/// Bells between enclaves: see `docs/xemem.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BellCounts {
+    /// Importers whose bells a publish here rings.
+    pub rung: usize,
+    /// Sleeps ended by bells of attached arenas, in ring-0 mode by the timer, too.
+    pub taken: u32,
+    /// Sleeps ended by the broker.
+    pub notices: u32,
+    /// Bells taken that were about nothing new.
+    pub idle: u32,
+    /// Times that bells were held off because they rang for nothing.
+    pub paused: u32,
+}
+
 /// Counters and facts shown by `inspect` and used by the benchmarks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct MachineReport {
@@ -253,4 +269,7 @@ pub struct MachineReport {
     /// Arenas of others that the program has attached.
     #[serde(default)]
     pub imports: usize,
+    /// Bells between this enclave and others.
+    #[serde(default)]
+    pub bells: BellCounts,
 }

@@ -15,6 +15,7 @@ use enclave_abi::queue::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::BellCounts;
 use crate::memory::Ram;
 
 /// Why the queue cannot be used any more.
@@ -136,6 +137,21 @@ impl HostQueue {
 pub fn interrupts_taken(ram: &Ram) -> Result<u32, GuestMemoryError> {
     let at = QUEUE + offset_of!(QueuePage, interrupts_taken) as u64;
     ram.load(GuestAddress(at), Ordering::Acquire)
+}
+
+/// What the kernel has counted about bells; how many it rings it does not know.
+///
+/// # Errors
+/// As [`interrupts_taken`].
+pub fn bell_counts(ram: &Ram) -> Result<BellCounts, GuestMemoryError> {
+    let word = |offset: usize| ram.load(GuestAddress(QUEUE + offset as u64), Ordering::Acquire);
+    Ok(BellCounts {
+        rung: 0,
+        taken: word(offset_of!(QueuePage, bells_taken))?,
+        notices: word(offset_of!(QueuePage, notices_taken))?,
+        idle: word(offset_of!(QueuePage, bells_idle))?,
+        paused: word(offset_of!(QueuePage, bells_paused))?,
+    })
 }
 
 /// Takes what the kernel printed since the last call, and the count of bytes

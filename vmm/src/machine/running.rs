@@ -23,17 +23,19 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
 use super::imports::ImportTable;
-use super::queue::interrupts_taken;
+use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
 use super::state::Shared;
-use super::{MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec};
+use super::{
+    BellCounts, MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec,
+};
 use crate::capability;
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
 use crate::features::{self, Features};
 use crate::forward::Exports;
 use crate::loader::{self, BootFacts};
-use crate::memory::PrivateRam;
+use crate::memory::{PrivateRam, Ram};
 use crate::probe;
 use crate::stats::KvmStats;
 use crate::vcpu::{self, CpuFacts};
@@ -78,6 +80,7 @@ pub enum MachineError {
 pub struct Machine {
     shared: Arc<Shared>,
     stats: Arc<KvmStats>,
+    ram: Ram,
     kick: Arc<Kick>,
     ready: Mutex<Option<Box<Loop>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -178,6 +181,7 @@ impl Machine {
         let cpu = CpuFacts::read(&kvm_fd)?;
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
+        super::bells::route(&vm).map_err(kvm("KVM_SET_GSI_ROUTING"))?;
         phases.done("vm");
         let memory = PrivateRam::on(
             config.mem_bytes,
@@ -232,8 +236,8 @@ impl Machine {
         let imports = ImportTable::new(
             Arc::clone(&vm),
             config.broker_socket.clone(),
-            config.backing,
-            config.memory_node,
+            (config.backing, config.memory_node),
+            mode,
         );
         phases.done("broker");
         let report = MachineReport {
@@ -248,6 +252,7 @@ impl Machine {
         let kick = Arc::new(Kick::default());
         let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
         kick.set(byte.cast());
+        let ram = memory.ram.clone();
         let service = Service::new(
             memory.ram,
             Arc::clone(&shared),
@@ -268,6 +273,7 @@ impl Machine {
         Ok(Self {
             shared,
             stats,
+            ram,
             kick,
             ready: Mutex::new(Some(Box::new(looped))),
             thread: Mutex::new(None),
@@ -309,6 +315,11 @@ impl Machine {
     pub fn report(&self) -> MachineReport {
         let mut report = self.shared.report();
         report.kvm = self.stats.all();
+        // The counters are in guest RAM, which cannot vanish.
+        if let Ok(counts) = bell_counts(&self.ram) {
+            let rung = report.bells.rung;
+            report.bells = BellCounts { rung, ..counts };
+        }
         report
     }
 

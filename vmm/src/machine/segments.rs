@@ -61,6 +61,7 @@ impl ImportTable {
                 chunk_bytes: page_bytes,
                 nr_banks: 0,
                 writable: piece.access == Access::ReadWrite,
+                rings: false,
             }),
             Err(errno) => {
                 // What cannot be told to the broker ends with the connection.

@@ -231,6 +231,19 @@ impl Service {
                     .pause(Duration::from_millis(a[0].min(MAX_PAUSE_MS)));
                 [0; 7]
             }
+            Call::ArenaBells => {
+                let bells = self.arenas.bells(a[0]);
+                self.list_arenas();
+                match bells {
+                    Ok(mask) => [0, mask, 0, 0, 0, 0, 0],
+                    Err(errno) => [result(Err(errno)), 0, 0, 0, 0, 0, 0],
+                }
+            }
+            Call::AwaitBell => {
+                let cancel = self.shared.cancel_fd();
+                let (bell, notice) = self.imports.await_bell(a[0], cancel);
+                [0, bell.into(), notice.into(), 0, 0, 0, 0]
+            }
             Call::Interrupt => {
                 self.is_interrupt_wanted |= a[0] == 1;
                 [0; 7]
@@ -512,7 +525,7 @@ impl Service {
                     Ok(at) => {
                         let (banks, writable) = (at.nr_banks.into(), at.writable.into());
                         let (size, chunk) = (at.size_bytes, at.chunk_bytes);
-                        return [0, at.gpa, size, chunk, banks, writable, 0];
+                        return [0, at.gpa, size, chunk, banks, writable, at.rings.into()];
                     }
                     Err(errno) => Err(errno),
                 }
@@ -523,7 +536,9 @@ impl Service {
 
     fn list_arenas(&self) {
         let (list, imports) = (self.arenas.list(), self.imports.count());
+        let rung = self.arenas.count_bells();
         self.shared.update_report(|report| {
+            report.bells.rung = rung;
             report.arenas = list;
             report.imports = imports;
         });

@@ -4,6 +4,7 @@
 //! from then on the slot may belong to another arena. What arenas and plain
 //! segments have in common is in [`super::segments`].
 
+use super::bells::Bells;
 use super::doorbells::Meter;
 use super::leases::{Leases, Words};
 use super::names::Name;
@@ -32,6 +33,8 @@ pub(super) struct Arena {
     pub(super) hugetlb: Hugetlb,
     /// Whether readers want each generation and keep up.
     pub(super) queueing: bool,
+    /// Of importers in enclaves.
+    pub(super) bells: Bells,
 }
 
 impl Arena {
@@ -131,6 +134,7 @@ impl Broker {
                 retain,
                 hugetlb,
                 queueing: false,
+                bells: Bells::default(),
             })),
             exporter: peer,
             enclave_name: Some(enclave_name),
@@ -258,7 +262,9 @@ impl Broker {
             self.throttled = self.throttled.saturating_add(1);
             self.effects.push(Effect::PauseDoorbell(segid));
         }
-        let apids = segment.apids.clone();
+        // The others have been told by the exporter.
+        let rung = |apid: &ApId| segment.arena().is_some_and(|a| a.bells.rings(*apid));
+        let apids: Vec<ApId> = segment.apids.iter().filter(|a| !rung(a)).copied().collect();
         self.advance(segid, env);
         let attached = |apid: &ApId| self.grants.get(apid).is_some_and(super::Grant::is_attached);
         let attached: Vec<ApId> = apids.into_iter().filter(attached).collect();

@@ -61,6 +61,11 @@ impl Grant {
         self.attachment.is_some() || self.pieces > 0
     }
 
+    /// Of an arena that is attached.
+    pub(super) fn policy(&self) -> Option<Policy> {
+        self.attachment.as_ref().map(|attached| attached.policy)
+    }
+
     /// Whether there must be an eventfd for it.
     pub(super) fn waits(&self) -> bool {
         self.attachment.is_some() || self.subscription.is_some()
@@ -422,6 +427,7 @@ impl Broker {
             self.give_back(peer, segid, generation, env);
         }
         self.effects.push(Effect::DropNotify(Target::Access(apid)));
+        self.drop_bell(segid, apid);
         self.advance(segid, env);
     }
 

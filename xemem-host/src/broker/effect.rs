@@ -24,6 +24,10 @@ pub enum Fds {
     Memory(SegId, Access),
     /// A wait eventfd.
     Wait(Target),
+    /// A bell of an arena.
+    Bell(SegId, u8),
+    /// The bells of an arena that have a bit here, ascending.
+    Bells(SegId, u16),
 }
 
 /// Whom to answer once an effect is carried out, and what it was.
@@ -42,6 +46,7 @@ pub(super) enum Making {
     Notify(ApId),
     Segment(SegId),
     Subscription(Target),
+    Bell(SegId, u8),
 }
 
 /// What the server has to do.
@@ -125,6 +130,17 @@ pub enum Effect {
     ResumeDoorbell(SegId),
     /// Close an eventfd.
     DropNotify(Target),
+    /// Make the eventfd of a bell, then `finish`.
+    MakeBell {
+        /// For `finish`.
+        ticket: Ticket,
+        /// The arena.
+        segid: SegId,
+        /// Its number.
+        bell: u8,
+    },
+    /// Close it.
+    DropBell(SegId, u8),
     /// Forget the arena object.
     DropArena(SegId),
     /// Forget the object of a plain segment.

@@ -36,9 +36,10 @@ pub trait LeaseMemory {
     fn exchange(&self, enclave: EnclaveId, slot: u32, index: usize, old: u64, new: u64) -> bool;
     /// Clears all words of `slot`.
     fn clear(&self, enclave: EnclaveId, slot: u32);
-    /// Sets how many published generations the kernel keeps, and tells it how
-    /// many readers there are.
-    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u32, readers: u32);
+    /// Sets how many published generations the kernel keeps with the flags of
+    /// [`enclave_abi::lease::bells`], and tells it how many readers there are.
+    /// What is read afterwards is not older than this write.
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, told: u32, readers: u32);
     /// Counters in the header.
     fn counters(&self, segid: SegId) -> Counters;
     /// The record of `generation` if it can be read whole.

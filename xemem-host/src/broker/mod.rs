@@ -23,6 +23,7 @@
 
 mod arenas;
 mod attachments;
+mod bells;
 mod doorbells;
 mod effect;
 mod leases;
@@ -285,6 +286,7 @@ impl Broker {
             Making::Segment(segid) => self.segment_made(peer, seq, segid, result, env),
             Making::Sealed(segid) => self.sealed(peer, seq, segid, result, env),
             Making::Notify(apid) => self.notify_made(peer, seq, apid, result, env),
+            Making::Bell(segid, bell) => self.bell_made(peer, seq, (segid, bell), result, env),
             Making::Subscription(target) => self.subscription_made(peer, seq, target, result),
         }
     }
@@ -364,6 +366,8 @@ impl Broker {
             Request::Signal { target } => self.signal(peer, target, env).map(ok),
             Request::Info { segid } => self.look_at(segid, env).map(Some),
             Request::Generations { segid } => self.generations(peer, segid, env).map(Some),
+            Request::Bell { apid } => self.bell(peer, seq, apid).map(|()| None),
+            Request::Bells { segid } => self.bells(peer, seq, segid, env).map(|()| None),
             Request::Retain { segid, count } => self.retain(peer, segid, count, env).map(ok),
         }
     }

@@ -113,6 +113,9 @@ pub enum Refusal {
     /// Attached before.
     #[error("{0} is attached already")]
     Attached(ApId),
+    /// So many importers have a bell of this arena already.
+    #[error("{0} has no bell to spare")]
+    NoBell(SegId),
     /// The generation is not leased.
     #[error("generation {generation} is not leased by {apid}")]
     NotLeased {
@@ -239,6 +242,7 @@ impl Refusal {
             Self::Permission { .. } | Self::ReadOnly | Self::NotSignallable(_) => Errno::ACCESS,
             Self::NoAccess(_) => Errno::BADF,
             Self::NotAttached(_) => Errno::NOTCONN,
+            Self::NoBell(_) => Errno::NOSPC,
             Self::NotLeased { .. } => Errno::NODATA,
             Self::Limit { what, .. } => match what {
                 Table::Clients => Errno::USERS,

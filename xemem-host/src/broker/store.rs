@@ -72,9 +72,10 @@ impl Broker {
         let readers = count(segment.apids.iter().filter(is_reader).count());
         let leased = count(arena.leases.count()).saturating_add(coming);
         let words = arena.words(env);
+        let told = arena.spared(leased) | self.bell_flags(segid);
         words
             .memory
-            .set_retain(words.enclave, words.slot, arena.spared(leased), readers);
+            .set_retain(words.enclave, words.slot, told, readers);
     }
 
     /// Frees what readers of each generation have all `had`.

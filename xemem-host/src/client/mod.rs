@@ -6,6 +6,7 @@
 //! the process, because the kernel closes it.
 
 mod apart;
+mod bells;
 mod connection;
 mod error;
 mod make_over;
@@ -15,6 +16,7 @@ mod signals;
 mod start;
 mod stream;
 
+pub use bells::Bells;
 pub use connection::ANSWER_WITHIN;
 pub use error::ClientError;
 pub use maps::Unmovable;

@@ -49,6 +49,8 @@ pub(crate) enum Key {
     SegmentReaders(SegId),
     /// The eventfd of somebody who waits.
     Notify(Target),
+    /// A bell of an arena.
+    Bell(SegId, u8),
 }
 
 impl Key {
@@ -68,6 +70,8 @@ impl Key {
             Self::SegmentReaders(SegId(id)) => (11, id),
             Self::Notify(Target::Access(ApId(id))) => (12, id),
             Self::Notify(Target::Segment(SegId(id))) => (13, id),
+            // Ids count from 1 and stay below 2^56.
+            Self::Bell(SegId(id), bell) => (14, id << 8 | u64::from(bell)),
         }
     }
 
@@ -87,6 +91,7 @@ impl Key {
             11 => Self::SegmentReaders(SegId(id)),
             12 => Self::Notify(Target::Access(ApId(id))),
             13 => Self::Notify(Target::Segment(SegId(id))),
+            14 => Self::Bell(SegId(id >> 8), u8::try_from(id & 0xff).ok()?),
             _ => return None,
         })
     }

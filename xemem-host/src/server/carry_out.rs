@@ -113,6 +113,14 @@ impl Server {
                 let made = objects.make_notify(target);
                 (ticket, made.map(|()| 0))
             }
+            Effect::MakeBell {
+                ticket,
+                segid,
+                bell,
+            } => {
+                let made = objects.make_bell(segid, bell);
+                (ticket, made.map(|()| 0))
+            }
             Effect::PauseDoorbell(segid) => {
                 if let Some(fd) = objects.doorbell(segid) {
                     // Not watched if the arena never was sealed.
@@ -204,6 +212,7 @@ impl Server {
                 crate::broker::LeaseMemory::clear(objects, enclave, slot);
             }
             Effect::DropNotify(target) => objects.drop_notify(target),
+            Effect::DropBell(segid, bell) => objects.drop_bell(segid, bell),
             Effect::DropArena(segid) => objects.drop_arena(segid),
             Effect::DropSegment(segid) => objects.drop_segment(segid),
             Effect::DropOpen(segid) => objects.withdraw_open(segid),
@@ -217,6 +226,7 @@ impl Server {
             | Effect::MakeSegment { .. }
             | Effect::SealSegment { .. }
             | Effect::MakeNotify { .. }
+            | Effect::MakeBell { .. }
             | Effect::PauseDoorbell(_)
             | Effect::ResumeDoorbell(_) => {}
         }
@@ -246,6 +256,8 @@ impl Server {
             Fds::Memory(segid, access) => objects
                 .segment_memory(segid, access)
                 .map(|memory| vec![memory]),
+            Fds::Bell(segid, bell) => objects.bells(segid, 1 << bell),
+            Fds::Bells(segid, mask) => objects.bells(segid, mask),
             Fds::Wait(target) => objects.notify_fd(target).map(|wait| vec![wait]),
         };
         let connected = self.connections.get(&peer);

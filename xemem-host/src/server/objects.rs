@@ -30,6 +30,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
 
 /// Bytes of the lease page.
 const LEASE_PAGE_BYTES: usize = 4096;
@@ -73,6 +74,7 @@ pub(super) struct Objects {
     arenas: BTreeMap<SegId, Arena>,
     segments: BTreeMap<SegId, PlainObject>,
     notifies: BTreeMap<Target, OwnedFd>,
+    bells: BTreeMap<(SegId, u8), OwnedFd>,
 }
 
 impl Objects {
@@ -158,6 +160,25 @@ impl Objects {
         self.custody.put(Key::Notify(target), &fd);
         self.notifies.insert(target, fd);
         Ok(())
+    }
+
+    pub(super) fn make_bell(&mut self, segid: SegId, bell: u8) -> Result<(), Errno> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.custody.put(Key::Bell(segid, bell), &fd);
+        self.bells.insert((segid, bell), fd);
+        Ok(())
+    }
+
+    /// The bells of `segid` that have a bit in `mask`; `None` if one is missing.
+    pub(super) fn bells(&self, segid: SegId, mask: u16) -> Option<Vec<BorrowedFd<'_>>> {
+        let wanted = (0..16_u8).filter(|bell| mask >> bell & 1 == 1);
+        let fd = |bell| self.bells.get(&(segid, bell)).map(OwnedFd::as_fd);
+        wanted.map(fd).collect()
+    }
+
+    pub(super) fn drop_bell(&mut self, segid: SegId, bell: u8) {
+        self.bells.remove(&(segid, bell));
+        self.custody.withdraw(Key::Bell(segid, bell));
     }
 
     pub(super) fn notify(&self, target: Target, count: u64) {
@@ -278,6 +299,9 @@ impl Objects {
         for (target, fd) in &self.notifies {
             custody.put(Key::Notify(*target), fd);
         }
+        for (&(segid, bell), fd) in &self.bells {
+            custody.put(Key::Bell(segid, bell), fd);
+        }
     }
 
     /// What a predecessor left in the keeper's custody, as far as `record` has
@@ -303,6 +327,10 @@ impl Objects {
                 Key::Notify(target) => {
                     let fd = left.remove(&key);
                     objects.notifies.extend(fd.map(|fd| (target, fd)));
+                }
+                Key::Bell(segid, bell) if record(segid).is_some() => {
+                    let fd = left.remove(&key);
+                    objects.bells.extend(fd.map(|fd| ((segid, bell), fd)));
                 }
                 _ => {}
             }
@@ -453,11 +481,13 @@ impl LeaseMemory for Objects {
         }
     }
 
-    fn set_retain(&self, enclave: EnclaveId, slot: u32, count: u32, readers: u32) {
+    fn set_retain(&self, enclave: EnclaveId, slot: u32, told: u32, readers: u32) {
         let word = usize::try_from(slot).ok().and_then(retain_word);
         if let Some((page, word)) = self.pages.get(&enclave).zip(word) {
             page.map
-                .store(word * size_of::<u64>(), retain_of(count, readers));
+                .store(word * size_of::<u64>(), retain_of(told, readers));
+            // The kernel publishes, then looks at this word; see `bells::QUIET`.
+            fence(Ordering::SeqCst);
         }
     }
 

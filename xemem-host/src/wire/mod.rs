@@ -22,6 +22,7 @@
 //! and accepts exactly the fixed length; values with few legal numbers become
 //! enums here, names and sizes are judged by the broker.
 
+mod generations;
 pub mod reply;
 pub mod request;
 pub mod socket;
@@ -42,7 +43,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Longest message in bytes, either way.
 pub const MAX_MESSAGE: usize = 4096;
 /// Most descriptors that go with one message.
-pub const MAX_FDS: usize = 2;
+pub const MAX_FDS: usize = 16;
 /// Segments in one [`Reply::Segments`].
 pub const LIST_PAGE: usize = 15;
 /// What the end of a segment adds to a wait eventfd. A signal adds 1, so one

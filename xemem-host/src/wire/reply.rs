@@ -2,11 +2,12 @@
 //! [`crate::client`], which trusts the broker no further than the layout:
 //! lengths, enums and texts are checked on this side, too.
 
+pub use super::generations::Generation;
+use super::generations::{generations_body, of_generations};
 use super::{Access, ApId, EndReason, LIST_PAGE, SegId, WireError, body, frame, split};
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES};
 pub use enclave_abi::exporter::TEXT_BYTES;
 use enclave_abi::exporter::{ErrorBody, Words};
-use enclave_abi::lease::SLOTS;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -86,17 +87,6 @@ pub struct SegmentInfo {
     /// Milliseconds that it can yet be attached after its end; 0 = not at all,
     /// or it has not ended.
     pub retained_ms: u64,
-}
-
-/// A generation that can be leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generation {
-    /// Its number.
-    pub generation: u64,
-    /// Whether a reader has it.
-    pub is_leased: bool,
-    /// Its record; `generation` 0 in there means that it could not be read.
-    pub record: GenerationRecord,
 }
 
 /// Answer to an attach, besides memfd and notify eventfd.
@@ -239,8 +229,18 @@ pub enum Reply {
     Memory(Memory),
     /// A wait eventfd.
     Subscribed,
-    /// Generations that can be leased, ascending, [`SLOTS`] at most.
+    /// Generations that can be leased, ascending.
     Generations(Vec<Generation>),
+    /// A bell: an eventfd.
+    Bell,
+    /// The bells of an arena, a bit for each one, and the eventfds of those
+    /// that are new, ascending.
+    Bells {
+        /// All that there are.
+        all: u16,
+        /// Those that are new.
+        fresh: u16,
+    },
     /// Retained arenas were given up.
     Room {
         /// Their bytes.
@@ -262,6 +262,8 @@ mod kind {
     pub(super) const SUBSCRIBED: u16 = 141;
     pub(super) const GENERATIONS: u16 = 142;
     pub(super) const ROOM: u16 = 143;
+    pub(super) const BELL: u16 = 144;
+    pub(super) const BELLS: u16 = 145;
 }
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
@@ -333,22 +335,6 @@ struct SegmentsBody {
     infos: [InfoBody; LIST_PAGE],
 }
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct GenerationBody {
-    generation: u64,
-    is_leased: u64,
-    record: GenerationRecord,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct GenerationsBody {
-    count: u32,
-    pad: u32,
-    generations: [GenerationBody; SLOTS],
-}
-
 impl Reply {
     /// Descriptors that travel with this reply.
     #[must_use]
@@ -357,6 +343,8 @@ impl Reply {
             Self::Made { size_bytes: 0, .. } => 0,
             Self::LeasePage | Self::Made { .. } | Self::Memory(_) | Self::Subscribed => 1,
             Self::Arena { .. } | Self::Attached(_) => 2,
+            Self::Bell => 1,
+            Self::Bells { fresh, .. } => fresh.count_ones() as usize,
             _ => 0,
         }
     }
@@ -408,6 +396,10 @@ impl Reply {
             }
             Self::Subscribed => numbers(kind::SUBSCRIBED, 0, 0, 0),
             Self::Room { bytes } => numbers(kind::ROOM, *bytes, 0, 0),
+            Self::Bell => numbers(kind::BELL, 0, 0, 0),
+            Self::Bells { all, fresh } => {
+                numbers(kind::BELLS, u64::from(*all), u64::from(*fresh), 0)
+            }
             Self::Generations(all) => frame(kind::GENERATIONS, seq, &generations_body(all)),
         }
     }
@@ -435,7 +427,7 @@ impl Reply {
             kind::STATUS => Self::Status(body(rest)?),
             kind::MEMORY => Self::Memory(of_memory(&body(rest)?)?),
             kind::GENERATIONS => of_generations(&body(rest)?)?,
-            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED | kind::ROOM => {
+            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED | kind::ROOM..=kind::BELLS => {
                 of_numbers(header.kind, &body(rest)?)?
             }
             other => return Err(WireError::Kind(other)),
@@ -478,6 +470,10 @@ fn of_numbers(kind: u16, body: &Words) -> Result<Reply, WireError> {
         let value = u32::MAX;
         u32::try_from(number).map_err(|_| WireError::Value { field, value })
     };
+    let bits = |field, number: u64| {
+        let value = u32::MAX;
+        u16::try_from(number).map_err(|_| WireError::Value { field, value })
+    };
     Ok(match kind {
         kind::OK => Reply::Ok,
         kind::WELCOME => Reply::Welcome {
@@ -501,6 +497,11 @@ fn of_numbers(kind: u16, body: &Words) -> Result<Reply, WireError> {
         },
         kind::SUBSCRIBED => Reply::Subscribed,
         kind::ROOM => Reply::Room { bytes: body.a },
+        kind::BELL => Reply::Bell,
+        kind::BELLS => Reply::Bells {
+            all: bits("bells", body.a)?,
+            fresh: bits("fresh bells", body.b)?,
+        },
         other => return Err(WireError::Kind(other)),
     })
 }
@@ -660,31 +661,4 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         retain: body.retain,
         retained_ms: body.retained_ms,
     })
-}
-
-fn generations_body(all: &[Generation]) -> GenerationsBody {
-    let mut body = GenerationsBody::new_zeroed();
-    body.count = u32::try_from(all.len().min(SLOTS)).unwrap_or(0);
-    for (to, from) in body.generations.iter_mut().zip(all) {
-        *to = GenerationBody {
-            generation: from.generation,
-            is_leased: u64::from(from.is_leased),
-            record: from.record,
-        };
-    }
-    body
-}
-
-fn of_generations(body: &GenerationsBody) -> Result<Reply, WireError> {
-    let (field, value) = ("count", body.count);
-    let found = usize::try_from(value)
-        .ok()
-        .and_then(|count| body.generations.get(..count))
-        .ok_or(WireError::Value { field, value })?;
-    let all = found.iter().map(|one| Generation {
-        generation: one.generation,
-        is_leased: one.is_leased != 0,
-        record: one.record,
-    });
-    Ok(Reply::Generations(all.collect()))
 }

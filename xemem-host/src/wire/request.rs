@@ -246,6 +246,18 @@ pub enum Request {
         /// How many, at least 1, below its number of banks.
         count: u32,
     },
+    /// Asks for a bell: an eventfd that the exporter's kernel rings at each
+    /// publish, without the broker. → `Bell` + 1 descriptor
+    Bell {
+        /// The attachment of an arena.
+        apid: ApId,
+    },
+    /// Fetches the bells that each publish has to ring. → `Bells` + those that
+    /// are new
+    Bells {
+        /// The arena.
+        segid: SegId,
+    },
     /// Asks to give up retained arenas, oldest first. → `Room`
     MakeRoom {
         /// Bytes wanted.
@@ -279,6 +291,8 @@ mod kind {
     pub(super) const GENERATIONS: u16 = 23;
     pub(super) const RETAIN: u16 = 24;
     pub(super) const MAKE_ROOM: u16 = 25;
+    pub(super) const BELL: u16 = 26;
+    pub(super) const BELLS: u16 = 27;
 }
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
@@ -396,6 +410,8 @@ impl Request {
             Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
             Self::Generations { segid } => about(kind::GENERATIONS, seq, segid.0, 0, 0),
             Self::Retain { segid, count } => about(kind::RETAIN, seq, segid.0, 0, count),
+            Self::Bell { apid } => about(kind::BELL, seq, apid.0, 0, 0),
+            Self::Bells { segid } => about(kind::BELLS, seq, segid.0, 0, 0),
             Self::MakeRoom { bytes, huge } => {
                 about(kind::MAKE_ROOM, seq, 0, bytes, u32::from(huge))
             }
@@ -424,7 +440,7 @@ impl Request {
                 }
             }
             kind::SUBSCRIBE | kind::SIGNAL => of_target(header.kind, body(rest)?)?,
-            kind::MAPPED..=kind::LIST | kind::INFO..=kind::MAKE_ROOM => {
+            kind::MAPPED..=kind::LIST | kind::INFO..=kind::BELLS => {
                 of_id(header.kind, body(rest)?)?
             }
             other => return Err(WireError::Kind(other)),
@@ -587,6 +603,8 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
             segid,
             count: body.choice,
         },
+        kind::BELL => Request::Bell { apid },
+        kind::BELLS => Request::Bells { segid },
         kind::MAKE_ROOM => Request::MakeRoom {
             bytes: body.number,
             huge: match body.choice {

@@ -94,6 +94,8 @@ fn requests() -> Vec<(u16, usize, Request)> {
                 huge: true,
             },
         ),
+        (26, 32, Request::Bell { apid }),
+        (27, 32, Request::Bells { segid }),
     ]
 }
 
@@ -216,6 +218,15 @@ fn replies() -> Vec<(u16, usize, Reply)> {
             Reply::Generations(vec![generation(7), generation(9)]),
         ),
         (143, 32, Reply::Room { bytes: 1 << 40 }),
+        (144, 32, Reply::Bell),
+        (
+            145,
+            32,
+            Reply::Bells {
+                all: 0x8001,
+                fresh: 0x8000,
+            },
+        ),
     ]
 }
 
@@ -352,12 +363,12 @@ fn another_version_is_refused_whatever_follows() {
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 26, 127, 128, 138, 139, u16::MAX] {
+    for kind in [0_u16, 28, 127, 128, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));
     }
-    for kind in [0_u16, 1, 127, 144, u16::MAX] {
+    for kind in [0_u16, 1, 127, 146, u16::MAX] {
         let mut bytes = Reply::Ok.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Reply::decode(&bytes), Err(WireError::Kind(kind)));
@@ -465,18 +476,21 @@ fn packets_carry_bytes_and_descriptors() {
 fn too_many_descriptors_are_refused_by_the_sender_and_cut_by_the_receiver() {
     let (left, right) = pair();
     let fd = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
-    let three = [fd.as_fd(); MAX_FDS + 1];
-    assert_eq!(send(&left, b"x", &three), Err(rustix::io::Errno::MSGSIZE));
-    let mut space = [core::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let too_many = [fd.as_fd(); MAX_FDS + 1];
+    assert_eq!(
+        send(&left, b"x", &too_many),
+        Err(rustix::io::Errno::MSGSIZE)
+    );
+    let mut space = [core::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 * MAX_FDS))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-    let eight = [fd.as_fd(); 8];
-    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&eight)));
+    let many = [fd.as_fd(); 3 * MAX_FDS];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&many)));
     let parts = [std::io::IoSlice::new(b"x")];
     rustix::net::sendmsg(&left, &parts, &mut control, rustix::net::SendFlags::empty())
         .expect("sent");
     let packet = receive(&right).expect("received");
     assert!(packet.fds_cut);
-    assert!(packet.fds.len() < 8);
+    assert!(packet.fds.len() < 3 * MAX_FDS);
 }
 
 #[test]

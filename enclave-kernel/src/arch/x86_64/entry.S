@@ -20,7 +20,7 @@
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 4                             # ABI_VERSION, asserted in boot.rs
+    .long 5                             # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top
@@ -56,7 +56,12 @@ __header_start:
     .irp n, 15,16,17,18,19,20,21
     gate vector_\n
     .endr
-    .rept 0x40 - 22
+    .rept 0x30 - 22
+    .quad 0, 0
+    .endr
+    gate vector_48, 2
+    gate vector_49, 2
+    .rept 0x40 - 0x32
     .quad 0, 0
     .endr
     gate vector_64, 2
@@ -174,7 +179,7 @@ arch_smap_\name:
     .endm
 
 # Exceptions without a fast path. 8, 10..14, 17, 21 push an error code.
-    .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,64,65
+    .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,48,49,64,65
     smap_prologue vector_\n
 vector_\n:
     push $0
@@ -441,6 +446,15 @@ interrupts_on:
     ret
     .globl interrupts_off
 interrupts_off:
+    cli
+    ret
+
+# interrupts_wait(), ring-0 mode only: sleeps until an interrupt was taken. One
+# that is pending already ends it: nothing comes between STI and HLT.
+    .globl interrupts_wait
+interrupts_wait:
+    sti
+    hlt
     cli
     ret
 

@@ -7,7 +7,7 @@
 // UNSAFETY: assembly and device registers.
 #![expect(unsafe_code)]
 
-mod apic;
+pub(super) mod apic;
 pub(crate) mod checks;
 pub(crate) mod paging;
 mod probes;
@@ -25,7 +25,7 @@ use enclave_abi::boot::{BOOT_FORCE_CR3_FLUSH, BootInfo, CLAC_BYTES, Mode, cpu};
 use crate::memory;
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
-const _: () = assert!(enclave_abi::ABI_VERSION == 4, "entry.S repeats the version");
+const _: () = assert!(enclave_abi::ABI_VERSION == 5, "entry.S repeats the version");
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);

@@ -10,11 +10,14 @@
 
 use core::sync::atomic::Ordering;
 
-use enclave_abi::layout::{QUEUE, SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_COMMAND, VECTOR_IPI};
+use enclave_abi::layout::{
+    QUEUE, SEL_USER_CS, SEL_USER_SS, USER_END, VECTOR_BELL, VECTOR_COMMAND, VECTOR_IPI,
+    VECTOR_NOTICE,
+};
 use enclave_abi::queue::QueuePage;
 
 use super::{apic, probes};
-use crate::{boot, fault, phys, process, syscall};
+use crate::{boot, fault, host, phys, process, syscall};
 
 /// Registers of an interrupted program, as `entry.S` pushes them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +53,9 @@ const _: () = assert!(size_of::<TrapFrame>() == 23 * 8);
 /// Where the VMM learns that the interrupt stack is free again.
 const INTERRUPTS_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, interrupts_taken) as u64;
 const _: () = assert!(INTERRUPTS_TAKEN == 0x1400c, "entry.S repeats the address");
+/// The other counters of what ends a sleep, which the VMM reads.
+const BELLS_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, bells_taken) as u64;
+const NOTICES_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, notices_taken) as u64;
 
 impl TrapFrame {
     /// The frame of a program about to execute its first instruction.
@@ -81,6 +87,33 @@ mod asm {
 /// Command interrupts taken since boot.
 pub(crate) fn interrupts_taken() -> u64 {
     u64::from(phys::low32::<INTERRUPTS_TAKEN>().load(Ordering::Relaxed))
+}
+
+/// Bells taken since boot.
+pub(crate) fn bells_taken() -> u32 {
+    phys::low32::<BELLS_TAKEN>().load(Ordering::Acquire)
+}
+
+/// Notices taken since boot.
+pub(crate) fn notices_taken() -> u32 {
+    phys::low32::<NOTICES_TAKEN>().load(Ordering::Acquire)
+}
+
+/// All that can end a sleep, added up.
+pub(super) fn all_taken() -> u32 {
+    let commands = phys::low32::<INTERRUPTS_TAKEN>().load(Ordering::Acquire);
+    let others = bells_taken().wrapping_add(notices_taken());
+    commands.wrapping_add(others)
+}
+
+/// Counts a bell.
+pub(super) fn count_bell() {
+    phys::low32::<BELLS_TAKEN>().fetch_add(1, Ordering::Release);
+}
+
+/// Counts a notice.
+pub(super) fn count_notice() {
+    phys::low32::<NOTICES_TAKEN>().fetch_add(1, Ordering::Release);
 }
 
 /// Runs a program from `frame` until [`leave_user`]; returns its word.
@@ -130,9 +163,31 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
         apic::eoi();
         phys::low32::<INTERRUPTS_TAKEN>().fetch_add(1, Ordering::Release);
-        // Ring-0 mode takes interrupts from programs only; ring-3 mode passes
-        // on only those (entry.S).
-        process::check_commands();
+        if host::poll_kill() {
+            kill(frame);
+        }
+    } else {
+        trap_seldom(frame);
+    }
+}
+
+/// Ring-3 mode passes on only what interrupted a program (`entry.S`); ring-0 mode
+/// may have been asleep, and looks at its commands itself then.
+#[cold]
+fn kill(frame: &TrapFrame) {
+    if frame.is_program() {
+        process::end_if_killed();
+    }
+}
+
+#[cold]
+fn trap_seldom(frame: &mut TrapFrame) {
+    if frame.vector == u64::from(VECTOR_BELL) {
+        apic::eoi();
+        count_bell();
+    } else if frame.vector == u64::from(VECTOR_NOTICE) {
+        apic::eoi();
+        count_notice();
     } else if frame.vector == u64::from(VECTOR_IPI) {
         apic::eoi();
         apic::count_ipi();

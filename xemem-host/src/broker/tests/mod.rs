@@ -172,6 +172,7 @@ impl World {
                 | Effect::SealArena { ticket, .. }
                 | Effect::MakeSegment { ticket, .. }
                 | Effect::SealSegment { ticket, .. }
+                | Effect::MakeBell { ticket, .. }
                 | Effect::MakeNotify { ticket, .. } => {
                     self.broker.finish(ticket, result, env);
                     effects.extend(self.broker.take_effects());
@@ -317,6 +318,7 @@ fn make(slot: u32, name: &str) -> ArenaMake {
     }
 }
 
+mod bells;
 mod exporters;
 mod plain;
 mod random;

@@ -1,0 +1,468 @@
+//! Bells between enclaves: a publish in one interrupts the other, and no thread of
+//! the host but the two processors' own wakes up for it. That is counted.
+//!
+//! Both sides are `xasm-bench` (from `cargo xtask image`; folder `$XASM_OUT`, else
+//! `out/`), told what to do line by line. Order is forced by what they answer.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[expect(dead_code, reason = "builds nothing and needs no busybox")]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use support::{Ended, enclavectl, finish, require_programs, unique_dir, wait};
+
+/// Longest wait that a request asks for, in milliseconds.
+const PATIENCE: u32 = 60_000;
+
+/// Enclaves on shared cores.
+struct Stage {
+    run_dir: PathBuf,
+}
+
+impl Stage {
+    fn new(ring: &str, enclaves: &[&str]) -> Self {
+        require_programs();
+        let this = Self {
+            run_dir: unique_dir("bells"),
+        };
+        for name in enclaves {
+            this.create(name, ring);
+        }
+        this
+    }
+
+    fn create(&self, name: &str, ring: &str) {
+        let options = "--cores 1 --share-cores --mem 64M --no-prefault --backing small --ring";
+        let options = options.split(' ').chain([ring]);
+        let arguments: Vec<&str> = ["create", name].into_iter().chain(options).collect();
+        self.succeeds(&arguments);
+    }
+
+    fn ended(&self, arguments: &[&str]) -> Ended {
+        finish(enclavectl(&self.run_dir).args(arguments), b"")
+    }
+
+    #[track_caller]
+    fn succeeds(&self, arguments: &[&str]) -> String {
+        let ended = self.ended(arguments);
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+        ended.stdout
+    }
+
+    fn bench(&self, enclave: &str) -> Program {
+        let mut child = enclavectl(&self.run_dir)
+            .args(["run", enclave, "--"])
+            .arg(bench())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Program {
+            requests: child.stdin.take(),
+            replies: BufReader::new(child.stdout.take().unwrap()),
+            child: Some(child),
+        }
+    }
+
+    /// The first value under `key` in what `inspect` says.
+    fn fact(&self, enclave: &str, key: &str) -> Value {
+        let text = self.succeeds(&["inspect", enclave, "--json"]);
+        find(&serde_json::from_str(&text).unwrap(), key).unwrap()
+    }
+
+    fn bells(&self, enclave: &str, key: &str) -> u64 {
+        self.fact(enclave, "bells")[key].as_u64().unwrap()
+    }
+
+    fn broker_pid(&self) -> Value {
+        let text = self.succeeds(&["broker", "status", "--json"]);
+        find(&serde_json::from_str(&text).unwrap(), "pid").unwrap()
+    }
+
+    /// Whether the enclave's processor sleeps until a bell: in KVM, or in ring-3
+    /// mode at four descriptors (bell, broker's notify and connection, kill).
+    fn is_asleep(&self, enclave: &str) -> bool {
+        if self.fact(enclave, "kernel_mode") == "ring0" {
+            return self.fact(enclave, "kvm")["blocking"] == 1;
+        }
+        let pid = self.fact(enclave, "pid");
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut vcpus = tasks.filter(|task| {
+            let name = fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name.starts_with("vcpu"))
+        });
+        let call = vcpus.find_map(|task| fs::read_to_string(task.path().join("syscall")).ok());
+        // ppoll's number, its first argument, the number of descriptors.
+        let call = call.unwrap_or_default();
+        let mut words = call.split(' ');
+        words.next() == Some("271") && words.nth(1) == Some("0x4")
+    }
+
+    /// Open eventfds of the enclave's VMM.
+    fn eventfds(&self, enclave: &str) -> usize {
+        let pid = self.fact(enclave, "pid");
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let targets = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        let is_event = |target: &PathBuf| target.to_string_lossy().contains("[eventfd]");
+        targets.filter(is_event).count()
+    }
+
+    /// Two enclaves that have attached an arena of each other: `q` is that of `a`.
+    fn pair(&self) -> (Program, Program) {
+        let (mut a, mut b) = (self.bench("a"), self.bench("b"));
+        for (program, own) in [(&mut a, "q"), (&mut b, "r")] {
+            let made = program.ask(&format!("make {own} 8192 4096 4 discard-newest 0"));
+            assert_eq!(made, "ok 4096");
+        }
+        for (program, other) in [(&mut a, "r"), (&mut b, "q")] {
+            let attached = program.ask(&format!("attach {other} latest {PATIENCE}"));
+            assert_eq!(attached, "ok 8192 4096");
+        }
+        (a, b)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
+            self.ended(arguments);
+        }
+        let _ = fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+fn find(value: &Value, key: &str) -> Option<Value> {
+    match value {
+        Value::Object(map) => map
+            .get(key)
+            .cloned()
+            .or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
+        _ => None,
+    }
+}
+
+/// Voluntary context switches of the threads of a process but vCPUs: each is a
+/// thread that went to sleep, so that something woke it up before.
+fn sleeps(pid: &Value) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim_start_matches(':').trim().to_owned()
+        };
+        let name = field("Name");
+        if !name.starts_with("vcpu") {
+            let count = field("voluntary_ctxt_switches").parse().unwrap();
+            found.insert(format!("{name} {}", field("Pid")), count);
+        }
+    }
+    found
+}
+
+/// Whether all threads of a process but vCPUs sleep, and are counted so.
+fn is_quiet(pid: &Value) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    let mut stats = stats.into_iter();
+    stats.all(|stat| stat.contains("(vcpu0)") || stat.contains(") S "))
+}
+
+/// A program that does what it is told; end of input ends it.
+struct Program {
+    /// Until it has been waited for.
+    child: Option<Child>,
+    requests: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn tell(&mut self, request: &str) {
+        let requests = self.requests.as_mut().unwrap();
+        writeln!(requests, "{request}").unwrap();
+        requests.flush().unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.replies.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, request: &str) -> String {
+        self.tell(request);
+        self.answer()
+    }
+
+    /// The numbers of an answer that has to be one.
+    #[track_caller]
+    fn numbers(&mut self) -> Vec<u64> {
+        let line = self.answer();
+        let words = line.strip_prefix("ok").unwrap_or_else(|| panic!("{line}"));
+        let words = words.split_ascii_whitespace();
+        words.map(|word| word.parse().unwrap()).collect()
+    }
+
+    /// Ends it in the middle of what it does.
+    fn kill(mut self) {
+        let mut child = self.child.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        wait(&mut child);
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(mut child) = self.child.take() {
+            if thread::panicking() {
+                // It may wait for what does not come any more.
+                let _ = child.kill();
+            }
+            wait(&mut child);
+        }
+    }
+}
+
+/// What `cargo xtask image` made.
+fn bench() -> PathBuf {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
+    let file = out.join("xasm-bench");
+    let shown = file.display();
+    assert!(file.is_file(), "{shown} is missing; try: cargo xtask image");
+    file
+}
+
+/// Looks until it is so; the broker notices some things by itself.
+#[track_caller]
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_millis(PATIENCE.into());
+    while !is_so() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        thread::yield_now();
+    }
+}
+
+/// `rounds` publishes from `a` to `b` and as many back, each after the other.
+fn rally(a: &mut Program, b: &mut Program, rounds: u64) {
+    b.tell(&format!("rally r q second {rounds} {PATIENCE}"));
+    a.tell(&format!("rally q r first {rounds} {PATIENCE}"));
+    for program in [a, b] {
+        assert_eq!(program.numbers().first(), Some(&rounds));
+    }
+}
+
+/// The numbers of a rally are the same as long as both programs run.
+fn nobody_wakes_up(ring: &str) {
+    const ROUNDS: u64 = 1000;
+    let stage = Stage::new(ring, &["a", "b"]);
+    let (mut a, mut b) = stage.pair();
+    // Here the bells are fetched, and the broker says so once.
+    rally(&mut a, &mut b, 20);
+    assert_eq!((stage.bells("a", "rung"), stage.bells("b", "rung")), (1, 1));
+    let pids = [
+        stage.fact("a", "pid"),
+        stage.fact("b", "pid"),
+        stage.broker_pid(),
+    ];
+    // Nobody is asked for anything from here on, so that only bells are left.
+    eventually("answers are done with", || pids.iter().all(is_quiet));
+    let before = pids.each_ref().map(sleeps);
+    rally(&mut a, &mut b, ROUNDS);
+    let after = pids.each_ref().map(sleeps);
+    let names = ["a", "b", "broker"];
+    for ((name, before), after) in names.into_iter().zip(&before).zip(&after) {
+        assert_eq!(after, before, "ring {ring}, {name}");
+    }
+    let taken = ["a", "b"].map(|name| stage.bells(name, "taken"));
+    println!("ring {ring}: {ROUNDS} rounds, interrupts {taken:?}, {after:?}");
+    // That one notice is taken by the first sleep after it, whenever that is.
+    let notices = ["a", "b"].map(|name| stage.bells(name, "notices"));
+    assert!(
+        notices.into_iter().all(|notices| notices <= 1),
+        "{notices:?}"
+    );
+    assert!(taken.into_iter().all(|taken| taken > 0));
+}
+
+#[test]
+fn a_thousand_publishes_each_way_wake_no_thread_of_the_host_in_ring_3_mode() {
+    nobody_wakes_up("3");
+}
+
+#[test]
+fn a_thousand_publishes_each_way_wake_no_thread_of_the_host_in_ring_0_mode() {
+    nobody_wakes_up("0");
+}
+
+/// Each publish finds the importer asleep: one interrupt each.
+fn one_interrupt_each(ring: &str) {
+    const PUBLISHES: u64 = 50;
+    let stage = Stage::new(ring, &["a", "b"]);
+    let (mut a, mut b) = stage.pair();
+    rally(&mut a, &mut b, 2);
+    let taken = stage.bells("b", "taken");
+    b.tell(&format!("next q {PATIENCE}"));
+    assert_eq!(b.numbers().get(1), Some(&2));
+    for publish in 1..=PUBLISHES {
+        b.tell(&format!("next q {PATIENCE}"));
+        // Not before it sleeps: only then there is something to count.
+        eventually("b sleeps", || stage.is_asleep("b"));
+        assert_eq!(a.ask("step q"), format!("ok {}", 2 + publish));
+        assert_eq!(b.numbers().get(1), Some(&(2 + publish)));
+    }
+    let taken = stage.bells("b", "taken") - taken;
+    println!("ring {ring}: {PUBLISHES} publishes, {taken} interrupts");
+    assert!((PUBLISHES - 1..=PUBLISHES + 1).contains(&taken), "{taken}");
+}
+
+#[test]
+fn a_sleeping_importer_takes_one_interrupt_for_each_publish() {
+    one_interrupt_each("3");
+    one_interrupt_each("0");
+}
+
+/// Whoever dies, and however, leaves no eventfd behind in the other's VMM.
+fn deaths_leave_nothing(ring: &str) {
+    let stage = Stage::new(ring, &["a", "b"]);
+    let at_rest = ["a", "b"].map(|name| stage.eventfds(name));
+    for round in 0..3 {
+        let (mut a, mut b) = stage.pair();
+        rally(&mut a, &mut b, 5);
+        // One of them is killed in the middle of a wait for ever.
+        b.tell("rally r q second 1000000 4294967294");
+        a.tell("rally q r first 50 60000");
+        assert_eq!(a.numbers().first(), Some(&50));
+        b.kill();
+        if round == 1 {
+            a.kill();
+        } else {
+            // It publishes to nobody, and gives the bell back by that.
+            assert!(a.ask("step q").starts_with("ok "));
+            assert_eq!(stage.bells("a", "rung"), 0);
+            drop(a);
+        }
+        for (name, eventfds) in ["a", "b"].into_iter().zip(at_rest) {
+            eventually("eventfds are closed", || stage.eventfds(name) == eventfds);
+        }
+    }
+    // Nothing rings in what comes next.
+    let taken = stage.bells("b", "taken");
+    let mut b = stage.bench("b");
+    assert!(b.ask("getpid 1000").starts_with("ok "));
+    assert_eq!(stage.bells("b", "taken"), taken);
+}
+
+#[test]
+fn a_killed_importer_or_exporter_leaves_no_bell_behind() {
+    deaths_leave_nothing("3");
+    deaths_leave_nothing("0");
+}
+
+#[test]
+fn an_importer_asleep_hears_of_the_exporters_enclaves_end_and_of_the_brokers() {
+    let stage = Stage::new("3", &["a", "b"]);
+    let (mut a, mut b) = stage.pair();
+    rally(&mut a, &mut b, 2);
+    b.tell(&format!("next q {PATIENCE}"));
+    assert_eq!(b.numbers().get(1), Some(&2));
+    b.tell(&format!("next q {PATIENCE}"));
+    eventually("b sleeps", || stage.is_asleep("b"));
+    stage.succeeds(&["destroy", "a"]);
+    // The end of the stream: its exporter is gone.
+    assert_eq!(b.answer(), "ok 0 3");
+    drop((a, b));
+    stage.create("a", "3");
+    let (mut a, mut b) = stage.pair();
+    rally(&mut a, &mut b, 2);
+    b.tell(&format!("next q {PATIENCE}"));
+    assert_eq!(b.numbers().get(1), Some(&2));
+    b.tell(&format!("next q {PATIENCE}"));
+    eventually("b sleeps", || stage.is_asleep("b"));
+    stage.succeeds(&["broker", "stop", "--force"]);
+    let answer = b.answer();
+    assert!(answer.contains("ECONNRESET"), "{answer}");
+}
+
+/// `a` publishes as fast as it can, `b` follows: whatever is taken together, the
+/// last one is always seen, again and again.
+fn the_last_one_is_seen(ring: &str, policy: &str) {
+    const STORMS: u64 = 20;
+    const GENERATIONS: u64 = 50;
+    let stage = Stage::new(ring, &["a", "b"]);
+    let (mut a, mut b) = (stage.bench("a"), stage.bench("b"));
+    // Who wants each one has to be waited for.
+    let full = if policy == "every" {
+        "block"
+    } else {
+        "discard-newest"
+    };
+    let made = a.ask(&format!("make q 65536 4096 4 {full} {PATIENCE}"));
+    assert!(made.starts_with("ok "), "{made}");
+    let attached = b.ask(&format!("attach q {policy} {PATIENCE}"));
+    assert!(attached.starts_with("ok "), "{attached}");
+    let (mut last, mut seen, mut lost) = (0, 0, 0);
+    for _ in 0..STORMS {
+        last += GENERATIONS;
+        b.tell(&format!("follow q {last} {PATIENCE}"));
+        // Else the whole storm may be over before it looks, where both share a core.
+        eventually("b sleeps", || stage.is_asleep("b"));
+        a.tell(&format!("storm q {GENERATIONS} 2"));
+        let [n, missed, torn, _, newest, end] = b.numbers().try_into().unwrap();
+        assert_eq!((torn, newest, end), (0, last, 0), "ring {ring}, {policy}");
+        assert_eq!(a.numbers().first(), Some(&GENERATIONS));
+        seen += n;
+        lost = missed;
+    }
+    let taken = stage.bells("b", "taken");
+    println!(
+        "ring {ring}, {policy}: {last} published, {seen} seen, {lost} lost, {taken} interrupts"
+    );
+    // The first one is told by the broker: the bell has not been fetched yet.
+    assert!(seen <= last && taken >= STORMS - 1, "{taken}");
+}
+
+#[test]
+fn the_last_generation_of_a_storm_is_never_missed() {
+    for ring in ["3", "0"] {
+        for policy in ["latest", "every"] {
+            the_last_one_is_seen(ring, policy);
+        }
+    }
+}
+
+#[test]
+fn several_importers_hear_the_same_publishes() {
+    const GENERATIONS: u64 = 200;
+    let importers = ["b", "c", "d"];
+    let stage = Stage::new("3", &["a", "b", "c", "d"]);
+    let mut a = stage.bench("a");
+    let made = a.ask("make q 8192 4096 4 discard-newest 0");
+    assert_eq!(made, "ok 4096");
+    let mut programs = importers.map(|name| stage.bench(name));
+    for program in &mut programs {
+        let attached = program.ask(&format!("attach q latest {PATIENCE}"));
+        assert_eq!(attached, "ok 8192 4096");
+        program.tell(&format!("follow q {GENERATIONS} {PATIENCE}"));
+    }
+    a.tell(&format!("storm q {GENERATIONS} 2"));
+    for program in &mut programs {
+        let [_, _, torn, _, last, end] = program.numbers().try_into().unwrap();
+        assert_eq!((torn, last, end), (0, GENERATIONS, 0));
+    }
+    assert_eq!(a.numbers().first(), Some(&GENERATIONS));
+    assert_eq!(stage.bells("a", "rung"), importers.len() as u64);
+}
