@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use enclave_core::names::syscall_name;
 use rustix::process::{Pid, Signal};
 
 use crate::support::{BUSYBOX, Ended, build, finish, lock, unique_dir, wait};
@@ -229,6 +231,63 @@ fn c_programs_map_memory_as_on_linux() {
 #[test]
 fn c_programs_use_files_as_on_linux() {
     Comparison::new().same_in_c("files", &["DIR"], b"", 0);
+}
+
+#[test]
+fn calls_answer_as_on_linux_line_by_line() {
+    let both = Comparison::new();
+    // Written for glibc, which knows the errnos by name.
+    for (name, args) in [("conform-files", &["DIR"][..]), ("conform-process", &[])] {
+        let ended = both.same(&c_program(name, "glibc"), args, b"");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stdout.lines().count() > 200, "{}", ended.stdout);
+    }
+}
+
+/// Who serves which call is found out by calling each; `docs/syscalls.md` must
+/// say the same, and `XASM_WRITE_TABLE=1` writes it there.
+#[test]
+fn the_documented_calls_are_those_that_are_served() {
+    let both = Comparison::new();
+    let mut command = both.enclave.run("/", &c_program("numbers", "glibc"), &[]);
+    let ended = {
+        let _turn = lock(&both.enclave.turn);
+        finish(&mut command, b"")
+    };
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let mut served: BTreeSet<u64> = ended.stdout.lines().map(|nr| nr.parse().unwrap()).collect();
+    // The program could not have ended without them.
+    served.extend([60, 231]);
+    let listed = |title: &str, wanted: &dyn Fn(u64) -> bool| {
+        let calls = (0..1024).filter(|&nr| wanted(nr));
+        let name = |nr| syscall_name(nr).map(|name| format!("`{name}` {nr}"));
+        let names: Vec<String> = calls.filter_map(name).collect();
+        let lines: Vec<String> = names.chunks(4).map(|line| line.join(", ")).collect();
+        format!("## {title} ({})\n\n{}\n", names.len(), lines.join(",\n"))
+    };
+    let is_forwarded = |nr: u64| enclave_vmm::forward::name(nr).is_some();
+    let table = [
+        listed("Served by the kernel", &|nr| {
+            served.contains(&nr) && !is_forwarded(nr)
+        }),
+        listed("Served by the host", &|nr| {
+            served.contains(&nr) && is_forwarded(nr)
+        }),
+        listed("Refused with ENOSYS", &|nr| !served.contains(&nr)),
+    ]
+    .join("\n");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/syscalls.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let begin = text.find("## Served by the kernel").unwrap();
+    if std::env::var_os("XASM_WRITE_TABLE").is_some() {
+        fs::write(&path, format!("{}{table}", &text[..begin])).unwrap();
+        return;
+    }
+    assert_eq!(
+        table,
+        text[begin..],
+        "XASM_WRITE_TABLE=1 rewrites the documentation"
+    );
 }
 
 #[test]

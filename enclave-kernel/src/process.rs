@@ -54,6 +54,8 @@ pub(crate) struct Process {
     pub(crate) signals: syscall::Signals,
     /// Monotonic nanoseconds at start.
     pub(crate) started_ns: u64,
+    /// Its name, ending in zeros, as prctl(2) gives and takes it.
+    pub(crate) name: [u8; syscall::NAME_BYTES],
     /// Unknown calls already logged, one bit per number below 512.
     pub(crate) logged: [u64; 8],
     /// Report of the fault or signal that ended it.
@@ -207,6 +209,7 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
         stack_bytes: 0,
         signals: syscall::Signals::default(),
         started_ns: clock::monotonic_ns(),
+        name: name_of(&request.path),
         logged: [0; 8],
         report: String::new(),
         boot_root,
@@ -216,6 +219,20 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
     arch::flush_tlb();
     arch::set_fs_base(0);
     Ok(TrapFrame::start(plan.entry, rsp))
+}
+
+/// What prctl(2) says of a program that has not said otherwise: its file.
+fn name_of(path: &str) -> [u8; syscall::NAME_BYTES] {
+    let mut name = [0; syscall::NAME_BYTES];
+    let file = path.rsplit('/').next().unwrap_or(path);
+    for (to, from) in name
+        .iter_mut()
+        .zip(file.bytes())
+        .take(syscall::NAME_BYTES - 1)
+    {
+        *to = from;
+    }
+    name
 }
 
 /// Reads the file's head and lays the program out.

@@ -5,7 +5,7 @@
 //! copy-on-write like any other store. Nothing is decided here: descriptors,
 //! paths and rights are the host's.
 
-use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
+use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, USER_END};
 use enclave_core::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -39,30 +39,50 @@ struct Iovec {
     len: u64,
 }
 
-/// read, write, pread64, pwrite64, readv, writev.
+/// read, write, pread64, pwrite64, readv, writev, preadv, pwritev.
 pub(super) fn transfer(nr: u64, [fd, base, len, offset, ..]: [u64; 6]) -> Outcome {
     match nr {
         0 => read(fd, base, len, None),
         1 => write(fd, base, len, None),
         17 => read(fd, base, len, Some(offset)),
         18 => write(fd, base, len, Some(offset)),
-        _ => vectored(nr == 19, fd, base, len),
+        295 | 296 if offset.cast_signed() < 0 => Err(Errno::EINVAL),
+        295 | 296 => vectored(nr == 295, fd, (base, len), Some(offset)),
+        _ => vectored(nr == 19, fd, (base, len), None),
     }
 }
 
-fn vectored(reading: bool, fd: u64, list: u64, count: u64) -> Outcome {
+fn vectored(reading: bool, fd: u64, (list, count): (u64, u64), offset: Option<u64>) -> Outcome {
     if count > IOV_MAX {
         return Err(Errno::EINVAL);
     }
+    let piece = |n: u64| -> Result<Iovec, Errno> {
+        let at = list.checked_add(n * 16).ok_or(Errno::EFAULT)?;
+        let piece: Iovec = user::read(at)?;
+        // Linux looks at all of them before it moves a byte.
+        if piece.len.cast_signed() < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = piece.base.checked_add(piece.len);
+        if end.is_none_or(|end| end > USER_END) {
+            return Err(Errno::EFAULT);
+        }
+        Ok(piece)
+    };
+    for n in 0..count {
+        piece(n)?;
+    }
     let mut done = 0;
     for n in 0..count {
-        let piece: Iovec = user::read(list.checked_add(n * 16).ok_or(Errno::EFAULT)?)?;
-        let part = if piece.len == 0 {
+        let piece = piece(n)?;
+        let offset = offset.map(|offset| offset.saturating_add(done));
+        // Without a byte it still tells whether the descriptor is good.
+        let part = if piece.len == 0 && n + 1 < count {
             continue;
         } else if reading {
-            read(fd, piece.base, piece.len, None)
+            read(fd, piece.base, piece.len, offset)
         } else {
-            write(fd, piece.base, piece.len, None)
+            write(fd, piece.base, piece.len, offset)
         };
         match part {
             Ok(bytes) if bytes == piece.len => done += bytes,
@@ -130,15 +150,18 @@ enum Arg {
     Out(u64),
     /// A structure that goes there; may be null.
     In(u64),
+    /// One that goes there and comes back; may be null.
+    InOut(u64),
     /// A buffer whose length is the next argument; the result says how much
     /// comes back.
     Buffer,
 }
 
-use Arg::{Buffer, In, Number, Out, Path, PathOrNull, SecondPath};
+use Arg::{Buffer, In, InOut, Number, Out, Path, PathOrNull, SecondPath};
 
 const STAT: u64 = 144;
 const STATFS: u64 = 120;
+const STATX: u64 = 256;
 
 /// The forwarded calls and their arguments.
 const CALLS: &[(u64, &[Arg])] = &[
@@ -152,6 +175,7 @@ const CALLS: &[(u64, &[Arg])] = &[
     (22, &[Out(8)]),                                    // pipe
     (32, &[Number]),                                    // dup
     (33, &[Number, Number]),                            // dup2
+    (40, &[Number, Number, InOut(8), Number]),          // sendfile
     (72, &[Number, Number, Number]),                    // fcntl
     (73, &[Number, Number]),                            // flock
     (74, &[Number]),                                    // fsync
@@ -191,10 +215,12 @@ const CALLS: &[(u64, &[Arg])] = &[
     (268, &[Number, Path, Number]),                     // fchmodat
     (269, &[Number, Path, Number]),                     // faccessat
     (280, &[Number, PathOrNull, In(32), Number]),       // utimensat
+    (285, &[Number, Number, Number, Number]),           // fallocate
     (292, &[Number, Number, Number]),                   // dup3
     (293, &[Out(8), Number]),                           // pipe2
     (316, &[Number, Path, Number, SecondPath, Number]), // renameat2
     (318, &[Buffer, Number, Number]),                   // getrandom
+    (332, &[Number, Path, Number, Number, Out(STATX)]), // statx
     (439, &[Number, Path, Number, Number]),             // faccessat2
 ];
 
@@ -211,6 +237,7 @@ struct Back {
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
     match nr {
         7 => return Some(poll(a[0], a[1], a[2])),
+        271 => return Some(ppoll(a)),
         16 => return Some(ioctl(a[0], a[1], a[2])),
         _ => {}
     }
@@ -250,8 +277,17 @@ fn forward(nr: u64, a: [u64; 6], shape: &[Arg]) -> Outcome {
                 });
                 *place = SECOND;
             }
-            In(_) if value == 0 => *place = u64::MAX,
-            In(size) => {
+            In(_) | InOut(_) if value == 0 => *place = u64::MAX,
+            In(size) | InOut(size) => {
+                if matches!(arg, InOut(_)) {
+                    user::check_writable(value, size)?;
+                    back = Some(Back {
+                        to: value,
+                        from: SECOND,
+                        bytes: Some(size),
+                        limit: size,
+                    });
+                }
                 user::copy_in_phys(value, BOUNCE + SECOND, size)?;
                 bytes = bytes.max(SECOND + size);
                 *place = SECOND;
@@ -280,18 +316,43 @@ fn forward(nr: u64, a: [u64; 6], shape: &[Arg]) -> Outcome {
     Ok(value)
 }
 
-/// ioctl(2): terminal requests only; what others mean is unknown here.
+/// ioctl(2): terminals and how much can be read; what other requests mean is
+/// unknown here.
 fn ioctl(fd: u64, request: u64, argument: u64) -> Outcome {
     const TCGETS: u64 = 0x5401;
     const TIOCGWINSZ: u64 = 0x5413;
+    const FIONREAD: u64 = 0x541b;
     let size = match request {
         TCGETS => 36,
         TIOCGWINSZ => 8,
+        FIONREAD => 4,
         _ => return result(host::forward(16, [fd, request, u64::MAX, 0, 0], 0)),
     };
     let value = result(host::forward(16, [fd, request, SECOND, 0, 0], 0))?;
     user::copy_out_phys(argument, BOUNCE + SECOND, size)?;
     Ok(value)
+}
+
+/// ppoll(2); no signal comes while it waits, so the mask makes no difference.
+fn ppoll([list, count, timeout, mask, mask_bytes, _]: [u64; 6]) -> Outcome {
+    const NS_PER_MS: u64 = 1_000_000;
+    const FOR_EVER: u64 = u64::MAX;
+    let milliseconds = if timeout == 0 {
+        FOR_EVER
+    } else {
+        let [seconds, nanoseconds]: [u64; 2] = user::read(timeout)?;
+        if seconds.cast_signed() < 0 || nanoseconds >= 1000 * NS_PER_MS {
+            return Err(Errno::EINVAL);
+        }
+        let whole = seconds.saturating_mul(1000);
+        let part = nanoseconds.div_ceil(NS_PER_MS);
+        // What poll(2) can say: about 24 days.
+        whole.saturating_add(part).min(i32::MAX as u64)
+    };
+    if mask != 0 && mask_bytes != 8 {
+        return Err(Errno::EINVAL);
+    }
+    poll(list, count, milliseconds)
 }
 
 /// poll(2) on the program's descriptors.

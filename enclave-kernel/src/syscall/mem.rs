@@ -39,9 +39,10 @@ enum Place {
 /// mmap(2): anonymous memory, or a private copy of a file's contents.
 pub(super) fn mmap([addr, len, prot, flags, fd, offset]: [u64; 6]) -> Outcome {
     let prot = Prot::from_linux(prot).ok_or(Errno::EINVAL)?;
-    let len = align_up(len, PAGE_SIZE)
-        .filter(|&len| len != 0)
-        .ok_or(Errno::EINVAL)?;
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let len = align_up(len, PAGE_SIZE).ok_or(Errno::ENOMEM)?;
     let anonymous = flags & MAP_ANONYMOUS != 0;
     match flags & MAP_TYPE {
         MAP_PRIVATE => {}
@@ -333,13 +334,21 @@ pub(super) fn mremap([addr, old_len, new_len, flags, ..]: [u64; 6]) -> Outcome {
 /// of and not followed.
 pub(super) fn madvise(addr: u64, len: u64, advice: u64) -> Outcome {
     const DONTNEED: u64 = 4;
+    if !is_advice(advice) {
+        return Err(Errno::EINVAL);
+    }
     if !is_aligned(addr, PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     let len = align_up(len, PAGE_SIZE).ok_or(Errno::EINVAL)?;
     let end = addr.checked_add(len).ok_or(Errno::EINVAL)?;
+    let mapped = if is_mapped(addr, end) {
+        Ok(0)
+    } else {
+        Err(Errno::ENOMEM)
+    };
     if advice != DONTNEED || len == 0 {
-        return Ok(0);
+        return mapped;
     }
     if touches_arena(addr, end) {
         return Err(Errno::EINVAL);
@@ -359,7 +368,63 @@ pub(super) fn madvise(addr: u64, len: u64, advice: u64) -> Outcome {
             user::zero(start, stop - start)?;
         }
     }
+    mapped
+}
+
+/// Whether Linux knows it: most of it means nothing here, because memory is
+/// there at once and is never taken away.
+fn is_advice(advice: u64) -> bool {
+    const FREE: u64 = 8;
+    matches!(advice, 0..=4 | FREE | 10..=25)
+}
+
+/// msync, mincore and the calls that keep memory from being paged out: all of
+/// it stays, so they check their arguments.
+pub(super) fn resident(nr: u64, [addr, len, argument, ..]: [u64; 6]) -> Outcome {
+    const MSYNC: u64 = 26;
+    const MINCORE: u64 = 27;
+    /// MS_ASYNC, MS_INVALIDATE, MS_SYNC; the first excludes the last.
+    const MS_ALL: u64 = 7;
+    const MS_BOTH: u64 = 5;
+    if matches!(nr, 151 | 152) {
+        return Ok(0); // mlockall, munlockall
+    }
+    let is_sync = nr == MSYNC;
+    if is_sync && (argument & !MS_ALL != 0 || argument & MS_BOTH == MS_BOTH) {
+        return Err(Errno::EINVAL);
+    }
+    if (is_sync || nr == MINCORE) && !is_aligned(addr, PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    let start = addr & !(PAGE_SIZE - 1);
+    let end = addr.checked_add(len).ok_or(Errno::ENOMEM)?;
+    let end = align_up(end, PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    if nr == MINCORE {
+        user::check_writable(argument, (end - start) / PAGE_SIZE)?;
+    }
+    if !is_mapped(start, end) {
+        return Err(Errno::ENOMEM);
+    }
+    if nr == MINCORE {
+        for page in 0..(end - start) / PAGE_SIZE {
+            user::write(argument + page, &1u8)?;
+        }
+    }
     Ok(0)
+}
+
+/// Whether every address from `start` to `end` is in some region.
+fn is_mapped(start: u64, end: u64) -> bool {
+    process::with(|p| {
+        let mut at = start;
+        for region in p.aspace.ending_after(start) {
+            if at >= end || region.start > at {
+                break;
+            }
+            at = region.end;
+        }
+        at >= end
+    })
 }
 
 /// Reads a file's contents into a fresh mapping (a private copy, not shared

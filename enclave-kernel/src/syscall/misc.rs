@@ -1,5 +1,4 @@
-//! Identity, time, limits and the calls that a single-threaded program makes
-//! at start-up.
+//! Time, futexes and what else a program asks at start-up.
 
 use core::sync::atomic::Ordering;
 
@@ -12,9 +11,7 @@ use crate::{arch, boot, clock, host, memory, process, user};
 
 /// Process id of the one program.
 pub(super) const PID: u64 = 2;
-/// Its parent, which does not exist here.
-const PPID: u64 = 1;
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -35,37 +32,27 @@ impl Timespec {
 /// Serves `nr` if it is one of these; `None` otherwise.
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
     let outcome = match nr {
-        24 => Ok(0), // sched_yield
         35 => nanosleep(0, a[0]),
-        63 => uname(a[0]),
         96 => gettimeofday(a[0]),
-        97 => getrlimit(a[0], a[1]),
-        98 => getrusage(a[1]),
+        100 => times(a[0]),
         99 => sysinfo(a[0]),
-        102 | 104 | 107 | 108 => Ok(0), // uid, gid: one user
-        105 | 106 | 109 | 112 => Ok(0), // setuid, setgid, setpgid, setsid
-        110 => Ok(PPID),
-        111 | 121 => Ok(PID),      // process group
-        115 => Ok(0),              // getgroups: none
-        157 => Err(Errno::EINVAL), // prctl: no option is known
         158 => arch_prctl(a[0], a[1]),
         186 | 218 => Ok(PID), // gettid, set_tid_address
         201 => time(a[0]),
         202 => futex(a),
-        204 => sched_getaffinity(a[1], a[2]),
+        227 => clock_settime(a[0]),
         228 => clock_gettime(a[0], a[1]),
         229 => clock_getres(a[0], a[1]),
         230 => clock_nanosleep(a),
         61 | 247 => Err(Errno::ECHILD), // wait4, waitid: no children
         273 => Ok(0),                   // set_robust_list: one thread
-        302 => prlimit(a),
-        334 => Err(Errno::ENOSYS), // rseq: every libc asks and does without
+        334 => Err(Errno::ENOSYS),      // rseq: every libc asks and does without
         _ => return None,
     };
     Some(outcome)
 }
 
-fn now(clock_id: u64) -> Result<u64, Errno> {
+pub(super) fn now(clock_id: u64) -> Result<u64, Errno> {
     match clock_id {
         0 | 5 | 11 => Ok(clock::unix_ns()),
         1 | 4 | 6 | 7 => Ok(clock::monotonic_ns()),
@@ -78,6 +65,20 @@ fn now(clock_id: u64) -> Result<u64, Errno> {
 fn clock_gettime(id: u64, to: u64) -> Outcome {
     user::write(to, &Timespec::from_ns(now(id)?))?;
     Ok(0)
+}
+
+/// The host keeps the time.
+fn clock_settime(id: u64) -> Outcome {
+    Err(if id == 0 { Errno::EPERM } else { Errno::EINVAL })
+}
+
+/// times(2): ticks of a hundredth of a second; all time is the program's own.
+fn times(to: u64) -> Outcome {
+    const TICK: u64 = SECOND / 100;
+    if to != 0 {
+        user::write(to, &[now(2)? / TICK, 0, 0, 0])?;
+    }
+    Ok(clock::monotonic_ns() / TICK)
 }
 
 fn clock_getres(id: u64, to: u64) -> Outcome {
@@ -108,7 +109,7 @@ fn time(to: u64) -> Outcome {
 /// `base` is what an absolute time is relative to.
 fn nanosleep(base: u64, from: u64) -> Outcome {
     let wanted: Timespec = user::read(from)?;
-    if wanted.nanoseconds >= SECOND {
+    if wanted.nanoseconds >= SECOND || wanted.seconds.cast_signed() < 0 {
         return Err(Errno::EINVAL);
     }
     let ns = wanted
@@ -125,6 +126,10 @@ fn sleep_ns(ns: u64) -> Outcome {
 
 fn clock_nanosleep([id, flags, from, ..]: [u64; 6]) -> Outcome {
     const ABSTIME: u64 = 1;
+    const THREAD_CPUTIME: u64 = 3;
+    if id == THREAD_CPUTIME {
+        return Err(Errno::EOPNOTSUPP);
+    }
     let base = now(id)?;
     nanosleep(if flags & ABSTIME != 0 { base } else { 0 }, from)
 }
@@ -148,7 +153,7 @@ fn arch_prctl(code: u64, argument: u64) -> Outcome {
 
 /// One thread: a wake finds nobody, a wait either fails at once or lasts until
 /// its timeout (for ever without one: interruptible by a kill only).
-fn futex([word, op, value, timeout, ..]: [u64; 6]) -> Outcome {
+fn futex([word, op, value, timeout, _, bits]: [u64; 6]) -> Outcome {
     const COMMAND: u64 = 0x7f;
     const WAIT: u64 = 0;
     const WAKE: u64 = 1;
@@ -157,6 +162,9 @@ fn futex([word, op, value, timeout, ..]: [u64; 6]) -> Outcome {
     match op & COMMAND {
         WAKE | WAKE_BITSET => Ok(0),
         command @ (WAIT | WAIT_BITSET) => {
+            if !word.is_multiple_of(4) || (command == WAIT_BITSET && bits & 0xffff_ffff == 0) {
+                return Err(Errno::EINVAL);
+            }
             let current: u32 = user::read(word)?;
             if u64::from(current) != value & 0xffff_ffff {
                 return Err(Errno::EAGAIN);
@@ -176,80 +184,6 @@ fn futex([word, op, value, timeout, ..]: [u64; 6]) -> Outcome {
     }
 }
 
-fn uname(to: u64) -> Outcome {
-    let mut names = [[0u8; 65]; 6];
-    let host_name = enclave_abi::arena::text(&boot::info().name).unwrap_or("enclave");
-    // Programs compare the release with the oldest kernel they run on.
-    let texts = [
-        "Linux",
-        host_name,
-        "6.1.0-xasm",
-        concat!("#1 XASM ", env!("CARGO_PKG_VERSION")),
-        "x86_64",
-        "(none)",
-    ];
-    for (field, text) in names.iter_mut().zip(texts) {
-        for (to, from) in field.iter_mut().take(64).zip(text.bytes()) {
-            *to = from;
-        }
-    }
-    user::write(to, &names)?;
-    Ok(0)
-}
-
-fn limit(resource: u64) -> [u64; 2] {
-    const STACK: u64 = 3;
-    const CORE: u64 = 4;
-    const NPROC: u64 = 6;
-    const NOFILE: u64 = 7;
-    let value = match resource {
-        STACK => process::with(|p| p.stack_bytes),
-        CORE => 0,
-        NPROC => 1,
-        NOFILE => 1024,
-        _ => u64::MAX,
-    };
-    [value, value]
-}
-
-fn getrlimit(resource: u64, to: u64) -> Outcome {
-    if resource >= 16 {
-        return Err(Errno::EINVAL);
-    }
-    user::write(to, &limit(resource))?;
-    Ok(0)
-}
-
-fn prlimit([pid, resource, new, old, ..]: [u64; 6]) -> Outcome {
-    if pid != 0 && pid != PID {
-        return Err(Errno::ESRCH);
-    }
-    if resource >= 16 {
-        return Err(Errno::EINVAL);
-    }
-    if old != 0 {
-        user::write(old, &limit(resource))?;
-    }
-    // Limits are fixed at start; asking for what is already so is fine.
-    if new != 0 {
-        let wanted: [u64; 2] = user::read(new)?;
-        if wanted[0] > limit(resource)[1] {
-            return Err(Errno::EPERM);
-        }
-    }
-    Ok(0)
-}
-
-fn getrusage(to: u64) -> Outcome {
-    let ns = now(2)?;
-    let mut usage = [0u64; 18];
-    usage[0] = ns / SECOND;
-    usage[1] = ns % SECOND / 1000;
-    usage[4] = process::with(|p| p.aspace.mapped_bytes()) / 1024;
-    user::write(to, &usage)?;
-    Ok(0)
-}
-
 fn sysinfo(to: u64) -> Outcome {
     let total: u64 = boot::info()
         .extents
@@ -258,22 +192,13 @@ fn sysinfo(to: u64) -> Outcome {
         .map(|extent| extent.len_bytes)
         .sum();
     let mut info = [0u64; 14];
-    info[0] = clock::uptime_us() / 1_000_000;
+    info[0] = clock::uptime_us().div_ceil(1_000_000);
     info[4] = total;
     info[5] = memory::free_bytes();
     info[10] = 1; // one process
     info[13] = 1; // sizes are in bytes
     user::write(to, &info)?;
     Ok(0)
-}
-
-fn sched_getaffinity(len: u64, to: u64) -> Outcome {
-    const MASK_BYTES: u64 = 8;
-    if len < MASK_BYTES || !len.is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    user::write(to, &1u64)?;
-    Ok(MASK_BYTES)
 }
 
 /// Counters for [`enclave_abi::syscall::KERNEL_STATS`].

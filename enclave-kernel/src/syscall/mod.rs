@@ -5,12 +5,16 @@
 
 mod arena;
 mod file;
+mod identity;
 mod import;
+mod limits;
 mod mem;
 mod misc;
+mod scheduling;
 mod segment;
 mod signal;
 
+pub(crate) use identity::NAME_BYTES;
 pub(crate) use signal::Signals;
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -78,22 +82,27 @@ fn serve(frame: &mut TrapFrame) -> Outcome {
         frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9,
     ];
     match nr {
-        0 | 1 | 17 | 18 | 19 | 20 => file::transfer(nr, a),
+        0 | 1 | 17..=20 | 295 | 296 => file::transfer(nr, a),
         9 => mem::mmap(a),
         10 => mem::mprotect(a[0], a[1], a[2]),
         11 => mem::munmap(a[0], a[1]),
         12 => Ok(mem::brk(a[0])),
         25 => mem::mremap(a),
         28 => mem::madvise(a[0], a[1], a[2]),
+        26 | 27 | 149..=152 | 325 => mem::resident(nr, a),
         13 => signal::rt_sigaction(a),
         14 => signal::rt_sigprocmask(a),
+        127 => signal::rt_sigpending(a[0], a[1]),
         62 => signal::kill(a[0], a[1]),
         131 => signal::sigaltstack(a[0], a[1]),
         200 => signal::tkill(a[0], a[1]),
-        234 => signal::tkill(a[1], a[2]),
+        234 => signal::tgkill(a[0], a[1], a[2]),
         60 | 231 => process::end_by_exit(a[0]),
         ours::BASE.. => arena::serve(nr, a),
         _ => misc::serve(nr, a)
+            .or_else(|| identity::serve(nr, a))
+            .or_else(|| scheduling::serve(nr, a))
+            .or_else(|| limits::serve(nr, a))
             .or_else(|| file::serve(nr, a))
             .unwrap_or_else(|| Err(unknown(nr))),
     }

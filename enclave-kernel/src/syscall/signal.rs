@@ -1,7 +1,7 @@
 //! Signals as far as start-up, abort and death need them.
 //!
 //! Handlers and masks are kept and given back, and signals a program sends to
-//! itself act by default: terminate or ignore. A handler is not called in this
+//! itself act by default: terminate or ignore, at once or when they are unblocked. A handler is not called in this
 //! version: a signal that has one ends the program with a report that says so.
 
 use alloc::format;
@@ -17,6 +17,10 @@ use crate::{process, user};
 const NR_SIGNALS: usize = 64;
 const SIGKILL: u64 = 9;
 const SIGSTOP: u64 = 19;
+/// What no mask blocks.
+const UNBLOCKABLE: u64 = 1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1);
+/// Least bytes of an alternate stack (MINSIGSTKSZ).
+const LEAST_STACK: u64 = 2048;
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
 
@@ -39,20 +43,25 @@ struct AltStack {
     size: u64,
 }
 
+/// There is no alternate stack.
+const SS_DISABLE: u64 = 2;
+
 /// Handlers and masks of a program.
 #[derive(Clone, Debug)]
 pub(crate) struct Signals {
     actions: [Action; NR_SIGNALS],
     mask: u64,
+    /// Raised while they were blocked.
+    pending: u64,
     alt: AltStack,
 }
 
 impl Default for Signals {
     fn default() -> Self {
-        const SS_DISABLE: u64 = 2;
         Self {
             actions: [Action::default(); NR_SIGNALS],
             mask: 0,
+            pending: 0,
             alt: AltStack {
                 base: 0,
                 flags: SS_DISABLE,
@@ -111,7 +120,26 @@ pub(super) fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
     if old != 0 {
         user::write(old, &before)?;
     }
-    process::with(|p| p.signals.mask = after);
+    let mut due = process::with(|p| {
+        p.signals.mask = after & !UNBLOCKABLE;
+        let due = p.signals.pending & !p.signals.mask;
+        p.signals.pending &= p.signals.mask;
+        due
+    });
+    while due != 0 {
+        raise(u64::from(due.trailing_zeros()) + 1)?;
+        due &= due - 1;
+    }
+    Ok(0)
+}
+
+/// rt_sigpending(2).
+pub(super) fn rt_sigpending(to: u64, size: u64) -> Outcome {
+    if size > 8 {
+        return Err(Errno::EINVAL);
+    }
+    let pending = process::with(|p| p.signals.pending);
+    user::write(to, &pending)?;
     Ok(0)
 }
 
@@ -122,6 +150,14 @@ pub(super) fn sigaltstack(new: u64, old: u64) -> Outcome {
     } else {
         Some(user::read(new)?)
     };
+    if let Some(alt) = wanted {
+        if alt.flags & !SS_DISABLE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if alt.flags == 0 && alt.size < LEAST_STACK {
+            return Err(Errno::ENOMEM);
+        }
+    }
     if old != 0 {
         let before = process::with(|p| p.signals.alt);
         user::write(old, &before)?;
@@ -141,8 +177,22 @@ pub(super) fn kill(pid: u64, signal: u64) -> Outcome {
     raise(signal)
 }
 
-/// tkill(2), tgkill(2).
+/// tgkill(2).
+pub(super) fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
+    if pid as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    if pid != PID {
+        return Err(Errno::ESRCH);
+    }
+    tkill(tid, signal)
+}
+
+/// tkill(2).
 pub(super) fn tkill(tid: u64, signal: u64) -> Outcome {
+    if tid as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
     if tid != PID {
         return Err(Errno::ESRCH);
     }
@@ -161,7 +211,14 @@ pub(super) fn raise(signal: u64) -> Outcome {
         return Ok(0);
     }
     let n = index(signal)?;
-    let handler = process::with(|p| p.signals.actions[n].handler);
+    let (handler, is_blocked) = process::with(|p| {
+        let is_blocked = p.signals.mask & 1 << n != 0;
+        p.signals.pending |= u64::from(is_blocked) << n;
+        (p.signals.actions[n].handler, is_blocked)
+    });
+    if is_blocked {
+        return Ok(0);
+    }
     let number = u8::try_from(signal).map_err(|_| Errno::EINVAL)?;
     match handler {
         SIG_IGN => Ok(0),

@@ -101,6 +101,7 @@ calls! {
     SYS_fchmodat "fchmodat" attributes::fchmodat;
     SYS_faccessat "faccessat" stat::faccessat;
     SYS_utimensat "utimensat" attributes::utimensat;
+    SYS_fallocate "fallocate" files::fallocate;
     SYS_dup3 "dup3" control::dup3;
     SYS_pipe2 "pipe2" control::pipe2;
     SYS_renameat2 "renameat2" names::renameat2;

@@ -24,6 +24,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// Requests as the program makes them (asm-generic/ioctls.h): the type of
 /// libc's constants differs between C libraries.
 const TCGETS: u32 = 0x5401;
+const FIONREAD: u32 = 0x541b;
 const TIOCGWINSZ: u32 = 0x5413;
 
 /// `fcntl(fd, command, argument)`.
@@ -57,6 +58,11 @@ pub(super) fn fcntl(session: &mut Session, request: &Request<'_>) -> Result<Repl
 pub(super) fn ioctl(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
     let description = session.table.get(request.int(0))?;
     let file = description.host(Errno::NOTTY)?;
+    if request.unsigned(1) == FIONREAD {
+        let bytes = rustix::io::ioctl_fionread(&file.fd)?;
+        let bytes = u32::try_from(bytes).unwrap_or(i32::MAX.unsigned_abs());
+        return Ok(Reply::structure(bytes.to_le_bytes().to_vec()));
+    }
     let is_standard = matches!(file.origin, Origin::Input | Origin::Output);
     if !is_standard || !rustix::termios::isatty(&file.fd) {
         return Err(Errno::NOTTY);

@@ -2,7 +2,7 @@
 //!
 //! Called by the handlers. What goes to a program is built here and nowhere
 //! else, so that no padding of the VMM's memory can leak and no `unsafe` is
-//! needed. Layouts: `arch/x86/include/uapi/asm/stat.h`, `dirent.h`,
+//! needed. Layouts: `arch/x86/include/uapi/asm/stat.h`, `linux/stat.h`, `dirent.h`,
 //! `asm-generic/statfs.h`, `asm-generic/termbits.h`.
 
 use rustix::fs::{FileType, Stat, StatFs};
@@ -10,6 +10,10 @@ use rustix::termios::{SpecialCodeIndex, Termios, Winsize};
 
 /// Bytes of `struct stat`.
 const STAT_BYTES: usize = 144;
+/// Bytes of `struct statx`.
+const STATX_BYTES: usize = 256;
+/// What is known of every file (`STATX_BASIC_STATS`).
+const STATX_BASIC_STATS: u32 = 0x7ff;
 /// Bytes of a directory entry before its name.
 const DIRENT_HEAD: usize = 19;
 
@@ -85,6 +89,52 @@ pub(super) fn stat_listing(ino: u64) -> Vec<u8> {
         .i64(4096)
         .zeros(STAT_BYTES - 64)
         .finish()
+}
+
+/// `struct statx` of a host file, with all that `struct stat` has.
+pub(super) fn statx(stat: &Stat) -> Vec<u8> {
+    let time = |encoder: Encoder, seconds: i64, nanoseconds: u64| {
+        let nanoseconds = u32::try_from(nanoseconds).unwrap_or(0);
+        encoder.i64(seconds).u32(nanoseconds).zeros(4)
+    };
+    let head = Encoder::default()
+        .u32(STATX_BASIC_STATS)
+        .u32(u32::try_from(stat.st_blksize).unwrap_or(4096))
+        .zeros(8)
+        .u32(u32::try_from(stat.st_nlink).unwrap_or(u32::MAX))
+        .u32(stat.st_uid)
+        .u32(stat.st_gid)
+        .u32(stat.st_mode & 0xffff)
+        .u64(stat.st_ino)
+        .i64(stat.st_size)
+        .i64(stat.st_blocks)
+        .zeros(8);
+    // When the file was made is not known, so that stays zero.
+    let times = time(head, stat.st_atime, stat.st_atime_nsec).zeros(16);
+    let times = time(times, stat.st_ctime, stat.st_ctime_nsec);
+    let mut bytes = time(times, stat.st_mtime, stat.st_mtime_nsec)
+        .u32(rustix::fs::major(stat.st_rdev))
+        .u32(rustix::fs::minor(stat.st_rdev))
+        .u32(rustix::fs::major(stat.st_dev))
+        .u32(rustix::fs::minor(stat.st_dev))
+        .finish();
+    bytes.resize(STATX_BYTES, 0);
+    bytes
+}
+
+/// `struct statx` of a synthetic directory.
+pub(super) fn statx_listing(ino: u64) -> Vec<u8> {
+    let mut bytes = Encoder::default()
+        .u32(STATX_BASIC_STATS)
+        .u32(4096)
+        .zeros(8)
+        .u32(2)
+        .zeros(8)
+        .u32(0o040_555)
+        .u64(ino)
+        .finish();
+    bytes.resize(STATX_BYTES, 0);
+    bytes
 }
 
 /// `struct statfs` of a host file system; `read_only` adds that flag.

@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
@@ -223,8 +223,21 @@ pub(super) fn ftruncate(session: &mut Session, request: &Request<'_>) -> Result<
     Ok(Reply::value(0))
 }
 
-/// `fadvise64(fd, …)`: advice is taken and not followed.
+/// `fallocate(fd, mode, offset, length)`.
+pub(super) fn fallocate(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    let number = |at| u64::try_from(request.long(at)).map_err(|_| Errno::INVAL);
+    let (offset, length) = (number(2)?, number(3)?);
+    let mode = FallocateFlags::from_bits(request.unsigned(1)).ok_or(Errno::OPNOTSUPP)?;
+    let file = writable(session.table.get(request.int(0))?)?;
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file.fd, mode, offset, length))?;
+    Ok(Reply::value(0))
+}
+
+/// `fadvise64(fd, offset, length, advice)`: advice is taken and not followed.
 pub(super) fn fadvise64(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    if !(libc::POSIX_FADV_NORMAL..=libc::POSIX_FADV_NOREUSE).contains(&request.int(3)) {
+        return Err(Errno::INVAL);
+    }
     if let Object::Host(file) = &session.table.get(request.int(0))?.object {
         seekable(file)?;
     }

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Access, AtFlags, FileType};
+use rustix::fs::{Access, AtFlags, FileType, Stat};
 use rustix::io::Errno;
 
 use super::exports::{Place, inode_of};
@@ -15,24 +15,64 @@ use super::table::{Description, Object, Origin};
 use super::target::{Target, place_target, target, target_at};
 use super::{Reply, Request, Session, encode};
 
+/// What is known of a file.
+enum Told {
+    Host(Stat),
+    /// A synthetic directory, by its inode number.
+    Listing(u64),
+}
+
+impl Told {
+    fn stat(&self) -> Reply {
+        Reply::structure(match self {
+            Self::Host(stat) => encode::stat(stat),
+            Self::Listing(ino) => encode::stat_listing(*ino),
+        })
+    }
+
+    fn statx(&self) -> Reply {
+        Reply::structure(match self {
+            Self::Host(stat) => encode::statx(stat),
+            Self::Listing(ino) => encode::statx_listing(*ino),
+        })
+    }
+}
+
 /// `stat(path)`.
 pub(super) fn stat(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
-    stat_path(session, request, libc::AT_FDCWD, true)
+    Ok(stat_path(session, request, libc::AT_FDCWD, true)?.stat())
 }
 
 /// `lstat(path)`.
 pub(super) fn lstat(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
-    stat_path(session, request, libc::AT_FDCWD, false)
+    Ok(stat_path(session, request, libc::AT_FDCWD, false)?.stat())
 }
 
 /// `fstat(fd)`.
 pub(super) fn fstat(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
-    stat_descriptor(session.table.get(request.int(0))?)
+    Ok(stat_descriptor(session.table.get(request.int(0))?)?.stat())
 }
 
 /// `newfstatat(dirfd, path, _, flags)`.
 pub(super) fn newfstatat(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
-    let flags = request.int(3);
+    Ok(stat_at(session, request, request.int(3))?.stat())
+}
+
+/// `statx(dirfd, path, flags, mask, _)`: everything that `newfstatat` knows,
+/// whatever was asked for.
+pub(super) fn statx(session: &mut Session, request: &Request<'_>) -> Result<Reply, Errno> {
+    /// How fresh it must be: it always is.
+    const SYNC_TYPE: i32 = libc::AT_STATX_FORCE_SYNC | libc::AT_STATX_DONT_SYNC;
+    const RESERVED: u32 = 1 << 31;
+    let (flags, mask) = (request.int(2), request.unsigned(3));
+    if mask & RESERVED != 0 || flags & SYNC_TYPE == SYNC_TYPE {
+        return Err(Errno::INVAL);
+    }
+    Ok(stat_at(session, request, flags & !SYNC_TYPE)?.statx())
+}
+
+/// Of a path at 0 from the directory in argument 0.
+fn stat_at(session: &Session, request: &Request<'_>, flags: i32) -> Result<Told, Errno> {
     let known = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
     if flags & !known != 0 {
         return Err(Errno::INVAL);
@@ -44,17 +84,8 @@ pub(super) fn newfstatat(session: &mut Session, request: &Request<'_>) -> Result
         }
         return stat_target(&target_at(session, &session.cwd, true)?);
     }
-    stat_path(
-        session,
-        request,
-        dirfd,
-        flags & libc::AT_SYMLINK_NOFOLLOW == 0,
-    )
-}
-
-/// `statx`: refused, C libraries then use newfstatat.
-pub(super) fn statx(_: &mut Session, _: &Request<'_>) -> Result<Reply, Errno> {
-    Err(Errno::NOSYS)
+    let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
+    stat_path(session, request, dirfd, follow)
 }
 
 /// `access(path, mode)`.
@@ -110,27 +141,25 @@ fn stat_path(
     request: &Request<'_>,
     dirfd: i32,
     follow: bool,
-) -> Result<Reply, Errno> {
+) -> Result<Told, Errno> {
     stat_target(&target(session, request, dirfd, follow)?)
 }
 
-fn stat_target(target: &Target) -> Result<Reply, Errno> {
-    let bytes = match target {
-        Target::File { fd, .. } | Target::Device(fd) => encode::stat(&rustix::fs::fstat(fd)?),
-        Target::Listing(ino) => encode::stat_listing(*ino),
-    };
-    Ok(Reply::structure(bytes))
+fn stat_target(target: &Target) -> Result<Told, Errno> {
+    Ok(match target {
+        Target::File { fd, .. } | Target::Device(fd) => Told::Host(rustix::fs::fstat(fd)?),
+        Target::Listing(ino) => Told::Listing(*ino),
+    })
 }
 
-fn stat_descriptor(description: &Description) -> Result<Reply, Errno> {
-    let bytes = match &description.object {
-        Object::Host(file) => encode::stat(&rustix::fs::fstat(&file.fd)?),
+fn stat_descriptor(description: &Description) -> Result<Told, Errno> {
+    Ok(match &description.object {
+        Object::Host(file) => Told::Host(rustix::fs::fstat(&file.fd)?),
         Object::Listing { .. } => {
             let path = description.directory.as_deref().unwrap_or(b"/");
-            encode::stat_listing(inode_of(path))
+            Told::Listing(inode_of(path))
         }
-    };
-    Ok(Reply::structure(bytes))
+    })
 }
 
 fn check_access(

@@ -60,11 +60,35 @@ fn stat_tells_kind_links_and_size() {
 }
 
 #[test]
-fn statx_is_left_to_the_fallback() {
+fn statx_tells_what_stat_tells() {
     let dir = TempDir::new();
+    fs::write(dir.path().join("file"), b"12345").unwrap();
     let mut session = session(&[(dir.path(), "/data", true)]);
-    let result = path_call(&mut session, libc::SYS_statx, "/data", 0, 0);
-    assert_eq!(result, refused(libc::ENOSYS));
+    let mut told = |path: &str, flags: i64, mask: i64| {
+        let cwd = libc::AT_FDCWD.into();
+        let path = format!("{path}\0");
+        let args = [cwd, 0, flags, mask, 0];
+        call(&mut session, libc::SYS_statx, args, path.as_bytes(), &[])
+    };
+    let here = told("/data/file", 0, libc::STATX_BASIC_STATS.into());
+    assert_eq!(here.result, 0);
+    let number = |at: usize, bytes: usize| {
+        let mut word = [0; 8];
+        word[..bytes].copy_from_slice(&here.data[at..at + bytes]);
+        u64::from_le_bytes(word)
+    };
+    let native = fs::metadata(dir.path().join("file")).unwrap();
+    assert_eq!(here.data.len(), 256);
+    assert_eq!(number(28, 2), u64::from(native.mode()));
+    assert_eq!(number(32, 8), native.ino());
+    assert_eq!(number(40, 8), 5);
+    assert_eq!(number(112, 8), native.mtime().cast_unsigned());
+    assert_eq!(number(140, 4), u64::from(rustix::fs::minor(native.dev())));
+    assert_eq!(told("/data/missing", 0, 0).result, refused(ENOENT));
+    assert_eq!(told("/", 0, 0).result, 0);
+    assert_eq!(told("/data/file", 0x4000_0000, 0).result, refused(EINVAL));
+    assert_eq!(told("/data/file", 0x6000, 0).result, refused(EINVAL));
+    assert_eq!(told("/data/file", 0, 1 << 31).result, refused(EINVAL));
 }
 
 #[test]

@@ -1,0 +1,88 @@
+//! Which core a program runs on, and how it shares that: it does not.
+//!
+//! A program has its core to itself, so every policy and priority but Linux's
+//! ordinary one is refused, and that one changes nothing.
+
+use enclave_core::errno::Errno;
+
+use super::Outcome;
+use super::misc::PID;
+use crate::user;
+
+/// Linux's ordinary policy.
+const SCHED_OTHER: u64 = 0;
+/// The policies that have priorities: first in, first out; in turn.
+const SCHED_FIFO: u64 = 1;
+const SCHED_RR: u64 = 2;
+
+/// Serves `nr` if it is one of these; `None` otherwise.
+pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
+    Some(match nr {
+        24 => Ok(0), // sched_yield
+        140 => getpriority(a[0]),
+        143 => known(a[0]).and_then(|()| user::write(a[1], &0u32).map(|()| 0)), // sched_getparam
+        145 => known(a[0]).map(|()| SCHED_OTHER), // sched_getscheduler
+        146 => priority(a[0], 99),                // sched_get_priority_max
+        147 => priority(a[0], 1),                 // sched_get_priority_min
+        203 => sched_setaffinity(a),
+        204 => sched_getaffinity(a),
+        309 => getcpu(a[0], a[1]),
+        _ => return None,
+    })
+}
+
+/// Whether there is such a thread.
+fn known(pid: u64) -> Result<(), Errno> {
+    match pid {
+        0 | PID => Ok(()),
+        _ if (pid as i32) < 0 => Err(Errno::EINVAL),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// The nice value 0, in the form that the call has it.
+fn getpriority(which: u64) -> Outcome {
+    if which > 2 {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(20)
+    }
+}
+
+/// `value` for policies that have priorities, 0 for the others of Linux.
+fn priority(policy: u64, value: u64) -> Outcome {
+    match policy {
+        SCHED_FIFO | SCHED_RR => Ok(value),
+        // Other, batch, idle and deadline.
+        SCHED_OTHER | 3 | 5 | 6 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn sched_setaffinity([pid, len, from, ..]: [u64; 6]) -> Outcome {
+    known(pid).map_err(|_| Errno::ESRCH)?;
+    let first: u8 = if len == 0 { 0 } else { user::read(from)? };
+    // It has to stay where it is.
+    if first & 1 == 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(0)
+}
+
+fn sched_getaffinity([pid, len, to, ..]: [u64; 6]) -> Outcome {
+    const MASK_BYTES: u64 = 8;
+    if len < MASK_BYTES || !len.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    known(pid).map_err(|_| Errno::ESRCH)?;
+    user::write(to, &1u64)?;
+    Ok(MASK_BYTES)
+}
+
+/// The only core, on a node that is not told.
+fn getcpu(cpu: u64, node: u64) -> Outcome {
+    for to in [cpu, node].into_iter().filter(|&to| to != 0) {
+        user::write(to, &0u32)?;
+    }
+    Ok(0)
+}
