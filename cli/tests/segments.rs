@@ -94,6 +94,7 @@ fn segments_of_both_kinds_are_listed_and_snapshots_are_arenas_only() {
     let arena = broker.arena_make(&arena).unwrap();
     broker.arena_mapped(arena.segid).unwrap();
     let mut linux = serving.connect();
+    linux.for_enclave("a2").unwrap();
     let request = SegmentRequest {
         name: "grid".to_owned(),
         size_bytes: 8192,
@@ -116,7 +117,10 @@ fn segments_of_both_kinds_are_listed_and_snapshots_are_arenas_only() {
         (&row["signals"], &row["size_bytes"]),
         (&json!(1), &json!(8192))
     );
-    assert_eq!(row["state"], "live");
+    assert_eq!(
+        (&row["state"], &row["enclave"]),
+        (&json!("live"), &json!("a2"))
+    );
     let snapshots = ctl(run_dir, &["snap", "ls", "--json"]);
     let snapshots = names(&snapshots, "arenas");
     assert_eq!(snapshots.len(), 1, "{snapshots:?}");
@@ -128,7 +132,10 @@ fn segments_of_both_kinds_are_listed_and_snapshots_are_arenas_only() {
         .map(|l| l.split_whitespace().collect())
         .collect();
     assert_eq!(lines.len(), 3, "{table}");
-    assert_eq!(lines[2][1..7], ["grid", "plain", "-", "live", "8K", "0640"]);
+    assert_eq!(
+        lines[2][1..7],
+        ["grid", "plain", "a2", "live", "8K", "0640"]
+    );
     assert!(
         lines.iter().all(|line| line.len() == lines[0].len()),
         "{table}"

@@ -119,6 +119,8 @@ enum Tells {
 #[derive(Debug)]
 pub(super) struct ImportTable {
     vm: Arc<VmFd>,
+    /// Name of the enclave.
+    enclave: String,
     socket: PathBuf,
     pub(super) backing: Backing,
     pub(super) node: MemoryNode,
@@ -173,6 +175,7 @@ impl ImportTable {
     /// Nothing attached.
     pub(super) fn new(
         vm: Arc<VmFd>,
+        enclave: &str,
         socket: PathBuf,
         (backing, node): (Backing, MemoryNode),
         mode: Mode,
@@ -180,6 +183,7 @@ impl ImportTable {
         Self {
             interrupts: mode == Mode::Ring0,
             vm,
+            enclave: enclave.to_owned(),
             socket,
             backing,
             node,
@@ -196,9 +200,18 @@ impl ImportTable {
     fn broker(&mut self) -> Result<&mut Broker, Errno> {
         let broker = match self.broker.take() {
             Some(broker) => broker,
-            None => Broker::connect_as(&self.socket, Role::Exporter).map_err(|e| e.errno())?,
+            None => self.connect().map_err(|e| e.errno())?,
         };
         Ok(self.broker.insert(broker))
+    }
+
+    fn connect(&self) -> Result<Broker, ClientError> {
+        let mut broker = Broker::connect_as(&self.socket, Role::Exporter)?;
+        match broker.for_enclave(&self.enclave) {
+            // A name that it may not have is only one that lists do not show.
+            Ok(()) | Err(ClientError::Refused { .. }) => Ok(broker),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the broker. A connection that does not work any more is given up:

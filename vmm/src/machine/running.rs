@@ -235,6 +235,7 @@ impl Machine {
         .map_err(MachineError::Broker)?;
         let imports = ImportTable::new(
             Arc::clone(&vm),
+            &config.name,
             config.broker_socket.clone(),
             (config.backing, config.memory_node),
             mode,

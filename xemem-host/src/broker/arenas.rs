@@ -10,7 +10,7 @@ use super::leases::{Leases, Words};
 use super::names::Name;
 use super::permits::Permit;
 use super::segments::{Body, Segment};
-use super::{Broker, Effect, Enclave, EnclaveId, Env, Fds, Making, PeerId, Refusal, Ticket};
+use super::{Broker, Effect, Enclave, EnclaveId, Env, Fds, Making, Peer, PeerId, Refusal, Ticket};
 use crate::wire::{ApId, ArenaMake, EndReason, Hugetlb, Reply, Role, SegId, SegmentState, Target};
 use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_abi::arena::{Geometry, NAME_BYTES};
@@ -74,6 +74,36 @@ impl Broker {
         let making = Making::LeasePage(enclave);
         let ticket = Ticket { peer, seq, making };
         self.effects.push(Effect::MakeLeasePage { ticket, enclave });
+        Ok(())
+    }
+
+    /// Notes what `peer` says of itself. The name of an enclave that another
+    /// user has registered is not to be had, so that lists do not deceive.
+    pub(super) fn for_enclave(
+        &mut self,
+        peer: PeerId,
+        name: &[u8; NAME_BYTES],
+    ) -> Result<(), Refusal> {
+        let name = Name::required(name)?;
+        let exporter = self.peers.get(&peer).ok_or(Refusal::Role)?;
+        if exporter.role != Some(Role::Exporter) {
+            return Err(Refusal::Role);
+        }
+        if exporter.enclave.is_some() || exporter.serves.is_some() {
+            return Err(Refusal::Registered);
+        }
+        let uid = exporter.credentials.uid;
+        let is_another = |other: &Peer| {
+            let enclave = other.enclave.and_then(|id| self.enclaves.get(&id));
+            let has_it = enclave.is_some_and(|enclave| enclave.name == name);
+            has_it && other.credentials.uid != uid
+        };
+        if !self.is_privileged(uid) && self.peers.values().any(is_another) {
+            return Err(Refusal::NameTaken);
+        }
+        if let Some(exporter) = self.peers.get_mut(&peer) {
+            exporter.serves = Some(name);
+        }
         Ok(())
     }
 

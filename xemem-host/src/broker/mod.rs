@@ -128,6 +128,8 @@ struct Peer {
     credentials: Credentials,
     role: Option<Role>,
     enclave: Option<EnclaveId>,
+    /// The enclave whose program it serves, as it says itself.
+    serves: Option<Name>,
     /// Plain segments it exports, none of them ended.
     segments: BTreeSet<SegId>,
     apids: BTreeSet<ApId>,
@@ -213,6 +215,7 @@ impl Broker {
                 credentials,
                 role: None,
                 enclave: None,
+                serves: None,
                 segments: BTreeSet::new(),
                 apids: BTreeSet::new(),
                 leases: 0,
@@ -330,6 +333,7 @@ impl Broker {
             Request::RegisterEnclave { name } => {
                 self.register_enclave(peer, seq, &name).map(|()| None)
             }
+            Request::ForEnclave { name } => self.for_enclave(peer, &name).map(ok),
             Request::ArenaMake(ref make) => self.arena_make(peer, seq, make, env).map(|()| None),
             Request::Mapped { segid } => self.mapped(peer, seq, segid).map(|()| None),
             Request::Name { segid, name } => self.name(peer, segid, &name).map(ok),

@@ -49,7 +49,8 @@ impl Broker {
         let permit = Permit::of_mode(&exporter.credentials, make.gid, make.mode)?;
         let hugetlb = pages_for(make)?;
         let enclave = exporter.enclave.and_then(|id| self.enclaves.get(&id));
-        let enclave_name = enclave.map(|enclave| enclave.name.clone());
+        let registered = enclave.map(|enclave| enclave.name.clone());
+        let enclave_name = registered.or_else(|| exporter.serves.clone());
         self.room_for_segment(permit.owner_uid)?;
         let first_name = Name::optional(&make.name)?;
         let segid = SegId(self.next_id());

@@ -182,6 +182,17 @@ impl Broker {
         }
     }
 
+    /// Says for which enclave's program this connection makes plain segments;
+    /// lists show it with them.
+    ///
+    /// # Errors
+    /// Another user's enclave has this name, or it was said before (EEXIST);
+    /// EPERM for a [`crate::wire::Role::Consumer`].
+    pub fn for_enclave(&mut self, name: &str) -> Result<(), ClientError> {
+        let name = field(name)?;
+        self.done(&Request::ForEnclave { name })
+    }
+
     /// Tells that the object is mapped: from now on readers can find it, and
     /// nobody gets another writable mapping.
     ///

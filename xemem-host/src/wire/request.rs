@@ -122,6 +122,12 @@ pub enum Request {
         /// Name, zero padded.
         name: [u8; NAME_BYTES],
     },
+    /// Says for which enclave's program this connection makes plain segments.
+    /// They show it, nothing is decided by it. → `Ok`
+    ForEnclave {
+        /// Name, zero padded.
+        name: [u8; NAME_BYTES],
+    },
     /// Makes an arena object. → `Arena` + 2 descriptors
     ArenaMake(ArenaMake),
     /// The exporter has mapped the object: seal it, let it be found. → `Ok`
@@ -293,6 +299,7 @@ mod kind {
     pub(super) const MAKE_ROOM: u16 = 25;
     pub(super) const BELL: u16 = 26;
     pub(super) const BELLS: u16 = 27;
+    pub(super) const FOR_ENCLAVE: u16 = 28;
 }
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
@@ -348,6 +355,7 @@ impl Request {
         match *self {
             Self::Hello { role, abi_version } => numbers(kind::HELLO, role as u32, abi_version),
             Self::RegisterEnclave { name } => named(kind::REGISTER_ENCLAVE, seq, 0, name, 0),
+            Self::ForEnclave { name } => named(kind::FOR_ENCLAVE, seq, 0, name, 0),
             Self::ArenaMake(make) => frame(
                 kind::ARENA_MAKE,
                 seq,
@@ -426,7 +434,7 @@ impl Request {
         let (header, rest) = split(bytes)?;
         let request = match header.kind {
             kind::HELLO | kind::STATUS | kind::SHUTDOWN => of_numbers(header.kind, body(rest)?)?,
-            kind::REGISTER_ENCLAVE | kind::NAME | kind::LOOKUP => {
+            kind::REGISTER_ENCLAVE | kind::NAME | kind::LOOKUP | kind::FOR_ENCLAVE => {
                 of_name(header.kind, body(rest)?)?
             }
             kind::ARENA_MAKE => of_arena(body(rest)?)?,
@@ -472,6 +480,7 @@ fn of_name(kind: u16, body: Named) -> Result<Request, WireError> {
     let name = body.name;
     Ok(match kind {
         kind::REGISTER_ENCLAVE => Request::RegisterEnclave { name },
+        kind::FOR_ENCLAVE => Request::ForEnclave { name },
         kind::NAME => Request::Name {
             segid: SegId(body.id),
             name,

@@ -96,6 +96,7 @@ fn requests() -> Vec<(u16, usize, Request)> {
         ),
         (26, 32, Request::Bell { apid }),
         (27, 32, Request::Bells { segid }),
+        (28, 88, Request::ForEnclave { name: name() }),
     ]
 }
 
@@ -363,7 +364,7 @@ fn another_version_is_refused_whatever_follows() {
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 28, 127, 128, 138, 139, u16::MAX] {
+    for kind in [0_u16, 29, 127, 129, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));

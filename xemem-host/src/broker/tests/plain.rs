@@ -419,3 +419,38 @@ fn a_user_has_a_bounded_number_of_segments() {
     assert!(world.broker.segments.is_empty());
     assert_eq!(world.ask(READER, shutdown), Reply::Ok);
 }
+
+#[test]
+fn a_segment_shows_the_enclave_that_its_connection_serves() {
+    let mut world = World::peopled();
+    world.enclave();
+    let mut peers = 10..;
+    let mut made = |world: &mut World, uid, name: &str| {
+        let peer = PeerId(peers.next().expect("a number"));
+        world.connect(peer, uid, Role::Exporter);
+        let name = field(name);
+        let said = world.ask(peer, Request::ForEnclave { name });
+        let make = Request::SegmentMake(request("", 0o600, false));
+        let Reply::Made { segid, .. } = world.ask(peer, make) else {
+            panic!("no segment");
+        };
+        (peer, said == Reply::Ok, world.info(segid).enclave)
+    };
+    let (own, is_served, shown) = made(&mut world, OWNER, "a1");
+    assert_eq!((is_served, shown.as_str()), (true, "a1"));
+    // Nobody calls himself what another user has registered.
+    let (_, is_served, shown) = made(&mut world, 2000, "a1");
+    assert_eq!((is_served, shown.as_str()), (false, ""));
+    let (_, is_served, shown) = made(&mut world, 2000, "a2");
+    assert_eq!((is_served, shown.as_str()), (true, "a2"));
+
+    let name = field("a3");
+    let again = Request::ForEnclave { name };
+    assert_eq!(world.errno(own, again), Errno::EXIST);
+    assert_eq!(world.errno(EXPORTER, again), Errno::EXIST);
+    assert_eq!(world.errno(READER, again), Errno::PERM);
+    let name = [0; NAME_BYTES];
+    world.connect(PeerId(99), OWNER, Role::Exporter);
+    let unnamed = Request::ForEnclave { name };
+    assert_eq!(world.errno(PeerId(99), unnamed), Errno::INVAL);
+}

@@ -67,6 +67,7 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         1 => Just(Request::Hello { role: Role::Exporter, abi_version: 1 }),
         2 => names.clone().prop_map(|name| Request::RegisterEnclave { name }),
+        1 => names.clone().prop_map(|name| Request::ForEnclave { name }),
         4 => make,
         4 => id.clone().prop_map(|id| Request::Mapped { segid: SegId(id) }),
         1 => (id.clone(), names.clone())
