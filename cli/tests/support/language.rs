@@ -102,6 +102,11 @@ impl Run {
         Stream::attach(&socket, name, policy, PATIENCE).unwrap()
     }
 
+    /// A connection to the broker, as a process of Linux has it.
+    pub(crate) fn connect(&self) -> Broker {
+        Broker::connect(&self.run_dir.join("xemem.sock")).unwrap()
+    }
+
     /// Lets a program go on that waits for a line.
     pub(crate) fn go_on(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
