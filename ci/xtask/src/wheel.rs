@@ -24,6 +24,7 @@ const PACKAGE: &str = "xemem-host/python";
 const TO_BUILD: &[&str] = &["maturin>=1.9.4,<2"];
 /// What tests and examples need beside it.
 const TO_TEST: &[&str] = &[
+    "adios2>=2.11",
     "dask[array]",
     "h5py",
     "matplotlib",

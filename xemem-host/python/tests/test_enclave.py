@@ -68,7 +68,7 @@ def read_all():
 
 @pytest.fixture(scope="module")
 def simulation(tmp_path_factory):
-    """One run of snap-mini with six readers, and what each of them said."""
+    """One run of snap-mini with seven readers, and what each of them said."""
     out = pathlib.Path(os.environ["XASM_OUT"])
     home = tmp_path_factory.mktemp("enclave")
     with pytest.MonkeyPatch.context() as patch:
@@ -111,6 +111,15 @@ def simulation(tmp_path_factory):
                     EXAMPLES / "to_hdf5.py",
                     ARENA,
                     home / "flux.h5",
+                    "--every",
+                    5,
+                    *wait,
+                ),
+                "adios2": start(
+                    python,
+                    EXAMPLES / "to_adios2.py",
+                    ARENA,
+                    home / "flux.bp",
                     "--every",
                     5,
                     *wait,
@@ -227,3 +236,25 @@ def test_hdf5_holds_the_selected_steps(simulation):
             if group.attrs["step"] in ours:
                 mean = ours[group.attrs["step"]].mean
                 assert math.isclose(flux[()].mean(), mean, rel_tol=1e-12)
+
+
+def test_adios2_holds_the_selected_steps(simulation):
+    import adios2
+
+    ours = {step.step: step for step in simulation.steps}
+    written = int(simulation.said["adios2"][0].split()[0])
+    seen = []
+    with adios2.Stream(str(simulation.home / "flux.bp"), "r") as stream:
+        for at in stream.steps():
+            step = int(at.read("xasm/step"))
+            seen.append(step)
+            flux = at.read("flux")
+            assert flux.shape == (8, 16, 16, 16) and flux.dtype == np.float64
+            assert at.read_attribute("units", "flux") == "cm-2 s-1"
+            assert at.read_attribute("axes", "flux") == ["group", "z", "y", "x"]
+            # What the simulation itself stored in the arena, and what was added.
+            assert int(at.read("step")) == step and at.read("xasm/valid") == 1
+            assert float(at.read("time")) == float(at.read("xasm/time"))
+            if step in ours:
+                assert math.isclose(flux.mean(), ours[step].mean, rel_tol=1e-12)
+    assert len(seen) == written > 0 and all(step % 5 == 0 for step in seen)
