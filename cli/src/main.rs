@@ -12,6 +12,7 @@ mod launch;
 mod locate;
 mod npy;
 mod output;
+mod part_file;
 mod whole_file;
 
 use std::process::ExitCode;
@@ -24,6 +25,9 @@ const EXAMPLES: &str = "\
 Examples:
   enclavectl doctor
   enclavectl create a1 --cores 1 --mem 512M --export /data
+  enclavectl init a2 --output a2.toml
+  enclavectl create -f a2.toml --dry-run
+  enclavectl part ls
   enclavectl run a1 -- ./snap_mini --steps 100
   enclavectl snap ls
   enclavectl snap read flux --var flux --format npy -o flux.npy
@@ -61,6 +65,13 @@ struct Cli {
 enum Command {
     /// Give an enclave cores and memory, and boot its kernel.
     Create(cmd::create::Create),
+    /// Check a part file, without looking at the host.
+    Check(cmd::check::Check),
+    /// Write a part file for this host, with comments.
+    Init(cmd::check::Init),
+    /// Show how this host is split.
+    #[command(subcommand)]
+    Part(cmd::part::Part),
     /// Run a program in an enclave, with this terminal's input and output.
     Run(cmd::run::Run),
     /// List the enclaves.
@@ -103,6 +114,9 @@ fn main() -> ExitCode {
     let format = if cli.json { Format::Json } else { Format::Text };
     let result = match &cli.command {
         Command::Create(verb) => verb.run(format),
+        Command::Check(verb) => verb.run(format),
+        Command::Init(verb) => verb.run(),
+        Command::Part(verb) => verb.run(format),
         // Its exit codes are its own: 125, 126, 127 and the program's.
         Command::Run(verb) => return verb.run(),
         Command::List(verb) => verb.run(format),

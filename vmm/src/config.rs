@@ -146,18 +146,11 @@ impl EnclaveConfig {
     /// The first value that cannot be.
     pub fn check(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
-        let in_range = (MIN_MEM_BYTES..=MAX_MEM_BYTES).contains(&self.mem_bytes);
-        if !in_range || !is_aligned(self.mem_bytes, LARGE_PAGE_SIZE) {
-            return Err(ConfigError::Memory(self.mem_bytes));
-        }
+        check_memory(self.mem_bytes)?;
         if let Some(node) = self.node.filter(|node| *node > MAX_NODE) {
             return Err(ConfigError::Node(node.to_string()));
         }
-        match self.cores.count() {
-            0 => return Err(ConfigError::NoCore),
-            1..=MAX_BOOTED_CORES => {}
-            more => return Err(ConfigError::TooManyCores(more)),
-        }
+        check_cores(&self.cores)?;
         if self.exports.len() > MAX_EXPORTS {
             return Err(ConfigError::TooManyExports(self.exports.len()));
         }
@@ -227,6 +220,30 @@ pub fn check_name(name: &str) -> Result<(), ConfigError> {
         return Err(ConfigError::Name(name.to_owned()));
     }
     Ok(())
+}
+
+/// Checks a size of private RAM.
+///
+/// # Errors
+/// [`ConfigError::Memory`].
+pub fn check_memory(bytes: u64) -> Result<(), ConfigError> {
+    let in_range = (MIN_MEM_BYTES..=MAX_MEM_BYTES).contains(&bytes);
+    if in_range && is_aligned(bytes, LARGE_PAGE_SIZE) {
+        return Ok(());
+    }
+    Err(ConfigError::Memory(bytes))
+}
+
+/// Checks how many cores are asked for.
+///
+/// # Errors
+/// [`ConfigError::NoCore`], [`ConfigError::TooManyCores`].
+pub fn check_cores(cores: &CoreRequest) -> Result<(), ConfigError> {
+    match cores.count() {
+        0 => Err(ConfigError::NoCore),
+        1..=MAX_BOOTED_CORES => Ok(()),
+        more => Err(ConfigError::TooManyCores(more)),
+    }
 }
 
 /// Reads a size: digits, then nothing, or one of K M G T with or without

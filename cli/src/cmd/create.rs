@@ -15,8 +15,10 @@ use enclave_vmm::features::{Features, parse_without};
 use enclave_vmm::machine::{Backing, Export, Ring};
 use enclave_vmm::topology::Topology;
 
+use super::{check, plan};
 use crate::launch::{Launch, Lifetime, Word};
 use crate::output::{self, Format};
+use crate::part_file::PartFile;
 use crate::{cmd, locate};
 
 /// Longest time a VMM may take to come up, touching all memory included.
@@ -26,13 +28,21 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Name: letters, digits, '.', '_' and '-', at most 63.
-    name: String,
-    /// How many cores, or which: a list such as 2,4-5 (2-2 is core 2).
-    #[arg(long, value_name = "N|LIST", default_value = "1", value_parser = parse_cores)]
-    cores: CoreRequest,
+    #[arg(required_unless_present = "file")]
+    name: Option<String>,
+    /// Part file, see init; what the command line says goes before it.
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Show what it would get, and take nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// How many cores, or which: a list such as 2,4-5 (2-2 is core 2);
+    /// default: 1.
+    #[arg(long, value_name = "N|LIST", value_parser = parse_cores)]
+    cores: Option<CoreRequest>,
     /// Private memory, such as 512M or 1G.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    mem: u64,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "file")]
+    mem: Option<u64>,
     /// NUMA node that cores and memory come from (default: any cores, and
     /// memory from their node while it has some).
     #[arg(long, value_name = "N", value_parser = parse_node)]
@@ -40,15 +50,16 @@ pub(crate) struct Create {
     /// Directory the programs may reach; read-only unless :rw.
     #[arg(long, value_name = "HOST[=GUEST][:rw]", value_parser = parse_export)]
     export: Vec<Export>,
-    /// Privilege ring of the kernel.
-    #[arg(long, value_enum, default_value_t = RingChoice::Auto)]
-    ring: RingChoice,
+    /// Privilege ring of the kernel (default: auto).
+    #[arg(long, value_enum)]
+    ring: Option<RingChoice>,
     /// Leave processor features off, to find out what one of them does.
     #[arg(long, value_name = "FEATURE,…", value_delimiter = ',', value_parser = parse_without)]
     without: Vec<Features>,
-    /// Pages behind the memory: 2 MiB (huge), 4 KiB (small), or what there is.
-    #[arg(long, value_enum, default_value_t = BackingChoice::Auto)]
-    backing: BackingChoice,
+    /// Pages behind the memory: 2 MiB (huge), 4 KiB (small), or what there is
+    /// (auto, the default).
+    #[arg(long, value_enum)]
+    backing: Option<BackingChoice>,
     /// Do not touch all memory at create.
     #[arg(long)]
     no_prefault: bool,
@@ -78,21 +89,18 @@ enum BackingChoice {
 
 impl Create {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
-        let what = format!("create enclave {}", self.name);
-        let mut config = self.config();
-        // Before looking for files, so that nonsense is called nonsense.
-        config
-            .check()
-            .map_err(|e: ConfigError| e.into_failure(&what))?;
-        config.kernel = locate::kernel(self.kernel.as_deref())?;
-        for export in &mut config.exports {
-            export.host = export_directory(export)?;
+        let config = self.checked()?;
+        if self.dry_run {
+            return plan::show(&config, format);
         }
         let vmm = locate::program("enclave-vmm")?;
         // Makes the run directory, so that broker and VMM find the same one.
         locate::run_dir()?;
         let (socket, mut broker) = cmd::broker::ensure_running()?;
-        config.broker_socket = socket;
+        let config = EnclaveConfig {
+            broker_socket: socket,
+            ..config
+        };
         make_room(&mut broker, &config);
         let started = start(&vmm, &config)?;
         // By now the VMM has its own connection.
@@ -111,29 +119,93 @@ impl Create {
         }
     }
 
-    fn config(&self) -> EnclaveConfig {
-        EnclaveConfig {
-            name: self.name.clone(),
-            cores: self.cores.clone(),
-            share_cores: self.share_cores,
-            mem_bytes: self.mem,
-            node: self.node,
-            exports: self.export.clone(),
-            ring: match self.ring {
-                RingChoice::Auto => Ring::Auto,
-                RingChoice::Ring0 => Ring::Ring0,
-                RingChoice::Ring3 => Ring::Ring3,
-            },
-            backing: match self.backing {
-                BackingChoice::Auto => Backing::Auto,
-                BackingChoice::Huge => Backing::Huge2m,
-                BackingChoice::Small => Backing::Small,
-            },
-            prefault: !self.no_prefault,
-            without: Features(self.without.iter().fold(0, |bits, f| bits | f.0)),
+    /// What is asked for, with its files found.
+    fn checked(&self) -> Result<EnclaveConfig, Failure> {
+        let part = match &self.file {
+            Some(path) => check::part_file(path)?,
+            None => PartFile::default(),
+        };
+        let kernel = self.kernel.as_deref().or(part.kernel.as_deref());
+        let mut config = self.config(&part)?;
+        let what = format!("create enclave {}", config.name);
+        // Before looking for files, so that nonsense is called nonsense.
+        config
+            .check()
+            .map_err(|e: ConfigError| e.into_failure(&what))?;
+        config.kernel = locate::kernel(kernel)?;
+        for export in &mut config.exports {
+            export.host = export_directory(export)?;
+        }
+        Ok(config)
+    }
+
+    /// The command line, then the part file, then what suits most.
+    fn config(&self, part: &PartFile) -> Result<EnclaveConfig, Failure> {
+        let name = self.name.as_ref().or(part.name.as_ref());
+        let name = name.ok_or_else(|| self.lacking_in_file("name", "NAME"))?;
+        let mem_bytes = self.mem.or(part.mem_bytes);
+        let mut exports = self.export.clone();
+        let is_new = |other: &&Export| self.export.iter().all(|own| own.guest != other.guest);
+        exports.extend(part.exports.iter().filter(is_new).cloned());
+        let without = self
+            .without
+            .iter()
+            .fold(part.without.0, |bits, f| bits | f.0);
+        Ok(EnclaveConfig {
+            name: name.clone(),
+            cores: self
+                .cores
+                .clone()
+                .or_else(|| part.cores.clone())
+                .unwrap_or(CoreRequest::Count(1)),
+            share_cores: self.share_cores || part.share_cores.unwrap_or(false),
+            mem_bytes: mem_bytes.ok_or_else(|| self.lacking_in_file("mem", "--mem SIZE"))?,
+            node: self.node.or(part.node),
+            exports,
+            ring: self
+                .ring
+                .map(Ring::from)
+                .or(part.ring)
+                .unwrap_or(Ring::Auto),
+            backing: self
+                .backing
+                .map(Backing::from)
+                .or(part.backing)
+                .unwrap_or(Backing::Auto),
+            prefault: !self.no_prefault && part.prefault.unwrap_or(true),
+            without: Features(without),
             kernel: PathBuf::new(),
             broker_socket: PathBuf::new(),
             selftest: 0,
+        })
+    }
+
+    /// A key that neither the command line nor the part file has.
+    fn lacking_in_file(&self, key: &str, argument: &str) -> Failure {
+        let file = self.file.as_deref().unwrap_or(Path::new("FILE")).display();
+        let what = format!("use part file {file}");
+        let why = format!("there is no {key} in it, nor on the command line");
+        let hint = format!("enclavectl create {argument} -f {file}");
+        Failure::new(Class::Usage, what, why).with_hint(hint)
+    }
+}
+
+impl From<RingChoice> for Ring {
+    fn from(choice: RingChoice) -> Self {
+        match choice {
+            RingChoice::Auto => Self::Auto,
+            RingChoice::Ring0 => Self::Ring0,
+            RingChoice::Ring3 => Self::Ring3,
+        }
+    }
+}
+
+impl From<BackingChoice> for Backing {
+    fn from(choice: BackingChoice) -> Self {
+        match choice {
+            BackingChoice::Auto => Self::Auto,
+            BackingChoice::Huge => Self::Huge2m,
+            BackingChoice::Small => Self::Small,
         }
     }
 }

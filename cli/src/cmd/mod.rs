@@ -1,10 +1,13 @@
 //! The verbs: one struct of arguments each, with a `run` that does the work.
 
 pub(crate) mod broker;
+pub(crate) mod check;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod logs;
+pub(crate) mod part;
+mod plan;
 pub(crate) mod pool;
 pub(crate) mod run;
 pub(crate) mod schema;

@@ -192,10 +192,7 @@ impl EnclaveDir {
             }
         };
         if !try_lock(&lock).map_err(|e| Failure::io(what(), e))? {
-            let pid = read_record(&mut lock).pid;
-            let why = format!("it exists already (enclave-vmm has pid {pid})");
-            return Err(Failure::new(Class::Busy, what(), why)
-                .with_hint(format!("enclavectl destroy {}", self.name)));
+            return Err(self.exists(read_record(&mut lock).pid));
         }
         // The lock may be that of a directory its last owner has just removed.
         let current = run.enclave(&self.name, false)?;
@@ -206,6 +203,14 @@ impl EnclaveDir {
         write_record(&mut lock, &Record::of_this_process()).map_err(|e| Failure::io(what(), e))?;
         self.remove_files()?;
         Ok(Some(lock))
+    }
+
+    /// The failure of making it again while `pid` has it.
+    pub(super) fn exists(&self, pid: i32) -> Failure {
+        let what = format!("create enclave {}", self.name);
+        let why = format!("it exists already (enclave-vmm has pid {pid})");
+        let hint = format!("enclavectl destroy {}", self.name);
+        Failure::new(Class::Busy, what, why).with_hint(hint)
     }
 
     /// Whether `lock` is this directory's lock file.

@@ -20,5 +20,5 @@ mod reserve;
 mod run_dir;
 
 pub use enclave_dir::{EnclaveDir, Occupancy, Record};
-pub use reserve::{Grant, Reservation, allowed_cores};
+pub use reserve::{Grant, Reservation, allowed_cores, live, plan};
 pub use run_dir::RunDir;

@@ -91,25 +91,13 @@ impl Reservation {
         allowed: &BTreeSet<usize>,
     ) -> Result<Grant, Failure> {
         let _admission = self.admission_lock()?;
-        let others = self.others()?;
-        let held = holders(&others);
-        let choice = choose(&CoreQuery {
-            enclave: &config.name,
-            request: &config.cores,
-            shares: config.share_cores,
-            node: config.node,
-            topology,
-            allowed,
-            held: &held,
-        })?;
-        check_memory(config, topology, &others)?;
-        let memory_node = memory_node(config, topology, &choice.cores);
-        for &core in &choice.cores {
+        let grant = decide(&self.run, config, topology, allowed)?;
+        for &core in &grant.cores {
             let lock = self.lock_core(core, config.share_cores)?;
             self.core_locks.push(lock);
         }
         self.record = Record {
-            cores: choice.cores.clone(),
+            cores: grant.cores.clone(),
             share_cores: config.share_cores,
             mem_bytes: config.mem_bytes,
             node: config.node,
@@ -117,11 +105,7 @@ impl Reservation {
         };
         write_record(&mut self.lock, &self.record)
             .map_err(|e| Failure::io(format!("record enclave {}", config.name), e))?;
-        Ok(Grant {
-            cores: choice.cores,
-            memory_node,
-            warnings: choice.warnings,
-        })
+        Ok(grant)
     }
 
     /// Says that the memory is in use now: the host's own figures show it, so
@@ -166,25 +150,6 @@ impl Reservation {
         }
     }
 
-    /// The live enclaves besides this one.
-    fn others(&self) -> Result<Vec<(String, Record)>, Failure> {
-        let mut others = Vec::new();
-        for name in self.run.names()? {
-            if name == self.dir.name() {
-                continue;
-            }
-            // A directory that cannot be looked into cannot be a live enclave
-            // of ours; the core locks below still protect its cores.
-            let Ok(Some(dir)) = self.run.enclave(&name, false) else {
-                continue;
-            };
-            if let Ok(Occupancy::Live(record)) = dir.occupancy() {
-                others.push((name, record));
-            }
-        }
-        Ok(others)
-    }
-
     /// Takes the lock of one core. The records said it is open; the lock has
     /// the last word.
     fn lock_core(&self, core: usize, shared: bool) -> Result<File, Failure> {
@@ -214,6 +179,71 @@ impl Reservation {
         written.map_err(|e| Failure::io(what(), e))?;
         Ok(file)
     }
+}
+
+/// What an enclave would be granted now. Takes nothing: the next moment may
+/// change it.
+///
+/// # Errors
+/// As [`Reservation::take_name`] and [`Reservation::admit`].
+pub fn plan(
+    run: &RunDir,
+    config: &EnclaveConfig,
+    topology: &Topology,
+    allowed: &BTreeSet<usize>,
+) -> Result<Grant, Failure> {
+    if let Some(dir) = run.enclave(&config.name, false)?
+        && let Occupancy::Live(record) = dir.occupancy()?
+    {
+        return Err(dir.exists(record.pid));
+    }
+    decide(run, config, topology, allowed)
+}
+
+/// What an enclave gets as things are.
+fn decide(
+    run: &RunDir,
+    config: &EnclaveConfig,
+    topology: &Topology,
+    allowed: &BTreeSet<usize>,
+) -> Result<Grant, Failure> {
+    let mut others = live(run)?;
+    others.retain(|(name, _)| *name != config.name);
+    let held = holders(&others);
+    let choice = choose(&CoreQuery {
+        enclave: &config.name,
+        request: &config.cores,
+        shares: config.share_cores,
+        node: config.node,
+        topology,
+        allowed,
+        held: &held,
+    })?;
+    check_memory(config, topology, &others)?;
+    Ok(Grant {
+        memory_node: memory_node(config, topology, &choice.cores),
+        cores: choice.cores,
+        warnings: choice.warnings,
+    })
+}
+
+/// The enclaves whose VMM lives, with what each was granted.
+///
+/// # Errors
+/// When the run directory cannot be read.
+pub fn live(run: &RunDir) -> Result<Vec<(String, Record)>, Failure> {
+    let mut all = Vec::new();
+    for name in run.names()? {
+        // A directory that cannot be looked into cannot be a live enclave of
+        // ours; the locks still protect its cores.
+        let Ok(Some(dir)) = run.enclave(&name, false) else {
+            continue;
+        };
+        if let Ok(Occupancy::Live(record)) = dir.occupancy() {
+            all.push((name, record));
+        }
+    }
+    Ok(all)
 }
 
 /// The cores other enclaves have.
