@@ -17,8 +17,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use xemem_host::{Policy, Stream};
 
 use support::{Ended, enclavectl, finish, require_programs, unique_dir, wait};
 
@@ -333,6 +335,61 @@ fn one_interrupt_each(ring: &str) {
 fn a_sleeping_importer_takes_one_interrupt_for_each_publish() {
     one_interrupt_each("3");
     one_interrupt_each("0");
+}
+
+/// Waits until the reader is woken, and takes no more than that.
+fn woken(stream: &Stream) {
+    let patience = Timespec::try_from(Duration::from_millis(PATIENCE.into())).unwrap();
+    let fd = stream.notify_fd();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&patience)), Ok(1), "in time");
+    let mut events = [const { std::mem::MaybeUninit::uninit() }; 2];
+    epoll::wait(fd, &mut events[..], Some(&Timespec::default())).unwrap();
+}
+
+/// Readers on Linux that want the newest generation are woken by the exporter: not
+/// before they have asked for one does the broker have anything to do.
+#[test]
+fn a_publish_wakes_readers_on_linux_and_not_the_broker() {
+    const PUBLISHES: u64 = 200;
+    let stage = Stage::new("3", &["a"]);
+    let mut a = stage.bench("a");
+    assert_eq!(a.ask("make q 8192 4096 4 discard-newest 0"), "ok 4096");
+    let (socket, patience) = (stage.run_dir.join("xemem.sock"), Duration::from_secs(60));
+    let attach = || Stream::attach(&socket, "q", Policy::Latest, patience).unwrap();
+    let mut streams = [attach(), attach(), attach()];
+    // Here the exporter fetches the one bell of all three, and the broker says so.
+    for generation in 1..=2 {
+        for stream in &streams {
+            let _ = stream.notify_fd();
+        }
+        assert_eq!(a.ask("step q"), format!("ok {generation}"));
+        for stream in &mut streams {
+            let snapshot = stream.next(Some(patience)).unwrap().unwrap();
+            assert_eq!(snapshot.generation(), generation);
+        }
+    }
+    assert_eq!(stage.bells("a", "rung"), 1);
+    let broker = stage.broker_pid();
+    eventually("answers are done with", || is_quiet(&broker));
+    let before = sleeps(&broker);
+    for publish in 1..=PUBLISHES {
+        assert_eq!(a.ask("step q"), format!("ok {}", 2 + publish));
+        streams.iter().for_each(woken);
+    }
+    assert_eq!(sleeps(&broker), before);
+    for stream in &mut streams {
+        let snapshot = stream.next(Some(patience)).unwrap().unwrap();
+        assert_eq!(snapshot.generation(), 2 + PUBLISHES);
+    }
+    drop(streams);
+    // It publishes to nobody, and gives the bell back by that.
+    eventually("readers are gone", || {
+        let list = stage.succeeds(&["snap", "ls", "--json"]);
+        find(&serde_json::from_str(&list).unwrap(), "readers") == Some(0.into())
+    });
+    assert!(a.ask("step q").starts_with("ok "));
+    assert_eq!(stage.bells("a", "rung"), 0);
 }
 
 /// Whoever dies, and however, leaves no eventfd behind in the other's VMM.

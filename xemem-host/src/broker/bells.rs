@@ -13,16 +13,29 @@
 //! only when the exporter knows that its bell is gone: nobody's rings reach the
 //! next one.
 //!
+//! An enclave needs a bell of its own, because its KVM takes from it. Readers on
+//! Linux share one, the *crowd's*, which nobody takes from: a publish costs the
+//! same for one reader and for many.
+//!
 //! Bells are for the arena's owner only: whoever holds an eventfd can hang as
 //! much to it as it wants, at the cost of the publish that rings it.
 
 use super::attachments::Grant;
+use super::segments::Segment;
 use super::{Broker, Effect, Env, Fds, Making, Operation, PeerId, Refusal, Ticket};
 use crate::wire::{ApId, Policy, Reply, SegId, Target};
 use enclave_abi::lease::bells::{CHANGED, QUIET, RING};
 use enclave_abi::queue::doorbell::BELLS;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Whose bell it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Who {
+    Importer(ApId),
+    Crowd,
+}
 
 /// One bell of an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,19 +43,19 @@ enum Bell {
     #[default]
     Free,
     /// Its eventfd is being made.
-    Making(ApId),
+    Making(Who),
     /// The exporter has not fetched it yet.
-    Made(ApId),
+    Made(Who),
     /// Each publish rings it.
-    Rings(ApId),
+    Rings(Who),
     /// It is nobody's any more; the exporter does not know that yet.
     Gone,
 }
 
 impl Bell {
-    fn apid(self) -> Option<ApId> {
+    fn who(self) -> Option<Who> {
         match self {
-            Self::Making(apid) | Self::Made(apid) | Self::Rings(apid) => Some(apid),
+            Self::Making(who) | Self::Made(who) | Self::Rings(who) => Some(who),
             Self::Free | Self::Gone => None,
         }
     }
@@ -50,28 +63,60 @@ impl Bell {
 
 /// The bells of one arena.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Bells([Bell; BELLS]);
+pub(super) struct Bells {
+    all: [Bell; BELLS],
+    /// Who shares the crowd's bell; there is one as long as this has members.
+    crowd: BTreeSet<ApId>,
+}
 
 impl Bells {
-    fn index(&self, apid: ApId) -> Option<usize> {
-        self.0.iter().position(|bell| bell.apid() == Some(apid))
+    fn index(&self, who: Who) -> Option<usize> {
+        self.all.iter().position(|bell| bell.who() == Some(who))
+    }
+
+    /// Whose bell tells `apid`, if it had one.
+    fn who(&self, apid: ApId) -> Who {
+        if self.crowd.contains(&apid) {
+            Who::Crowd
+        } else {
+            Who::Importer(apid)
+        }
     }
 
     /// Whether each publish rings a bell of `apid`.
     pub(super) fn rings(&self, apid: ApId) -> bool {
-        self.0.contains(&Bell::Rings(apid))
+        self.all.contains(&Bell::Rings(self.who(apid)))
+    }
+
+    /// Everybody whom the bell of `who` tells.
+    fn hearers(&self, who: Who) -> Vec<ApId> {
+        match who {
+            Who::Importer(apid) => vec![apid],
+            Who::Crowd => self.crowd.iter().copied().collect(),
+        }
+    }
+
+    /// Gives the bell of `who` up; its number, if there is one.
+    fn give_up(&mut self, who: Who) -> Option<usize> {
+        let index = self.index(who)?;
+        let bell = self.all.get_mut(index)?;
+        *bell = match *bell {
+            Bell::Rings(_) => Bell::Gone,
+            _ => Bell::Free,
+        };
+        Some(index)
     }
 
     /// What the exporter's kernel has to know.
     fn flags(&self) -> u32 {
         let is_news = |bell: &Bell| matches!(bell, Bell::Made(_) | Bell::Gone);
-        let changed = if self.0.iter().any(is_news) {
+        let changed = if self.all.iter().any(is_news) {
             CHANGED
         } else {
             0
         };
         let rings = |bell: &Bell| matches!(bell, Bell::Rings(_));
-        changed | if self.0.iter().any(rings) { RING } else { 0 }
+        changed | if self.all.iter().any(rings) { RING } else { 0 }
     }
 }
 
@@ -81,8 +126,14 @@ fn number(index: usize) -> u8 {
 }
 
 impl Broker {
-    /// The importer's side: a bell for an attachment.
-    pub(super) fn bell(&mut self, peer: PeerId, seq: u32, apid: ApId) -> Result<(), Refusal> {
+    /// The importer's side: a bell for an attachment, or a share in the crowd's.
+    pub(super) fn bell(
+        &mut self,
+        peer: PeerId,
+        seq: u32,
+        (apid, shared): (ApId, bool),
+        env: Env<'_>,
+    ) -> Result<(), Refusal> {
         let grant = self.grant(peer, apid)?;
         if !grant.is_attached() {
             return Err(Refusal::NotAttached(apid));
@@ -100,13 +151,30 @@ impl Broker {
             return Err(Refusal::Permission { uid, segid });
         }
         let arena = segment.arena_mut().ok_or(Refusal::NotArena(segid))?;
-        if arena.bells.index(apid).is_some() {
+        let bells = &mut arena.bells;
+        if bells.crowd.contains(&apid) || bells.index(Who::Importer(apid)).is_some() {
             return Err(Refusal::Subscribed);
         }
-        let index = arena.bells.0.iter().position(|bell| *bell == Bell::Free);
+        if shared && let Some(index) = bells.index(Who::Crowd) {
+            if matches!(bells.all.get(index), Some(Bell::Making(_))) {
+                return Err(Refusal::NoBell(segid));
+            }
+            bells.crowd.insert(apid);
+            let fds = Fds::Bell(segid, number(index));
+            self.reply_with(peer, seq, Reply::Bell, fds);
+            self.tell_kernel(segid, 0, env);
+            return Ok(());
+        }
+        let index = bells.all.iter().position(|bell| *bell == Bell::Free);
         let index = index.ok_or(Refusal::NoBell(segid))?;
-        if let Some(bell) = arena.bells.0.get_mut(index) {
-            *bell = Bell::Making(apid);
+        let who = if shared {
+            bells.crowd.insert(apid);
+            Who::Crowd
+        } else {
+            Who::Importer(apid)
+        };
+        if let Some(bell) = bells.all.get_mut(index) {
+            *bell = Bell::Making(who);
         }
         let bell = number(index);
         let making = Making::Bell(segid, bell);
@@ -130,17 +198,22 @@ impl Broker {
         let Some(place) = self.bell_of(segid, bell) else {
             return;
         };
-        let Bell::Making(apid) = *place else {
+        let Bell::Making(who) = *place else {
             return;
         };
         match result {
             Ok(_) => {
-                *place = Bell::Made(apid);
+                *place = Bell::Made(who);
                 self.reply_with(peer, seq, Reply::Bell, Fds::Bell(segid, bell));
                 self.tell_kernel(segid, 0, env);
             }
             Err(errno) => {
                 *place = Bell::Free;
+                if who == Who::Crowd
+                    && let Some(arena) = self.segments.get_mut(&segid).and_then(Segment::arena_mut)
+                {
+                    arena.bells.crowd.clear();
+                }
                 let operation = Operation::MakeNotify;
                 self.refuse(peer, seq, &Refusal::System(operation, errno));
             }
@@ -149,7 +222,7 @@ impl Broker {
 
     fn bell_of(&mut self, segid: SegId, bell: u8) -> Option<&mut Bell> {
         let arena = self.segments.get_mut(&segid)?.arena_mut()?;
-        arena.bells.0.get_mut(usize::from(bell))
+        arena.bells.all.get_mut(usize::from(bell))
     }
 
     /// The exporter's side: all bells that a publish has to ring, with those
@@ -167,19 +240,21 @@ impl Broker {
         let arena = segment.and_then(|segment| segment.arena_mut());
         let arena = arena.ok_or(Refusal::NotArena(segid))?;
         let (mut all, mut fresh, mut told) = (0_u16, 0_u16, Vec::new());
-        for (index, bell) in arena.bells.0.iter_mut().enumerate() {
+        for (index, bell) in arena.bells.all.iter_mut().enumerate() {
             match *bell {
                 Bell::Free | Bell::Making(_) => {}
                 Bell::Gone => *bell = Bell::Free,
                 Bell::Rings(_) => all |= 1 << index,
-                Bell::Made(apid) => {
-                    *bell = Bell::Rings(apid);
+                Bell::Made(who) => {
+                    *bell = Bell::Rings(who);
                     all |= 1 << index;
                     fresh |= 1 << index;
-                    told.push(apid);
+                    told.push(who);
                 }
             }
         }
+        let told = told.into_iter().flat_map(|who| arena.bells.hearers(who));
+        let told: Vec<ApId> = told.collect();
         let reply = Reply::Bells { all, fresh };
         self.reply_with(peer, seq, reply, Fds::Bells(segid, fresh));
         self.tell_kernel(segid, 0, env);
@@ -197,17 +272,15 @@ impl Broker {
         let Some(arena) = segment.and_then(|segment| segment.arena_mut()) else {
             return;
         };
-        let Some(index) = arena.bells.index(apid) else {
+        let who = arena.bells.who(apid);
+        arena.bells.crowd.remove(&apid);
+        if who == Who::Crowd && !arena.bells.crowd.is_empty() {
             return;
-        };
-        if let Some(bell) = arena.bells.0.get_mut(index) {
-            *bell = match *bell {
-                Bell::Rings(_) => Bell::Gone,
-                _ => Bell::Free,
-            };
         }
-        let bell = number(index);
-        self.effects.push(Effect::DropBell(segid, bell));
+        if let Some(index) = arena.bells.give_up(who) {
+            let bell = number(index);
+            self.effects.push(Effect::DropBell(segid, bell));
+        }
     }
 
     /// The flags of `segid` for its exporter's kernel: [`QUIET`] when every

@@ -370,7 +370,9 @@ impl Broker {
             Request::Signal { target } => self.signal(peer, target, env).map(ok),
             Request::Info { segid } => self.look_at(segid, env).map(Some),
             Request::Generations { segid } => self.generations(peer, segid, env).map(Some),
-            Request::Bell { apid } => self.bell(peer, seq, apid).map(|()| None),
+            Request::Bell { apid, shared } => {
+                self.bell(peer, seq, (apid, shared), env).map(|()| None)
+            }
             Request::Bells { segid } => self.bells(peer, seq, segid, env).map(|()| None),
             Request::Retain { segid, count } => self.retain(peer, segid, count, env).map(ok),
         }

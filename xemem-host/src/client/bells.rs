@@ -22,7 +22,22 @@ impl Broker {
     /// EACCES unless this user owns the arena, ENOSPC if it has no bell to
     /// spare, EIDRM if it has ended.
     pub fn bell(&mut self, apid: ApId) -> Result<OwnedFd, ClientError> {
-        match self.call(&Request::Bell { apid })? {
+        let shared = false;
+        self.any_bell(&Request::Bell { apid, shared })
+    }
+
+    /// As [`Broker::bell`], but the one that all readers share who ask for it so:
+    /// not to be read, only to be woken by, each time.
+    ///
+    /// # Errors
+    /// As [`Broker::bell`].
+    pub fn shared_bell(&mut self, apid: ApId) -> Result<OwnedFd, ClientError> {
+        let shared = true;
+        self.any_bell(&Request::Bell { apid, shared })
+    }
+
+    fn any_bell(&mut self, request: &Request) -> Result<OwnedFd, ClientError> {
+        match self.call(request)? {
             (Reply::Bell, fds) => fds.into_iter().next().ok_or(ClientError::Answer),
             _ => Err(ClientError::Answer),
         }

@@ -8,6 +8,7 @@
 mod apart;
 mod bells;
 mod connection;
+mod ear;
 mod error;
 mod make_over;
 pub mod maps;

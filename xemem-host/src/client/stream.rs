@@ -1,5 +1,6 @@
 //! Following one arena: lookup, get, attach, then lease after lease.
 
+use super::ear::Ear;
 use super::{Broker, ClientError};
 use crate::snapshot::{
     ArenaReader, Diff, MapCounts, OwnedSnapshot, Pool, Snapshot, SnapshotError, Views,
@@ -10,10 +11,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Rings for nothing that one wait takes without a pause, and how long that is
+/// after each further one: an exporter may ring as often as it likes.
+const IDLE_AT_ONCE: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A reader of one arena, on a connection of its own.
 #[derive(Debug)]
@@ -25,7 +31,8 @@ pub struct Stream {
     reader: ArenaReader,
     /// For owned snapshots; the reader has its own.
     views: Arc<Views>,
-    notify: OwnedFd,
+    policy: Policy,
+    ear: Ear,
     page_bytes: u32,
     /// Newest generation seen, 0 at first.
     last: u64,
@@ -89,7 +96,8 @@ impl Stream {
             segid,
             views: Views::of(&reader),
             reader,
-            notify: attachment.notify,
+            policy,
+            ear: Ear::new(attachment.notify),
             page_bytes: attachment.page_bytes,
             last: 0,
             missed: 0,
@@ -302,10 +310,13 @@ impl Stream {
         self.reader.map_counts().plus(self.views.counts())
     }
 
-    /// Readable when it may be worth calling [`Stream::next`]: for event loops.
+    /// Readable when it may be worth calling [`Stream::next`]: for event loops. It
+    /// is to be waited at, not to be read.
     #[must_use]
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.notify.as_fd()
+        // Who wants each generation waits until the broker has leased it.
+        let wants = self.policy == Policy::Latest;
+        self.ear.at(|| wants.then(|| self.link.bell()).flatten())
     }
 
     fn wait_for_lease(
@@ -313,9 +324,10 @@ impl Stream {
         timeout: Option<Duration>,
     ) -> Result<Option<(u64, GenerationRecord)>, ClientError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut nr_idle = 0;
         loop {
             // Cleared before asking: what comes after shows in the eventfd.
-            self.clear_notify()?;
+            self.ear.clear()?;
             match self.link.lease(Want::After(self.last))? {
                 LeaseReply::Granted { generation, record } => {
                     return Ok(Some((generation, record)));
@@ -324,36 +336,40 @@ impl Stream {
                     self.end_reason = Some(reason);
                     return Ok(None);
                 }
-                LeaseReply::None => self.wait(deadline)?,
+                LeaseReply::None => {
+                    if nr_idle > IDLE_AT_ONCE {
+                        self.poll(None, Some(Instant::now() + PAUSE))?;
+                    }
+                    let is_over = self.poll(Some(self.notify_fd()), deadline)?;
+                    if is_over {
+                        return Err(ClientError::Timeout);
+                    }
+                    nr_idle += 1;
+                }
             }
         }
     }
 
-    fn clear_notify(&self) -> Result<(), ClientError> {
-        match rustix::io::read(&self.notify, &mut [0_u8; 8]) {
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            Err(source) => {
-                let what = "read the notify eventfd";
-                Err(ClientError::System { what, source })
-            }
-        }
-    }
-
-    fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
+    /// Sleeps until `fd` can be read, or the deadline is over: whether it is.
+    fn poll(
+        &self,
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> Result<bool, ClientError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = [
-            PollFd::new(&self.notify, PollFlags::IN),
-            // Only its end is looked for: what can be read is the answer to
-            // another thread that gives a lease back.
-            PollFd::new(&*self.hang_up, PollFlags::empty()),
-        ];
+        // Only its end is looked for: what can be read is the answer to
+        // another thread that gives a lease back.
+        let mut fds = vec![PollFd::new(&*self.hang_up, PollFlags::empty())];
+        fds.extend(fd.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => Err(ClientError::Timeout),
-            Ok(_) if !fds[1].revents().is_empty() => Err(ClientError::BrokerGone),
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(0) => Ok(true),
+            Ok(_) if fds.first().is_some_and(|fd| !fd.revents().is_empty()) => {
+                Err(ClientError::BrokerGone)
+            }
+            Ok(_) | Err(Errno::INTR) => Ok(false),
             Err(source) => {
-                let what = "wait for the notify eventfd";
+                let what = "wait for a generation";
                 Err(ClientError::System { what, source })
             }
         }
@@ -401,6 +417,12 @@ impl Link {
     /// Held for one request and its reply, never while something is waited for.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The exporter's bell for all readers, if it rings for this one.
+    fn bell(&self) -> Option<OwnedFd> {
+        // Others hear from the broker, as does who asks one that is gone.
+        self.state().broker.shared_bell(self.apid).ok()
     }
 
     fn lease(&self, want: Want) -> Result<LeaseReply, ClientError> {

@@ -257,6 +257,8 @@ pub enum Request {
     Bell {
         /// The attachment of an arena.
         apid: ApId,
+        /// The one that all who say so share: it is never read.
+        shared: bool,
     },
     /// Fetches the bells that each publish has to ring. → `Bells` + those that
     /// are new
@@ -418,7 +420,7 @@ impl Request {
             Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
             Self::Generations { segid } => about(kind::GENERATIONS, seq, segid.0, 0, 0),
             Self::Retain { segid, count } => about(kind::RETAIN, seq, segid.0, 0, count),
-            Self::Bell { apid } => about(kind::BELL, seq, apid.0, 0, 0),
+            Self::Bell { apid, shared } => about(kind::BELL, seq, apid.0, 0, u32::from(shared)),
             Self::Bells { segid } => about(kind::BELLS, seq, segid.0, 0, 0),
             Self::MakeRoom { bytes, huge } => {
                 about(kind::MAKE_ROOM, seq, 0, bytes, u32::from(huge))
@@ -612,7 +614,14 @@ fn of_id(kind: u16, body: About) -> Result<Request, WireError> {
             segid,
             count: body.choice,
         },
-        kind::BELL => Request::Bell { apid },
+        kind::BELL => Request::Bell {
+            apid,
+            shared: match body.choice {
+                0 => false,
+                1 => true,
+                _ => return Err(unknown("shared")),
+            },
+        },
         kind::BELLS => Request::Bells { segid },
         kind::MAKE_ROOM => Request::MakeRoom {
             bytes: body.number,

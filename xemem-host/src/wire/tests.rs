@@ -94,7 +94,7 @@ fn requests() -> Vec<(u16, usize, Request)> {
                 huge: true,
             },
         ),
-        (26, 32, Request::Bell { apid }),
+        (26, 32, Request::Bell { apid, shared: true }),
         (27, 32, Request::Bells { segid }),
         (28, 88, Request::ForEnclave { name: name() }),
     ]

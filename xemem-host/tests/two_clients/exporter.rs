@@ -312,6 +312,12 @@ impl Exporter {
         rustix::io::write(&self.doorbell, &count.to_ne_bytes()).expect("rung");
     }
 
+    /// The bells that are new, as a kernel would ring them at each publish.
+    pub(crate) fn fresh_bells(&mut self) -> Vec<OwnedFd> {
+        let bells = self.broker.bells(self.segid).expect("the bells");
+        bells.fresh.into_iter().map(|(_, fd)| fd).collect()
+    }
+
     /// Breaks the promise of a lease: writes into a frame of `generation`.
     pub(crate) fn spoil(&self, chunk: u64, generation: u64) {
         let births: Vec<u64> = (0..self.geometry.nr_banks)

@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 use xemem_host::wire::socket::{Packet, receive, send};
 use xemem_host::wire::{Access, Reply, Request, Role};
 use xemem_host::{Broker, ClientError, Policy, Stream};
@@ -273,7 +274,8 @@ fn a_flood_of_doorbells_is_bounded_counted_and_loses_nothing() {
 fn an_eventfd_a_reader_filled_does_not_stop_the_broker() {
     let process = BrokerProcess::start();
     let mut exporter = Exporter::new(&process, "flux", 4);
-    let policy = Policy::Latest;
+    // Who wants the newest only is woken by the exporter besides.
+    let policy = Policy::Every;
     let mut stream = Stream::attach(&process.socket(), "flux", policy, SOON).expect("attached");
     let full = (u64::MAX - 1).to_ne_bytes();
     rustix::io::write(stream.notify_fd(), &full).expect("filled");
@@ -281,6 +283,41 @@ fn an_eventfd_a_reader_filled_does_not_stop_the_broker() {
     let mut tool = process.connect();
     assert_eq!(tool.list().expect("a list")[0].latest_generation, 1);
     assert!(stream.next(Some(SOON)).expect("no error").is_some());
+}
+
+#[test]
+fn a_bell_that_never_stops_costs_a_reader_little_and_hides_no_generation() {
+    let process = BrokerProcess::start();
+    let mut exporter = Exporter::new(&process, "flux", 4);
+    let policy = Policy::Latest;
+    let mut stream = Stream::attach(&process.socket(), "flux", policy, SOON).expect("attached");
+    let _ = stream.notify_fd();
+    let [bell] = <[_; 1]>::try_from(exporter.fresh_bells()).expect("one bell");
+    let (done, is_done) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let start = Instant::now();
+        let none = stream.next(Some(Duration::from_millis(300))).map(|_| ());
+        assert!(matches!(none, Err(ClientError::Timeout)), "{none:?}");
+        let status = std::fs::read_to_string("/proc/thread-self/status").expect("a status");
+        let sleeps = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let sleeps: u128 = sleeps.expect("a count").trim().parse().expect("a number");
+        // A pause, an answer of the broker and a ring for each millisecond.
+        let ms = start.elapsed().as_millis();
+        assert!(sleeps < 5 * ms + 100, "{sleeps} sleeps in {ms} ms");
+        done.send(()).expect("the test waits");
+        let snapshot = stream.next(Some(SOON)).expect("no error");
+        snapshot.expect("not the end").generation()
+    });
+    let ring = || rustix::io::write(&bell, &1_u64.to_ne_bytes()).expect("rung");
+    while is_done.try_recv().is_err() {
+        ring();
+        assert!(!reader.is_finished());
+    }
+    exporter.publish().expect("published");
+    ring();
+    assert_eq!(reader.join().expect("no panic"), 1);
 }
 
 #[test]
