@@ -15,7 +15,7 @@ mod language;
 #[expect(dead_code, reason = "needs no busybox")]
 mod support;
 
-use language::{Below, PATIENCE, Program, Run, compile};
+use language::{Below, PATIENCE, Program, Run, compile, out};
 use xemem_host::wire::Policy;
 use xemem_host::{ClientError, Pool};
 
@@ -56,6 +56,10 @@ struct Outcome {
     /// Mean runs per snapshot from step 21 on, when all has settled.
     runs: f64,
     pool: Pool,
+    /// Chunks that the program's policy was told of, 0 without one.
+    told: u64,
+    /// Chunks that it should have been told of: written, once per step.
+    written: u64,
 }
 
 fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> Outcome {
@@ -65,7 +69,7 @@ fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> 
         last: [0; CHUNKS],
         state: 88_172_645_463_325_252,
     };
-    let (mut step, mut runs) = (0, Vec::new());
+    let (mut step, mut runs, mut written) = (0, Vec::new(), 0);
     let mut pool: Option<Result<Pool, ClientError>> = None;
     run.go_on();
     loop {
@@ -76,6 +80,10 @@ fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> 
             step += 1;
             assert_eq!(snapshot.step(), step, "none is missed");
             model.write(is_random, step);
+            // Before the first publish Linux's memory is writable as it is.
+            if step > 1 || below == Below::Enclave {
+                written += model.last.iter().filter(|&&last| last == step).count() as u64;
+            }
             for (chunk, bytes) in snapshot.as_slice().chunks(CHUNK_BYTES).enumerate() {
                 assert_eq!(bytes[..8], model.last[chunk].to_ne_bytes(), "chunk {chunk}");
             }
@@ -90,11 +98,14 @@ fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> 
         }
     }
     assert_eq!(step, STEPS);
-    assert!(run.end().contains("placed"));
+    let text = run.end();
+    let told = text.trim_end().strip_prefix("placed, told of ");
     let settled = f64::from(u32::try_from(runs.len()).unwrap());
     Outcome {
         runs: f64::from(runs.iter().sum::<u32>()) / settled,
         pool: pool.unwrap().unwrap(),
+        told: told.unwrap().parse().unwrap(),
+        written,
     }
 }
 
@@ -104,16 +115,13 @@ fn placements_differ_in_runs_and_memory_and_not_in_contents(below: Below) {
     println!("| writes | placement | runs per snapshot | high water of the pool |");
     println!("|---|---|---|---|");
     for (is_random, writes) in [(false, "regular"), (true, "random")] {
-        let all = [0, 1, 2].map(|placement| outcome(below, &program, is_random, placement));
-        for one in &all {
-            let (name, used, of) = (
-                one.pool.placement_name(),
-                one.pool.high_water,
-                one.pool.frames,
-            );
+        let all = [0, 1, 2, 3].map(|placement| outcome(below, &program, is_random, placement));
+        let names = ["in-turn", "first-free", "preferred", "policy"];
+        for (one, name) in all.iter().zip(names) {
+            let (used, of) = (one.pool.high_water, one.pool.frames);
             println!("| {writes} | {name} | {:.1} | {used} of {of} |", one.runs);
         }
-        let [in_turn, first_free, preferred] = &all;
+        let [in_turn, first_free, preferred, policy] = &all;
         assert_eq!(in_turn.pool.placement_name(), "in-turn");
         // All banks come to be used in turn; a reader of each generation and
         // the newest one need two besides the program's.
@@ -122,15 +130,50 @@ fn placements_differ_in_runs_and_memory_and_not_in_contents(below: Below) {
         assert!(first_free.pool.high_water <= 2 * chunks);
         assert!(first_free.pool.high_water < in_turn.pool.high_water);
         assert_eq!(preferred.pool.placement_name(), "preferred");
+        assert_eq!(policy.pool.placement_name(), "preferred");
+        assert_eq!([in_turn.told, first_free.told, preferred.told], [0; 3]);
+        assert_eq!(policy.told, policy.written, "every chunk, once per step");
         if is_random {
             // What is written in one step lies in one bank.
             assert!(preferred.runs < in_turn.runs, "{all:?}");
+            // A copy that joins a neighbour is no piece of its own.
+            assert!(policy.runs < first_free.runs, "{all:?}");
         } else {
             assert!(in_turn.runs <= 4.0, "{all:?}");
         }
     }
 }
 
+/// A policy that checks itself: it is told of every chunk and its wishes are
+/// granted.
+fn fortran_decides_where_copies_go(below: Below) {
+    let flags = ["-std=f2018", "-Wall", "-Wextra", "-Werror"];
+    let sources = ["fortran/xasm.f90", "examples/placement.f90"];
+    let program = compile("gfortran", &flags, &sources);
+    let mut run = Run::start(below, &program.0, 0);
+    assert_eq!(run.end().trim_end(), "placed");
+}
+
+/// The same in Rust, by a closure.
+fn rust_decides_where_copies_go(below: Below) {
+    let mut run = Run::start(below, &out().join("xasm-placement"), 0);
+    let text = run.end();
+    let counts = text.trim_end().strip_prefix("placed: ").unwrap();
+    assert!(counts.ends_with("wishes granted"), "{text}");
+}
+
+/// Calls of the kernel that cannot be answered, and one whose answer is itself
+/// copied on write.
+#[test]
+fn questions_that_cannot_be_are_refused() {
+    let flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"];
+    let program = compile("cc", &flags, &["../programs/hostile/placement.c"]);
+    let mut run = Run::start(Below::Enclave, &program.0, 0);
+    assert_eq!(run.end().trim_end(), "refused");
+}
+
 both::on_both! {
+    fortran_decides_where_copies_go
+    rust_decides_where_copies_go
     placements_differ_in_runs_and_memory_and_not_in_contents
 }

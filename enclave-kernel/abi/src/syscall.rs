@@ -118,6 +118,10 @@ pub const XEMEM_BY_SEGID: u64 = 1;
 /// the wish back. EINVAL without [`PLACE_PREFERRED`] or such a bank, EFAULT for
 /// a range outside the arena.
 pub const ARENA_PREFER: u64 = BASE + 26;
+/// `(slot, first, *mut u64, most) → n`: the `first`-th and up to `most` of the
+/// chunks that were written between the newest publish and the one before, as
+/// entries of the change log ([`crate::arena::split_log_entry`]); 0 past the last.
+pub const ARENA_COPIED: u64 = BASE + 27;
 
 /// Access to read.
 pub const XEMEM_RDONLY: u64 = 1;

@@ -93,6 +93,8 @@ pub fn syscall_name(nr: u64) -> Option<&'static str> {
         syscall::HOST_INTERRUPT => "host_interrupt",
         syscall::ARENA_WAIT_READERS => "arena_wait_readers",
         syscall::ARENA_PUBLISH_SET => "arena_publish_set",
+        syscall::ARENA_PREFER => "arena_prefer",
+        syscall::ARENA_COPIED => "arena_copied",
         syscall::XEMEM_LOOKUP => "xemem_lookup",
         syscall::XEMEM_GET => "xemem_get",
         syscall::XEMEM_ATTACH => "xemem_attach",

@@ -560,6 +560,25 @@ impl Arena {
         if noted { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
+    /// The change-log entries of the newest generation from the `first`-th on;
+    /// how many there were room for.
+    ///
+    /// None has been written over: the log has room for two generations that
+    /// write every chunk.
+    pub(crate) fn copied(&self, first: u64, into: &mut [u64]) -> usize {
+        let copied = self.object.chunks_copied(self.generation);
+        // Where the program can write the record it may say anything.
+        let copied = copied.min(self.geometry.nr_chunks);
+        let from = self.log_published.saturating_sub(copied);
+        let entries = from.saturating_add(first)..self.log_published;
+        let mut nr = 0;
+        for (word, entry) in into.iter_mut().zip(entries) {
+            *word = self.object.log(entry);
+            nr += 1;
+        }
+        nr
+    }
+
     /// Generations that are held now.
     pub(crate) fn held_now(&self) -> u64 {
         let held = |word: &&AtomicU64| Slot::decode(word.load(Ordering::Relaxed)).held().is_some();

@@ -9,6 +9,7 @@
 // once.
 #![expect(unsafe_code)]
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::arena::{
@@ -293,11 +294,15 @@ impl Object {
         unsafe { word(self.log_at(entry)).write_volatile(value) }
     }
 
+    /// Change-log entry `entry` (free running).
+    pub(super) fn log(&self, entry: u64) -> u64 {
+        // SAFETY: as in `set_log`.
+        unsafe { word(self.log_at(entry)).read_volatile() }
+    }
+
     /// The chunk of change-log entry `entry`, if it still makes sense.
     pub(super) fn logged_chunk(&self, entry: u64) -> Option<Chunk> {
-        // SAFETY: as in `set_log`.
-        let value = unsafe { word(self.log_at(entry)).read_volatile() };
-        let (number, _) = split_log_entry(value);
+        let (number, _) = split_log_entry(self.log(entry));
         (number < self.nr_chunks).then_some(Chunk(number))
     }
 
@@ -308,15 +313,25 @@ impl Object {
         shared(self.header.wrapping_add(OFFSET as u64))
     }
 
+    #[inline]
+    fn record_at(&self, generation: u64) -> u64 {
+        const BYTES: u64 = size_of::<GenerationRecord>() as u64;
+        let place = generation % GENERATION_RECORDS as u64;
+        self.header
+            .wrapping_add(GENERATIONS_OFFSET)
+            .wrapping_add(place.wrapping_mul(BYTES))
+    }
+
+    /// What the record of `generation` says of the chunks copied.
+    pub(super) fn chunks_copied(&self, generation: u64) -> u64 {
+        const OFFSET: u64 = offset_of!(GenerationRecord, chunks_copied) as u64;
+        shared(self.record_at(generation) + OFFSET).load(Ordering::Relaxed)
+    }
+
     /// Writes the record of `generation`: its number is 0 meanwhile.
     #[inline]
     pub(super) fn set_record(&self, generation: u64, fields: [u64; 7]) {
-        const BYTES: u64 = size_of::<GenerationRecord>() as u64;
-        let place = generation % GENERATION_RECORDS as u64;
-        let at = self
-            .header
-            .wrapping_add(GENERATIONS_OFFSET)
-            .wrapping_add(place.wrapping_mul(BYTES));
+        let at = self.record_at(generation);
         let number = shared(at);
         number.store(0, Ordering::Release);
         for (n, field) in (1u64..).zip(fields) {

@@ -50,6 +50,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::ARENA_PUBLISH_SET => publish_set(a[0], a[1], a[2]),
         ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
         ours::ARENA_PREFER => prefer(a[0], a[1], a[2], a[3]),
+        ours::ARENA_COPIED => copied(a[0], a[1], a[2], a[3]),
         _ => import::serve(nr, a),
     }
 }
@@ -238,6 +239,27 @@ fn prefer(slot: u64, offset: u64, bytes: u64, bank: u64) -> Outcome {
     };
     arenas::with(slot, |arena| Ok(arena.prefer(offset, bytes, bank)))??;
     Ok(0)
+}
+
+/// Which chunks the newest generation brought, from the `first`-th on.
+fn copied(slot: u64, first: u64, to: u64, most: u64) -> Outcome {
+    let mut done = 0;
+    while done < most {
+        let mut words = [0_u64; 64];
+        let room = words
+            .len()
+            .min(usize::try_from(most - done).unwrap_or(usize::MAX));
+        let from = first.checked_add(done).ok_or(Errno::EINVAL)?;
+        // Copied out without the arenas' lock: the program's memory may be one.
+        let nr = arenas::with(slot, |arena| Ok(arena.copied(from, &mut words[..room])))?;
+        let at = done.checked_mul(8).and_then(|bytes| to.checked_add(bytes));
+        user::copy_out(at.ok_or(Errno::EFAULT)?, words[..nr].as_bytes())?;
+        done += nr as u64;
+        if nr < room {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// A further name for the arena, or the plain segment, that starts at `address`.

@@ -27,13 +27,20 @@ module xasm
   public :: xasm_arena, xasm_settings, xasm_counters
   public :: xasm_is_available, xasm_create, xasm_field, xasm_publish
   public :: xasm_publish_all, xasm_wait_for_readers, xasm_count, xasm_end
-  public :: xasm_text
+  public :: xasm_text, xasm_prefer, xasm_set_policy, xasm_end_policy
+  public :: xasm_copied, xasm_policy
+  public :: xasm_in_turn, xasm_first_free, xasm_preferred
   public :: xasm_discard_newest, xasm_discard_oldest, xasm_block
 
   ! What a publish does when readers hold every bank but the live one.
   integer(c_int32_t), parameter :: xasm_discard_newest = 0
   integer(c_int32_t), parameter :: xasm_discard_oldest = 1
   integer(c_int32_t), parameter :: xasm_block = 2
+
+  ! The bank that a copy goes to.
+  integer(c_int32_t), parameter :: xasm_in_turn = 0
+  integer(c_int32_t), parameter :: xasm_first_free = 1
+  integer(c_int32_t), parameter :: xasm_preferred = 2
 
   ! Element types of xasm.h.
   integer(c_int32_t), parameter :: f64 = 1, f32 = 2, i64 = 3, i32 = 4
@@ -54,9 +61,30 @@ module xasm
      integer(c_int32_t) :: policy = xasm_discard_newest
      integer(c_int32_t) :: timeout_ms = 0
      integer(c_int32_t) :: retain = 0
-     integer(c_int32_t) :: placement = 0
+     integer(c_int32_t) :: placement = xasm_in_turn
      integer(c_int32_t) :: reserved = 0
   end type xasm_settings
+
+  ! struct xasm_copied: a chunk that was written in the step just published.
+  type, bind(c) :: xasm_copied
+     ! From 0 on: it begins at chunk * chunk_bytes.
+     integer(c_int64_t) :: chunk = 0
+     ! Where it is now; its next copy goes elsewhere.
+     integer(c_int32_t) :: bank = 0
+     integer(c_int32_t) :: reserved = 0
+  end type xasm_copied
+
+  ! A placement policy of the program, called after each publish: see xasm.h.
+  ! `data` is what xasm_set_policy was given; the arena is xasm_arena(id).
+  abstract interface
+     subroutine xasm_policy(data, id, copied, count) bind(c)
+       import :: c_int, c_int64_t, c_ptr, xasm_copied
+       type(c_ptr), value :: data
+       integer(c_int), value :: id
+       integer(c_int64_t), value :: count
+       type(xasm_copied), intent(in) :: copied(count)
+     end subroutine xasm_policy
+  end interface
 
   ! struct xasm_stats.
   type, bind(c) :: xasm_counters
@@ -139,6 +167,30 @@ module xasm
        integer(c_int) :: status
      end function c_stats
 
+     function c_base(id) result(place) bind(c, name="xasm_arena_base")
+       import :: c_int, c_ptr
+       integer(c_int), value :: id
+       type(c_ptr) :: place
+     end function c_base
+
+     function c_prefer(start, bytes, bank) result(status) &
+          bind(c, name="xasm_prefer")
+       import :: c_int, c_int64_t, c_intptr_t
+       integer(c_intptr_t), value :: start
+       integer(c_int64_t), value :: bytes
+       integer(c_int), value :: bank
+       integer(c_int) :: status
+     end function c_prefer
+
+     function c_set_policy(id, policy, data) result(status) &
+          bind(c, name="xasm_set_policy")
+       import :: c_funptr, c_int, c_ptr
+       integer(c_int), value :: id
+       type(c_funptr), value :: policy
+       type(c_ptr), value :: data
+       integer(c_int) :: status
+     end function c_set_policy
+
      function c_destroy(id) result(status) bind(c, name="xasm_arena_destroy")
        import :: c_int
        integer(c_int), value :: id
@@ -203,6 +255,36 @@ contains
     ids = arenas%id
     xasm_publish_all = c_publish_set(ids, size(ids, kind=c_int32_t), step, time)
   end function xasm_publish_all
+
+  ! Has copies of the chunks that `bytes` bytes from `offset` on touch go to
+  ! `bank` (from 0 on) where that is free; -1 takes the wish back. 0, or a
+  ! negative errno; an arena with placement xasm_preferred only.
+  integer function xasm_prefer(arena, offset, bytes, bank)
+    type(xasm_arena), intent(in) :: arena
+    integer(int64), intent(in) :: offset, bytes
+    integer, intent(in) :: bank
+    integer, parameter :: efault = 14
+    type(c_ptr) :: base
+    xasm_prefer = -efault
+    if (offset < 0) return
+    base = c_base(arena%id)
+    xasm_prefer = c_prefer(transfer(base, 0_c_intptr_t) + offset, bytes, &
+         int(bank, c_int))
+  end function xasm_prefer
+
+  ! Has `policy` called after each publish: 0, or a negative errno.
+  integer function xasm_set_policy(arena, policy, data)
+    type(xasm_arena), intent(in) :: arena
+    procedure(xasm_policy) :: policy
+    type(c_ptr), intent(in) :: data
+    xasm_set_policy = c_set_policy(arena%id, c_funloc(policy), data)
+  end function xasm_set_policy
+
+  ! Has none called any more: 0, or a negative errno.
+  integer function xasm_end_policy(arena)
+    type(xasm_arena), intent(in) :: arena
+    xasm_end_policy = c_set_policy(arena%id, c_null_funptr, c_null_ptr)
+  end function xasm_end_policy
 
   ! Waits until so many readers are attached: how many, or a negative errno.
   integer function xasm_wait_for_readers(arena, readers, timeout_ms)

@@ -270,6 +270,31 @@ int xasm_publish_set(const xasm_arena *arenas, uint32_t count, uint64_t step,
  */
 int xasm_prefer(const void *start, uint64_t bytes, int bank);
 
+/* A chunk that was written in the step just published. */
+struct xasm_copied {
+	uint64_t chunk;    /* begins at chunk * chunk_bytes of the arena */
+	uint32_t bank;     /* where it is now; its next copy goes elsewhere */
+	uint32_t reserved; /* 0 */
+};
+
+/*
+ * A placement policy of the program: fills the table of xasm_prefer() for the
+ * steps to come. It is given `count` chunks that were written in the step just
+ * published, in the order of their first writes; 128 at most, and called again
+ * for more; once with 0 if there are none. It must not publish.
+ */
+typedef void (*xasm_policy)(void *data, xasm_arena arena, const struct xasm_copied *copied,
+			    uint64_t count);
+
+/*
+ * Has `policy` called with `data` after each successful publish of an arena, by
+ * the thread that publishes and before the publish returns; NULL ends that. A
+ * first write never calls it. Costs one call into the kernel for 128 chunks
+ * written, and what `policy` does. Not while another thread publishes the arena.
+ * 0; -EINVAL for an arena without XASM_PREFERRED, -ENOENT, -ENOSYS.
+ */
+int xasm_set_policy(xasm_arena arena, xasm_policy policy, void *data);
+
 /*
  * Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 = no
  * limit), so that none misses the first generation. Returns how many there are;

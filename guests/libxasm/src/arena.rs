@@ -259,6 +259,11 @@ impl Arena {
         calls::arena_prefer(self.mapping.slot(), array.offset(), bytes, bank)
     }
 
+    /// The kernel's number for it.
+    pub(crate) fn slot(&self) -> u32 {
+        self.mapping.slot()
+    }
+
     /// Waits until `readers` are attached, at most `timeout_ms` milliseconds (0 =
     /// no limit), so that none misses the first generation; returns how many
     /// there are.

@@ -146,6 +146,29 @@ pub fn arena_prefer(slot: u32, offset: u64, bytes: u64, bank: Option<u32>) -> Re
     Errno::from_result(result).map(drop)
 }
 
+/// Chunks that were written between the newest publish and the one before: from
+/// the `first`-th on as many as `into` takes, each with the bank it went to, as
+/// entries of the change log. How many they are; 0 past the last.
+///
+/// # Errors
+/// ENOENT for an unknown slot; ENOSYS without a backend.
+pub fn arena_copied(slot: u32, first: u64, into: &mut [u64]) -> Result<usize, Errno> {
+    if backend()? == Backend::Linux {
+        return linux::arena_copied(slot, first, into);
+    }
+    let most = into.len();
+    let pointer = into.as_mut_ptr().expose_provenance();
+    let args = [u64::from(slot), first, address(pointer), address(most)];
+    // SAFETY: `into` is a live exclusive slice of the words that the call may
+    // write.
+    let result = unsafe { syscall(numbers::ARENA_COPIED, args) };
+    let nr = Errno::from_result(result)?;
+    usize::try_from(nr)
+        .ok()
+        .filter(|&nr| nr <= most)
+        .ok_or(Errno::EPROTO)
+}
+
 /// Ends an arena and unmaps it.
 ///
 /// # Errors

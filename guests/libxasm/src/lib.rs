@@ -29,6 +29,7 @@
 //! | [`calls`]  | the calls by arena slot, for other language forms        |
 //! | [`heap`]   | allocations in arenas, for other language forms          |
 //! | [`import`] | [`Import`]: reading arenas of other enclaves             |
+//! | [`policy`] | [`Copied`]: where copies go as the program decides       |
 //! | [`xemem`]  | the importing calls, for other language forms            |
 //! | [`region`] | the XASM paper's names, translated                       |
 //! | [`var`]    | [`Var`]: what readers see in the variable table          |
@@ -55,6 +56,7 @@ pub mod heap;
 pub mod import;
 mod linux;
 mod mapping;
+pub mod policy;
 pub mod region;
 mod say;
 pub mod segment;
@@ -70,5 +72,6 @@ pub use enclave_abi::syscall::{ArenaStats, KernelStats};
 pub use enclave_arena::Placement;
 pub use errno::Errno;
 pub use import::{Follow, Import};
+pub use policy::Copied;
 pub use segment::{Attachment, Segment};
 pub use var::{Dtype, Order, Role, Var};

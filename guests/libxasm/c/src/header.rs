@@ -14,7 +14,7 @@ use guest::calls::HostCounters;
 use guest::heap::Usage;
 use guest::region::{BK_ARENA, VM_READ, VM_USER, VM_WRITE};
 use guest::xemem;
-use guest::{ArenaStats, Chunk, Dtype, KernelStats, Placement, Role};
+use guest::{ArenaStats, Chunk, Copied, Dtype, KernelStats, Placement, Role};
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::path::Path;
@@ -67,6 +67,7 @@ fn assertions() -> String {
     layout!(out, XasmFound => "xasm_found" {
         data, bytes, shape, strides, dtype, ndim, order, reserved
     });
+    layout!(out, Copied => "xasm_copied" { chunk, bank, reserved });
     let constants = [
         ("XEMEM_RDONLY", xemem::RDONLY),
         ("XASM_SEGMENT_SIGNALS", u64::from(SEGMENT_SIGNALS)),
@@ -163,6 +164,7 @@ fn every_exported_function_is_declared() {
     let rust = concat!(
         include_str!("surface.rs"),
         include_str!("paper.rs"),
+        include_str!("policy.rs"),
         include_str!("import.rs"),
         include_str!("memory.rs"),
         include_str!("segment.rs")

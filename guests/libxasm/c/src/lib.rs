@@ -23,6 +23,7 @@ mod header;
 pub mod import;
 pub mod memory;
 pub mod paper;
+pub mod policy;
 pub mod segment;
 pub mod surface;
 mod table;

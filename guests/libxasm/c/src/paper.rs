@@ -7,6 +7,7 @@
 // UNSAFETY: a C interface takes raw pointers from its caller.
 #![expect(unsafe_code)]
 
+use crate::policy;
 use crate::surface::{address, answer, answer_int, create, text};
 use crate::table::{ARENAS, Table};
 use core::ffi::{c_char, c_int, c_void};
@@ -161,6 +162,9 @@ fn publish_all(arenas: &Table, copy: u32) -> Result<(), Errno> {
     for (tried, place) in arenas.iter().enumerate() {
         let published =
             calls::arena_publish(place.slot, u64::from(copy), f64::from(copy)).map(|_| ());
+        if published.is_ok() {
+            policy::tell(place.slot);
+        }
         if tried == 0 || outcome.is_ok() {
             outcome = published;
         }

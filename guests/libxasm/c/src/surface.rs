@@ -7,6 +7,7 @@
 // UNSAFETY: a C interface takes raw pointers from its caller.
 #![expect(unsafe_code)]
 
+use crate::policy;
 use crate::table::{ARENAS, Place};
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
@@ -251,7 +252,11 @@ impl XasmVarSpec {
 /// See `xasm.h`.
 #[unsafe(no_mangle)]
 pub extern "C" fn xasm_publish(arena: c_int, step: u64, time: f64) -> i64 {
-    answer(find(arena).and_then(|place| calls::arena_publish(place.slot, step, time)))
+    answer(find(arena).and_then(|place| {
+        let generation = calls::arena_publish(place.slot, step, time)?;
+        policy::tell(place.slot);
+        Ok(generation)
+    }))
 }
 
 /// See `xasm.h`.
@@ -278,7 +283,11 @@ pub unsafe extern "C" fn xasm_publish_set(
         for (slot, &arena) in slots.iter_mut().zip(arenas) {
             *slot = find(arena)?.slot;
         }
-        calls::arena_publish_set(slots, step, time).map(|()| 0)
+        calls::arena_publish_set(slots, step, time)?;
+        for &slot in &*slots {
+            policy::tell(slot);
+        }
+        Ok(0)
     })();
     answer_int::<i64>(published)
 }

@@ -5,7 +5,9 @@
 //! the same arena at once is the program's mistake and yields an errno, not a
 //! wild access.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ffi::c_void;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use enclave_abi::lease::MAX_ARENAS;
 use guest::Errno;
 use guest::heap::Heap;
@@ -15,6 +17,9 @@ use guest::heap::Heap;
 struct Entry {
     base: AtomicU64,
     bytes: AtomicU64,
+    /// The program's placement policy, a function, and what it gets; or NULL.
+    policy: AtomicPtr<c_void>,
+    policy_data: AtomicPtr<c_void>,
 }
 
 /// What is known of a live arena.
@@ -45,6 +50,8 @@ impl Table {
                 Entry {
                     base: AtomicU64::new(0),
                     bytes: AtomicU64::new(0),
+                    policy: AtomicPtr::new(null_mut()),
+                    policy_data: AtomicPtr::new(null_mut()),
                 }
             }; MAX_ARENAS],
         }
@@ -56,6 +63,7 @@ impl Table {
         let index = usize::try_from(place.slot).map_err(|_| Errno::EPROTO)?;
         let entry = self.entries.get(index).ok_or(Errno::EPROTO)?;
         Heap::open(place.slot, place.base, place.bytes)?;
+        entry.policy.store(null_mut(), Ordering::Relaxed);
         entry.base.store(place.base, Ordering::Relaxed);
         entry.bytes.store(place.bytes, Ordering::Release);
         Ok(())
@@ -90,6 +98,28 @@ impl Table {
                 Ok(place)
             }
         }
+    }
+
+    /// Notes the policy of an arena, NULL for none. ENOENT when there is no
+    /// such arena.
+    pub(crate) fn set_policy(
+        &self,
+        arena: i32,
+        policy: *mut c_void,
+        data: *mut c_void,
+    ) -> Result<(), Errno> {
+        self.find(arena)?;
+        let (_, entry) = self.entry(arena)?;
+        entry.policy_data.store(data, Ordering::Relaxed);
+        entry.policy.store(policy, Ordering::Release);
+        Ok(())
+    }
+
+    /// The policy of the arena in `slot`, as it was noted, and its data.
+    pub(crate) fn policy(&self, slot: u32) -> Option<(*mut c_void, *mut c_void)> {
+        let entry = self.entries.get(usize::try_from(slot).ok()?)?;
+        let policy = entry.policy.load(Ordering::Acquire);
+        (!policy.is_null()).then(|| (policy, entry.policy_data.load(Ordering::Relaxed)))
     }
 
     /// Every live arena.
@@ -134,6 +164,21 @@ mod tests {
         assert!(table.remove(31).is_ok());
         assert_eq!(table.remove(31), Err(Errno::ENOENT));
         assert_eq!(table.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_policy_ends_with_its_arena() {
+        let table = table();
+        let [policy, data] = [1, 2].map(core::ptr::without_provenance_mut::<c_void>);
+        assert_eq!(table.policy(31), None);
+        assert_eq!(table.set_policy(31, policy, data), Ok(()));
+        assert_eq!(table.policy(31), Some((policy, data)));
+        assert_eq!(table.policy(0), None);
+        assert_eq!(table.set_policy(30, policy, data), Err(Errno::ENOENT));
+        let place = table.remove(31).unwrap();
+        table.insert(place).unwrap();
+        assert_eq!(table.policy(31), None);
+        assert_eq!(table.policy(32), None);
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub(super) struct Arena {
     log_head: u64,
     /// `log_head` at the last publish.
     log_published: u64,
+    /// Where the entries of the newest generation begin.
+    log_before: u64,
     dropped: u64,
     discarded: u64,
     waited: u64,
@@ -121,6 +123,7 @@ impl Arena {
             held: Held::default(),
             log_head: 0,
             log_published: 0,
+            log_before: 0,
             dropped: 0,
             discarded: 0,
             waited: 0,
@@ -150,7 +153,8 @@ impl Arena {
         (self.parts.lease, self.parts.doorbell) = (lease, grant.doorbell);
         (self.parts.segid, self.parts.page_bytes) = (grant.segid, grant.page_bytes);
         self.held = Held::default();
-        self.log_published = self.log_head;
+        // The log of this object begins here.
+        (self.log_before, self.log_published) = (self.log_head, self.log_head);
         self.write_control()?;
         self.show_first_bank()
     }
@@ -358,6 +362,20 @@ impl Arena {
         Ok(())
     }
 
+    /// The change-log entries of the newest generation from the `first`-th on;
+    /// how many there were room for. The log has room for two generations that
+    /// write every chunk, so none has been written over.
+    pub(super) fn copied(&self, first: u64, into: &mut [u64]) -> usize {
+        let entries = self.log_before.saturating_add(first)..self.log_published;
+        let mut nr = 0;
+        for (word, entry) in into.iter_mut().zip(entries) {
+            let offset = self.parts.geometry.log_entry_offset(entry);
+            *word = self.parts.object.word(offset).load(Ordering::Relaxed);
+            nr += 1;
+        }
+        nr
+    }
+
     /// Makes a range writable, piece by piece.
     pub(super) fn touch(&mut self, offset: u64, bytes: u64) -> Result<(), Errno> {
         if !range_within(offset, bytes, self.size_bytes()) {
@@ -454,7 +472,7 @@ impl Arena {
             [step, time_bits, now, unix, self.log_head, changed, spent],
         );
         self.generation = generation;
-        self.log_published = self.log_head;
+        (self.log_before, self.log_published) = (self.log_published, self.log_head);
         self.held.push(generation);
         if let Some(word) = self.parts.lease.get(place) {
             word.store(Slot::Published(generation).encode(), Ordering::Release);

@@ -559,6 +559,11 @@ pub(crate) fn arena_prefer(
     with(slot, |arena| arena.prefer(offset, bytes, bank))
 }
 
+/// As [`crate::calls::arena_copied`].
+pub(crate) fn arena_copied(slot: u32, first: u64, into: &mut [u64]) -> Result<usize, Errno> {
+    with(slot, |arena| Ok(arena.copied(first, into)))
+}
+
 /// As [`crate::calls::arena_find`].
 pub(crate) fn arena_find(address: u64) -> Result<u32, Errno> {
     own();

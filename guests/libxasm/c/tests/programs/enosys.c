@@ -60,6 +60,7 @@ int main(void)
 	CHECK(xasm_arena_size(0) == 0);
 	CHECK(xasm_arena_alloc(0, 8, 8) == NULL);
 	CHECK(xasm_prefer(&stats, 8, 1) == -ENOSYS);
+	CHECK(xasm_set_policy(0, NULL, NULL) == -ENOSYS);
 	CHECK(xasm_malloc(0, 8) == NULL);
 	CHECK(xasm_aligned_alloc(0, 64, 8) == NULL);
 	CHECK(xasm_calloc(0, 8, 8) == NULL);
