@@ -18,8 +18,12 @@
 
 #[cfg(test)]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod placement;
+#[cfg(test)]
+mod pool_tests;
 
 use enclave_abi::lease::{SLOTS, Slot};
 use placement::needed;
