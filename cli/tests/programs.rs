@@ -200,7 +200,7 @@ fn c_program(name: &str, build_name: &str) -> PathBuf {
     )
 }
 
-fn rust_program(model: &str) -> PathBuf {
+fn rust_program(name: &str, model: &str) -> PathBuf {
     let model_option = format!("relocation-model={model}");
     let compiler = [
         "rustc",
@@ -212,7 +212,11 @@ fn rust_program(model: &str) -> PathBuf {
         "-C",
         &model_option,
     ];
-    build("rust/std_prog.rs", &format!("std_prog-{model}"), &compiler)
+    build(
+        &format!("rust/{name}.rs"),
+        &format!("{name}-{model}"),
+        &compiler,
+    )
 }
 
 #[test]
@@ -357,6 +361,49 @@ fn a_program_that_waits_for_input_is_killed() {
 }
 
 #[test]
+fn threads_that_wait_for_each_other_are_killed() {
+    let both = Comparison::new();
+    let turn = lock(&both.enclave.turn);
+    let program = c_program("deadlock", "glibc");
+    let mut command = both.enclave.run(GUEST_DIR, &program, &[]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut first = [0; 8];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"waiting\n");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), 128 + 15);
+    drop(turn);
+    both.same_in_c("args", &["afterwards"], b"", 2);
+}
+
+#[test]
+fn c_threads_work_as_on_linux() {
+    let both = Comparison::new();
+    both.same_in_c("threads", &["4"], b"", 4);
+    both.same_in_c("threads", &["leave"], b"", 0);
+}
+
+#[test]
+fn openmp_works_as_on_linux() {
+    let both = Comparison::new();
+    let compiler = ["gcc", "-O2", "-static", "-fopenmp"];
+    let program = build("c/openmp.c", "openmp", &compiler);
+    for threads in ["1", "2", "7"] {
+        assert_eq!(both.same(&program, &[threads], b"").code, 0);
+    }
+}
+
+#[test]
+fn rust_threads_work_as_on_linux() {
+    let both = Comparison::new();
+    for model in ["pie", "static"] {
+        let program = rust_program("threads", model);
+        assert_eq!(both.same(&program, &["5"], b"").code, 5);
+    }
+}
+
+#[test]
 fn cpp_streams_and_exceptions_work_as_on_linux() {
     let both = Comparison::new();
     let program = build("cpp/iostreams.cc", "iostreams", &["g++", "-O2", "-static"]);
@@ -375,7 +422,7 @@ fn fortran_reads_and_writes_as_on_linux() {
 fn rust_programs_work_as_on_linux() {
     let both = Comparison::new();
     for model in ["pie", "static"] {
-        let program = rust_program(model);
+        let program = rust_program("std_prog", model);
         assert_eq!(both.same(&program, &["DIR", "6"], b"").code, 6);
         assert_eq!(both.same(&program, &["DIR", "panic"], b"").code, 101);
     }

@@ -1,6 +1,7 @@
 //! The lightweight kernel (LWK) of an enclave.
 //!
-//! One core, one program at a time, no timer tick, no demand paging. The VMM
+//! One core, one program at a time with as many threads as it likes, no timer
+//! tick, no demand paging. The VMM
 //! has built page tables, descriptor tables and system-call MSRs before the
 //! first instruction (`enclave-abi/boot.rs`), so start-up is: take the memory,
 //! check the privilege mode, report, wait for a program.
@@ -61,5 +62,7 @@ mod process;
 mod report;
 #[cfg(target_os = "none")]
 mod syscall;
+#[cfg(target_os = "none")]
+mod threads;
 #[cfg(target_os = "none")]
 mod user;

@@ -15,10 +15,12 @@ use enclave_abi::queue::{Call, Command, Record, RunArgs};
 use enclave_core::aspace::{Aspace, Backing, Kind, Prot, Region};
 use enclave_core::exec::{self, HEAD_BYTES, LoadPlan};
 use enclave_core::stack::{self, AuxInfo};
+use enclave_core::thread::Threads;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
 use crate::arch::{self, TrapFrame, paging};
+use crate::threads::{self, Context};
 use crate::{arenas, boot, clock, console, host, imports, memory, phys, syscall};
 
 /// Where position-independent programs go.
@@ -50,12 +52,14 @@ pub(crate) struct Process {
     pub(crate) brk: u64,
     /// Bytes of the stack.
     pub(crate) stack_bytes: u64,
-    /// Signal handlers and masks.
+    /// Its threads.
+    pub(crate) threads: Threads<Context>,
+    /// Exit code of the first thread, once that has ended.
+    pub(crate) first_code: Option<u64>,
+    /// Signal handlers.
     pub(crate) signals: syscall::Signals,
     /// Monotonic nanoseconds at start.
     pub(crate) started_ns: u64,
-    /// Its name, ending in zeros, as prctl(2) gives and takes it.
-    pub(crate) name: [u8; syscall::NAME_BYTES],
     /// Unknown calls already logged, one bit per number below 512.
     pub(crate) logged: [u64; 8],
     /// Report of the fault or signal that ended it.
@@ -183,6 +187,7 @@ fn tear_down() -> String {
         return String::new();
     };
     paging::leave_space(process.boot_root);
+    process.threads.contexts().for_each(Context::free);
     process
         .aspace
         .remove(0, !(PAGE_SIZE - 1), &mut |piece| release(&piece));
@@ -207,9 +212,10 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
         brk_start: plan.brk_start,
         brk: plan.brk_start,
         stack_bytes: 0,
+        threads: Threads::new(threads::PID, Context::first(name_of(&request.path))),
+        first_code: None,
         signals: syscall::Signals::default(),
         started_ns: clock::monotonic_ns(),
-        name: name_of(&request.path),
         logged: [0; 8],
         report: String::new(),
         boot_root,
@@ -218,17 +224,18 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
     let rsp = make_stack(request, &plan)?;
     arch::flush_tlb();
     arch::set_fs_base(0);
+    arch::set_gs_base(0);
     Ok(TrapFrame::start(plan.entry, rsp))
 }
 
 /// What prctl(2) says of a program that has not said otherwise: its file.
-fn name_of(path: &str) -> [u8; syscall::NAME_BYTES] {
-    let mut name = [0; syscall::NAME_BYTES];
+fn name_of(path: &str) -> [u8; threads::NAME_BYTES] {
+    let mut name = [0; threads::NAME_BYTES];
     let file = path.rsplit('/').next().unwrap_or(path);
     for (to, from) in name
         .iter_mut()
         .zip(file.bytes())
-        .take(syscall::NAME_BYTES - 1)
+        .take(threads::NAME_BYTES - 1)
     {
         *to = from;
     }

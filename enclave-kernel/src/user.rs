@@ -11,6 +11,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use enclave_core::aspace::Prot;
 use enclave_core::errno::Errno;
@@ -87,6 +88,20 @@ pub(crate) fn read<T: FromBytes + FromZeros + IntoBytes>(base: u64) -> Result<T,
 /// Copies a structure into the program.
 pub(crate) fn write<T: IntoBytes + Immutable>(base: u64, value: &T) -> Result<(), Errno> {
     copy_out(base, value.as_bytes())
+}
+
+/// Changes the aligned word at `base` to what `change` makes of it, if anything,
+/// in one step for every thread; the word before.
+pub(crate) fn update_word(base: u64, change: impl FnMut(u32) -> Option<u32>) -> Result<u32, Errno> {
+    if !base.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
+    let _access = open(base, 4, Prot::WRITE)?;
+    // SAFETY: the word was just checked to be mapped and writable, it is aligned,
+    // and programs share it by atomic accesses.
+    let word = unsafe { AtomicU32::from_ptr(pointer(base).cast()) };
+    let updated = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+    Ok(updated.unwrap_or_else(|unchanged| unchanged))
 }
 
 /// A zero-terminated string of the program, with its terminator.

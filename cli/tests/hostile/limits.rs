@@ -49,6 +49,19 @@ fn bad_pointers_are_an_error_of_every_call() {
     told(&stage, &["pointers"]);
 }
 
+#[test]
+fn threads_are_bounded_and_what_they_ask_is_checked() {
+    let stage = Stage::new();
+    for how in ["limit", "calls", "robust", "word", "leave"] {
+        let ended = stage.run("t", &hostile("threads"), &[how]);
+        assert_eq!(ended.code, 0, "{how}: {}{}", ended.stdout, ended.stderr);
+        stage.still_runs("t");
+    }
+    let ended = stage.run("t", &hostile("threads"), &["stack"]);
+    assert_eq!(ended.code, 128 + 11, "{}{}", ended.stdout, ended.stderr);
+    stage.still_runs("t");
+}
+
 /// Bytes of the host's memory.
 fn host_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap();

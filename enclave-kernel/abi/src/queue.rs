@@ -204,6 +204,10 @@ numbers! {
         /// a kill, at most `args[0]` nanoseconds. Answer: {0, 1 = a bell rang, 1
         /// = the broker, or its end, has something to say}.
         AwaitBell = 27,
+        /// Exchange the vCPU's extended state (x87 and vector registers): save it
+        /// to the page at guest-physical `args[0]`, then load the one at `args[1]`;
+        /// 0 = not. Where ring 0 is interpreted and cannot do it. Answer: 0.
+        ExtendedState = 28,
     }
 }
 

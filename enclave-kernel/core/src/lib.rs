@@ -13,6 +13,7 @@
 //! | [`aspace`]     | what each range of an address space is                   |
 //! | [`exec`]       | whether and where a program is loaded                    |
 //! | [`stack`]      | the bytes of a program's first stack                     |
+//! | [`thread`]     | who runs, who waits, whom a wake-up reaches               |
 //! | [`user_slice`] | whether an alleged user range can be one                 |
 //! | [`names`]      | what to call a system call in the log                    |
 //! | [`errno`]      | the error numbers a program sees                         |
@@ -33,6 +34,7 @@ pub mod frame;
 pub mod import;
 pub mod names;
 pub mod stack;
+pub mod thread;
 pub mod user_slice;
 
 pub use enclave_arena as arena;

@@ -10,7 +10,8 @@ pub(crate) use x86_64::apic::{let_bells_in, moment, sleep};
 pub(crate) use x86_64::trap::{TrapFrame, enter_user, interrupts_taken, leave_user};
 pub(crate) use x86_64::trap::{bells_taken, notices_taken};
 pub(crate) use x86_64::{
-    UserAccess, choose_flush, copy_bytes, copy_words, flush_name, flush_tlb, flush_upper, fs_base,
-    gate_ring, init, mode, mode_name, rdtsc, root, set_fs_base, zero_bytes,
+    UserAccess, choose_flush, copy_bytes, copy_words, extended, flush_name, flush_tlb, flush_upper,
+    fs_base, gate_ring, gs_base, init, mode, mode_name, rdtsc, root, set_fs_base, set_gs_base,
+    zero_bytes,
 };
 pub(crate) use x86_64::{checks, paging};

@@ -6,12 +6,11 @@ use enclave_core::errno::Errno;
 
 use super::Outcome;
 use super::misc::PID;
-use crate::{boot, process, user};
+use crate::threads::{self, NAME_BYTES};
+use crate::{boot, user};
 
 /// The parent of a program, which does not exist here.
 const PPID: u64 = 1;
-/// Bytes of a thread's name with its end.
-pub(crate) const NAME_BYTES: usize = 16;
 
 /// Serves `nr` if it is one of these; `None` otherwise.
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
@@ -64,7 +63,7 @@ fn personality(wanted: u64) -> Outcome {
     }
 }
 
-/// prctl(2): the name, nothing else.
+/// prctl(2): the thread's name, nothing else.
 fn prctl(option: u64, argument: u64) -> Outcome {
     const SET_NAME: u64 = 15;
     const GET_NAME: u64 = 16;
@@ -77,11 +76,11 @@ fn prctl(option: u64, argument: u64) -> Outcome {
                     break;
                 }
             }
-            process::with(|p| p.name = name);
+            threads::with(|t| t.name = name);
             Ok(0)
         }
         GET_NAME => {
-            let name = process::with(|p| p.name);
+            let name = threads::with(|t| t.name);
             user::write(argument, &name)?;
             Ok(0)
         }

@@ -4,6 +4,7 @@
 //! again, but not raised.
 
 use enclave_core::errno::Errno;
+use enclave_core::thread::MAX_THREADS;
 
 use super::Outcome;
 use super::misc::{PID, SECOND, now};
@@ -28,7 +29,7 @@ fn limit(resource: u64) -> [u64; 2] {
     let value = match resource {
         STACK => process::with(|p| p.stack_bytes),
         CORE => 0,
-        NPROC => 1,
+        NPROC => MAX_THREADS as u64,
         NOFILE => 1024,
         _ => u64::MAX,
     };

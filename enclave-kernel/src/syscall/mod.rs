@@ -5,6 +5,7 @@
 
 mod arena;
 mod file;
+mod futex;
 mod identity;
 mod import;
 mod limits;
@@ -13,9 +14,9 @@ mod misc;
 mod scheduling;
 mod segment;
 mod signal;
+mod thread;
 
-pub(crate) use identity::NAME_BYTES;
-pub(crate) use signal::Signals;
+pub(crate) use signal::{Signals, ThreadSignals};
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,9 +98,10 @@ fn serve(frame: &mut TrapFrame) -> Outcome {
         131 => signal::sigaltstack(a[0], a[1]),
         200 => signal::tkill(a[0], a[1]),
         234 => signal::tgkill(a[0], a[1], a[2]),
-        60 | 231 => process::end_by_exit(a[0]),
+        231 => process::end_by_exit(a[0]),
         ours::BASE.. => arena::serve(nr, a),
-        _ => misc::serve(nr, a)
+        _ => thread::serve(nr, a, frame)
+            .or_else(|| misc::serve(nr, a))
             .or_else(|| identity::serve(nr, a))
             .or_else(|| scheduling::serve(nr, a))
             .or_else(|| limits::serve(nr, a))

@@ -1,13 +1,14 @@
-//! Which core a program runs on, and how it shares that: it does not.
+//! Which core a program's threads run on, and how they share it: in turn.
 //!
-//! A program has its core to itself, so every policy and priority but Linux's
-//! ordinary one is refused, and that one changes nothing.
+//! A program has its core to itself and its threads run until they block, so
+//! every policy and priority but Linux's ordinary one is refused, and that one
+//! changes nothing.
 
 use enclave_core::errno::Errno;
+use enclave_core::thread::Tid;
 
 use super::Outcome;
-use super::misc::PID;
-use crate::user;
+use crate::{process, threads, user};
 
 /// Linux's ordinary policy.
 const SCHED_OTHER: u64 = 0;
@@ -18,12 +19,12 @@ const SCHED_RR: u64 = 2;
 /// Serves `nr` if it is one of these; `None` otherwise.
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
     Some(match nr {
-        24 => Ok(0), // sched_yield
         140 => getpriority(a[0]),
-        143 => known(a[0]).and_then(|()| user::write(a[1], &0u32).map(|()| 0)), // sched_getparam
-        145 => known(a[0]).map(|()| SCHED_OTHER), // sched_getscheduler
-        146 => priority(a[0], 99),                // sched_get_priority_max
-        147 => priority(a[0], 1),                 // sched_get_priority_min
+        143 => known(a[0]).and_then(|_| user::write(a[1], &0u32).map(|()| 0)), // sched_getparam
+        144 => sched_setscheduler(a[0], a[1]),
+        145 => known(a[0]).map(|_| SCHED_OTHER), // sched_getscheduler
+        146 => priority(a[0], 99),               // sched_get_priority_max
+        147 => priority(a[0], 1),                // sched_get_priority_min
         203 => sched_setaffinity(a),
         204 => sched_getaffinity(a),
         309 => getcpu(a[0], a[1]),
@@ -31,12 +32,26 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
     })
 }
 
-/// Whether there is such a thread.
-fn known(pid: u64) -> Result<(), Errno> {
-    match pid {
-        0 | PID => Ok(()),
-        _ if (pid as i32) < 0 => Err(Errno::EINVAL),
-        _ => Err(Errno::ESRCH),
+/// The thread that a call names; 0 = the caller.
+pub(super) fn known(tid: u64) -> Result<Tid, Errno> {
+    if tid == 0 {
+        return Ok(threads::current());
+    }
+    if (tid as i32) < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let tid = Tid::try_from(tid).map_err(|_| Errno::ESRCH)?;
+    let is_there = process::with(|p| p.threads.has(tid));
+    is_there.then_some(tid).ok_or(Errno::ESRCH)
+}
+
+/// Threads run until they block: the ordinary policy is the only one.
+fn sched_setscheduler(tid: u64, policy: u64) -> Outcome {
+    known(tid)?;
+    if policy == SCHED_OTHER {
+        Ok(0)
+    } else {
+        Err(Errno::EPERM)
     }
 }
 

@@ -8,11 +8,12 @@ use alloc::format;
 use alloc::string::ToString;
 
 use enclave_core::errno::Errno;
+use enclave_core::thread::Tid;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Outcome;
 use super::misc::PID;
-use crate::{process, user};
+use super::{Outcome, scheduling};
+use crate::{process, threads, user};
 
 const NR_SIGNALS: usize = 64;
 const SIGKILL: u64 = 9;
@@ -46,20 +47,32 @@ struct AltStack {
 /// There is no alternate stack.
 const SS_DISABLE: u64 = 2;
 
-/// Handlers and masks of a program.
+/// Handlers of a program.
 #[derive(Clone, Debug)]
 pub(crate) struct Signals {
     actions: [Action; NR_SIGNALS],
-    mask: u64,
-    /// Raised while they were blocked.
-    pending: u64,
-    alt: AltStack,
 }
 
 impl Default for Signals {
     fn default() -> Self {
         Self {
             actions: [Action::default(); NR_SIGNALS],
+        }
+    }
+}
+
+/// Mask and alternate stack of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadSignals {
+    mask: u64,
+    /// Raised while they were blocked.
+    pending: u64,
+    alt: AltStack,
+}
+
+impl Default for ThreadSignals {
+    fn default() -> Self {
+        Self {
             mask: 0,
             pending: 0,
             alt: AltStack {
@@ -67,6 +80,16 @@ impl Default for Signals {
                 flags: SS_DISABLE,
                 size: 0,
             },
+        }
+    }
+}
+
+impl ThreadSignals {
+    /// Those of a thread that this one's thread makes.
+    pub(crate) fn of_new_thread(&self) -> Self {
+        Self {
+            mask: self.mask,
+            ..Self::default()
         }
     }
 }
@@ -109,7 +132,7 @@ pub(super) fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
     } else {
         Some(user::read(new)?)
     };
-    let before = process::with(|p| p.signals.mask);
+    let before = threads::with(|t| t.signals.mask);
     let after = match (wanted, how) {
         (None, _) => before,
         (Some(set), 0) => before | set,
@@ -120,10 +143,10 @@ pub(super) fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
     if old != 0 {
         user::write(old, &before)?;
     }
-    let mut due = process::with(|p| {
-        p.signals.mask = after & !UNBLOCKABLE;
-        let due = p.signals.pending & !p.signals.mask;
-        p.signals.pending &= p.signals.mask;
+    let mut due = threads::with(|t| {
+        t.signals.mask = after & !UNBLOCKABLE;
+        let due = t.signals.pending & !t.signals.mask;
+        t.signals.pending &= t.signals.mask;
         due
     });
     while due != 0 {
@@ -138,7 +161,7 @@ pub(super) fn rt_sigpending(to: u64, size: u64) -> Outcome {
     if size > 8 {
         return Err(Errno::EINVAL);
     }
-    let pending = process::with(|p| p.signals.pending);
+    let pending = threads::with(|t| t.signals.pending);
     user::write(to, &pending)?;
     Ok(0)
 }
@@ -159,11 +182,11 @@ pub(super) fn sigaltstack(new: u64, old: u64) -> Outcome {
         }
     }
     if old != 0 {
-        let before = process::with(|p| p.signals.alt);
+        let before = threads::with(|t| t.signals.alt);
         user::write(old, &before)?;
     }
     if let Some(alt) = wanted {
-        process::with(|p| p.signals.alt = alt);
+        threads::with(|t| t.signals.alt = alt);
     }
     Ok(0)
 }
@@ -188,15 +211,13 @@ pub(super) fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
     tkill(tid, signal)
 }
 
-/// tkill(2).
+/// tkill(2). What a signal does by default it does to the whole program.
 pub(super) fn tkill(tid: u64, signal: u64) -> Outcome {
     if tid as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
-    if tid != PID {
-        return Err(Errno::ESRCH);
-    }
-    raise(signal)
+    let tid = scheduling::known(tid)?;
+    raise_in(tid, signal)
 }
 
 /// Signals whose default is to be ignored: CHLD, CONT, URG, WINCH, and the
@@ -207,14 +228,23 @@ fn ignored_by_default(signal: u64) -> bool {
 
 /// Acts on a signal that the program caused: terminates it, or nothing.
 pub(super) fn raise(signal: u64) -> Outcome {
+    raise_in(threads::current(), signal)
+}
+
+/// The same for the signal of one thread, which may block it.
+fn raise_in(tid: Tid, signal: u64) -> Outcome {
     if signal == 0 {
         return Ok(0);
     }
     let n = index(signal)?;
     let (handler, is_blocked) = process::with(|p| {
-        let is_blocked = p.signals.mask & 1 << n != 0;
-        p.signals.pending |= u64::from(is_blocked) << n;
-        (p.signals.actions[n].handler, is_blocked)
+        let handler = p.signals.actions[n].handler;
+        let Some(thread) = p.threads.context(tid) else {
+            return (handler, false);
+        };
+        let is_blocked = thread.signals.mask & 1 << n != 0;
+        thread.signals.pending |= u64::from(is_blocked) << n;
+        (handler, is_blocked)
     });
     if is_blocked {
         return Ok(0);

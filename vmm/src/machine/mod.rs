@@ -6,6 +6,7 @@
 
 pub mod arenas;
 mod bells;
+mod extended;
 pub(crate) mod imports;
 mod leases;
 pub mod queue;

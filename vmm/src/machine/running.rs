@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::extended;
 use super::imports::ImportTable;
 use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
@@ -528,7 +529,7 @@ impl Loop {
             let exit = classify(&mut self.vcpu);
             self.shared.count_exit(exit.name());
             let served = match exit.action() {
-                Action::ServeQueue => self.service.serve(),
+                Action::ServeQueue => self.serve_queue(),
                 Action::Continue => Served::Continue,
                 Action::CheckPending => self.after_kick(),
                 Action::InjectFault => self.inject_fault(),
@@ -543,6 +544,17 @@ impl Loop {
                 Served::Stop => return MachineState::Stopped,
                 Served::Failed(reason) => return MachineState::Failed { reason },
             }
+        }
+    }
+
+    fn serve_queue(&mut self) -> Served {
+        let served = self.service.serve();
+        let Some([save, load]) = self.service.take_extended() else {
+            return served;
+        };
+        match extended::exchange(&self.vcpu, &self.service.ram, save, load) {
+            Ok(()) => served,
+            Err(error) => Served::Failed(format!("the registers of a thread: {error}")),
         }
     }
 

@@ -67,6 +67,8 @@ pub(super) struct Service {
     is_killing: bool,
     /// The kernel asked for an interrupt that was not sent yet.
     is_interrupt_wanted: bool,
+    /// Where the kernel wants the vCPU's extended state saved to and loaded from.
+    extended: Option<[u64; 2]>,
 }
 
 impl Service {
@@ -91,6 +93,7 @@ impl Service {
             malformed: 0,
             is_killing: false,
             is_interrupt_wanted: false,
+            extended: None,
         }
     }
 
@@ -138,6 +141,11 @@ impl Service {
     /// has not ended yet, or the kernel asked for it.
     pub(super) fn wants_interrupt(&self) -> bool {
         self.is_killing || self.is_interrupt_wanted
+    }
+
+    /// What is to be done to the vCPU's extended state before it goes on, once.
+    pub(super) fn take_extended(&mut self) -> Option<[u64; 2]> {
+        self.extended.take()
     }
 
     /// Notes that an interrupt was sent.
@@ -243,6 +251,10 @@ impl Service {
                 let cancel = self.shared.cancel_fd();
                 let (bell, notice) = self.imports.await_bell(a[0], cancel);
                 [0, bell.into(), notice.into(), 0, 0, 0, 0]
+            }
+            Call::ExtendedState => {
+                self.extended = Some([a[0], a[1]]);
+                [0; 7]
             }
             Call::Interrupt => {
                 self.is_interrupt_wanted |= a[0] == 1;

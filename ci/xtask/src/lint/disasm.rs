@@ -14,6 +14,8 @@ const RING3_PREFIX: &str = "arch_ring3_";
 const RING3_SUFFIX: &str = "_ring3";
 /// Code that is only executed where SMAP is on, which no interpreted ring 0 has.
 const SMAP_PREFIX: &str = "arch_smap_";
+/// Code that leaves its work to the host where ring 0 is interpreted.
+const EXTENDED_PREFIX: &str = "arch_extended_";
 
 /// Data among the code: the header the VMM reads.
 const HEADER: &str = "__header_start";
@@ -45,6 +47,8 @@ const REFUSED: &[&str] = &[
     "shlx",
     "shrx",
     "emms",
+    "xsave64",
+    "xrstor64",
     "int3",
 ];
 /// Registers of the vector and x87 units.
@@ -112,7 +116,8 @@ fn instruction_of(line: usize, text: &str) -> Option<Instruction<'_>> {
 fn check_symbol(symbol: &str, body: &[Instruction<'_>]) -> Vec<Finding> {
     let elsewhere = symbol.starts_with(RING3_PREFIX)
         || symbol.ends_with(RING3_SUFFIX)
-        || symbol.starts_with(SMAP_PREFIX);
+        || symbol.starts_with(SMAP_PREFIX)
+        || symbol.starts_with(EXTENDED_PREFIX);
     if elsewhere || symbol == HEADER {
         return Vec::new();
     }
@@ -189,6 +194,7 @@ mod tests {
             "vmcall",
             "shlx   %rax,%rbx,%rcx",
             "fldl   %st(1)",
+            "xsave64 (%rdi)",
         ] {
             assert_eq!(refused("start", &[instruction, "ret"]), 1, "{instruction}");
         }
@@ -215,6 +221,10 @@ mod tests {
         assert_eq!(refused("start", &["int3", "ret"]), 1);
         assert_eq!(refused("reload_cr3_ring3", &["int3", "ret"]), 0);
         assert_eq!(refused("arch_smap_open", &["stac", "ret"]), 0);
+        assert_eq!(
+            refused("arch_extended_load", &["xrstor64 (%rdi)", "ret"]),
+            0
+        );
         assert_eq!(refused("start", &["ret", "int3", "int3"]), 0);
     }
 }

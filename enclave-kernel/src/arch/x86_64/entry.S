@@ -20,7 +20,7 @@
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 5                             # ABI_VERSION, asserted in boot.rs
+    .long 6                             # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top
@@ -467,6 +467,23 @@ arch_smap_open:
     .globl arch_smap_close
 arch_smap_close:
     clac
+    ret
+
+# arch_extended_save(area: RDI, components: RSI), arch_extended_load: a thread's
+# vector registers. Not executed where ring 0 is interpreted.
+    .globl arch_extended_save
+arch_extended_save:
+    mov %esi, %eax
+    mov %rsi, %rdx
+    shr $32, %rdx
+    xsave64 (%rdi)
+    ret
+    .globl arch_extended_load
+arch_extended_load:
+    mov %esi, %eax
+    mov %rsi, %rdx
+    shr $32, %rdx
+    xrstor64 (%rdi)
     ret
 
 # --------------------------------------------- ring-0 stubs of ring-3 mode ----

@@ -9,6 +9,7 @@
 
 pub(super) mod apic;
 pub(crate) mod checks;
+pub(crate) mod extended;
 pub(crate) mod paging;
 mod probes;
 pub(crate) mod trap;
@@ -17,15 +18,17 @@ mod user_access;
 pub(crate) use user_access::UserAccess;
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use enclave_abi::addr::PAGE_SIZE;
-use enclave_abi::boot::{BOOT_FORCE_CR3_FLUSH, BootInfo, CLAC_BYTES, Mode, cpu};
+use enclave_abi::boot::{
+    BOOT_FORCE_CR3_FLUSH, BOOT_RING0_INTERPRETED, BootInfo, CLAC_BYTES, Mode, cpu,
+};
 
 use crate::memory;
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
-const _: () = assert!(enclave_abi::ABI_VERSION == 5, "entry.S repeats the version");
+const _: () = assert!(enclave_abi::ABI_VERSION == 6, "entry.S repeats the version");
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);
@@ -36,6 +39,7 @@ static ROOT: AtomicU64 = AtomicU64::new(0);
 static CR3: AtomicU64 = AtomicU64::new(0);
 static BOOT_ROOT: AtomicU64 = AtomicU64::new(0);
 static FEATURES: AtomicU64 = AtomicU64::new(0);
+static IS_RING0_INTERPRETED: AtomicBool = AtomicBool::new(false);
 
 const FLUSH_UPPER: u8 = 0;
 const FLUSH_CR3: u8 = 1;
@@ -55,6 +59,8 @@ pub(crate) fn init(mode: Mode, info: &BootInfo) {
     BOOT_ROOT.store(info.page_table, Ordering::Relaxed);
     CR3.store(info.page_table, Ordering::Relaxed);
     FEATURES.store(info.cpu_features, Ordering::Relaxed);
+    IS_RING0_INTERPRETED.store(info.flags & BOOT_RING0_INTERPRETED != 0, Ordering::Relaxed);
+    extended::init(info.xcr0);
 }
 
 /// Whether a feature is in force (one bit of [`enclave_abi::boot::cpu`]).
@@ -114,6 +120,20 @@ pub(crate) fn fs_base() -> u64 {
     // SAFETY: as in `set_fs_base`.
     unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
     base
+}
+
+/// The program's GS base, which the kernel does not use either.
+pub(crate) fn gs_base() -> u64 {
+    let base: u64;
+    // SAFETY: as in `set_fs_base`.
+    unsafe { asm!("rdgsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    base
+}
+
+/// Sets the program's GS base.
+pub(crate) fn set_gs_base(base: u64) {
+    // SAFETY: as in `set_fs_base`.
+    unsafe { asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags)) };
 }
 
 /// Copies bytes, 8 at a time where it can (one interpreted instruction per

@@ -1,5 +1,5 @@
-# Programs run, those that fault die alone, those that loop can be killed: the
-# interrupt from Linux reaches a core that never leaves the program.
+# Programs run, also with threads, those that fault die alone, those that loop can
+# be killed: the interrupt from Linux reaches a core that never leaves the program.
 create t --cores 1 --mem 64M
 fact t kernel_mode $mode
 fact t platform hardware
@@ -8,6 +8,9 @@ for fault in null:139 code:139 jump:139 stack:139 wild:139 divide:136 ud2:132; d
     step "fault ${fault%:*} ends its program" ${fault#*:} \
         ./enclavectl run t -- ./segv ${fault%:*}
 done
+
+step "threads take turns on the core" 0 ./enclavectl run t -- ./threads
+step "the last thread ends its program" 0 ./enclavectl run t -- ./threads leave
 
 begin "a looping program is killed"
 run_until t spinning ./spin

@@ -1,0 +1,75 @@
+//! Several threads that write an arena while another one publishes it: each
+//! snapshot has whole rows only, whichever thread's first write copied a chunk.
+//! In an enclave and as a process of Linux.
+//!
+//! Needs /dev/kvm for the former half. The archive is that in `out/` (or
+//! `$XASM_OUT`), the compiler is the system's. Programs with threads and without
+//! arenas are in `programs`.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+#[path = "support/both.rs"]
+mod both;
+#[path = "support/language.rs"]
+#[expect(dead_code, reason = "reads no single lines")]
+mod language;
+#[expect(dead_code, reason = "needs no busybox")]
+mod support;
+
+use language::{Below, Run, compile};
+use xemem_host::wire::Policy;
+
+const STEPS: u64 = 300;
+const WRITERS: usize = 6;
+const WORDS: usize = 8;
+const CHUNK_WORDS: usize = 512;
+
+/// Checks a row of writer `nr`; its round, 0 before the first.
+fn round_of(row: &[u64], nr: u64) -> u64 {
+    let round = row[0] / 1000;
+    if row == [0; WORDS] {
+        return 0;
+    }
+    let wanted = (0..).map(|n| round * 1000 + nr * 10 + n);
+    assert!(row.iter().copied().eq(wanted.take(WORDS)), "{nr}: {row:?}");
+    round
+}
+
+/// Checks a snapshot's rows; the rounds of all writers.
+fn rounds(bytes: &[u8]) -> u64 {
+    let words: Vec<u64> = bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .collect();
+    (0..WRITERS)
+        .map(|nr| {
+            let own = &words[(1 + nr) * CHUNK_WORDS..][..WORDS];
+            let shared = &words[nr * WORDS..][..WORDS];
+            assert_eq!(own, shared, "writer {nr}");
+            round_of(own, nr as u64)
+        })
+        .sum()
+}
+
+fn snapshots_of_several_writers_are_whole(below: Below) {
+    let flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread"];
+    let flags = [&flags[..], &["-D_GNU_SOURCE"]].concat();
+    let program = compile("cc", &flags, &["examples/threads.c"]);
+    let mut run = Run::start(below, &program.0, STEPS);
+    let mut stream = run.attach("threads", Policy::Latest);
+    let (mut generations, mut last) = (0, 0);
+    while let Some(snapshot) = stream.next(Some(language::PATIENCE)).unwrap() {
+        let seen = rounds(snapshot.var("rows").unwrap().bytes);
+        assert!(snapshot.valid());
+        assert!(seen >= last, "{seen} after {last}");
+        last = seen;
+        generations += 1;
+    }
+    let text = run.end();
+    assert!(text.contains("steps published"), "{text}");
+    assert!(generations >= 1 && last > 0, "{generations} {last}");
+}
+
+both::on_both! {
+    snapshots_of_several_writers_are_whole
+}

@@ -1,0 +1,245 @@
+//! The threads of a program on one core: who runs, who may, who waits for what.
+//!
+//! Called by the kernel's thread calls. A thread runs until it blocks, yields
+//! or ends; nothing is taken away from it, so there is no tick and no time
+//! slice. Queues are first come, first served. Promises: a thread is in exactly
+//! one of four places (running, ready, waiting, gone); each wait ends at most
+//! once; nobody is woken twice. What a thread's machine state is, is the
+//! kernel's (`C`), and so is the clock: times come in as arguments.
+
+mod clone;
+mod futex;
+#[cfg(test)]
+mod tests;
+
+pub use clone::{CloneArgs, Refusal, Request};
+pub use futex::{WakeOp, dead_owner};
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::errno::Errno;
+
+/// A thread's number, as `gettid` tells it. Linux's robust futexes have 30 bits
+/// for it.
+pub type Tid = u32;
+
+/// Most threads of a program.
+pub const MAX_THREADS: usize = 512;
+/// Numbers begin anew after this one, as under Linux's usual `pid_max`.
+const LAST_TID: Tid = 4_194_303;
+
+/// What a thread waits for: a wake-up at a futex word, a time, or whichever
+/// comes first. Neither: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Address of the word, and the bits of which a waker has to name one.
+    pub futex: Option<(u64, u32)>,
+    /// Monotonic nanoseconds.
+    pub deadline: Option<u64>,
+}
+
+/// Who runs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This thread, whose system call answers so.
+    Run(Tid, u64),
+    /// Nobody before this time (monotonic nanoseconds), or, without one, before
+    /// somebody else changes something.
+    Idle(Option<u64>),
+    /// There is no thread.
+    Ended,
+}
+
+/// One thread.
+#[derive(Debug)]
+struct Thread<C> {
+    context: C,
+    wait: Option<Wait>,
+    /// What its system call answers when it runs again.
+    answer: u64,
+}
+
+/// All threads of a program.
+#[derive(Debug)]
+pub struct Threads<C> {
+    all: BTreeMap<Tid, Thread<C>>,
+    running: Option<Tid>,
+    ready: VecDeque<Tid>,
+    /// Waiters of each futex word that has any, oldest first.
+    queues: BTreeMap<u64, VecDeque<Tid>>,
+    /// Waiters with a deadline.
+    deadlines: BTreeSet<(u64, Tid)>,
+    newest: Tid,
+}
+
+impl<C> Threads<C> {
+    /// A program whose first thread is `main`, running.
+    #[must_use]
+    pub fn new(main: Tid, context: C) -> Self {
+        let thread = Thread {
+            context,
+            wait: None,
+            answer: 0,
+        };
+        Self {
+            all: BTreeMap::from([(main, thread)]),
+            running: Some(main),
+            ready: VecDeque::new(),
+            queues: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            newest: main,
+        }
+    }
+
+    /// Number of threads.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether [`Threads::spawn`] would refuse.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.all.len() >= MAX_THREADS
+    }
+
+    /// Whether there is a thread `tid`.
+    #[must_use]
+    pub fn has(&self, tid: Tid) -> bool {
+        self.all.contains_key(&tid)
+    }
+
+    /// The thread that runs.
+    #[must_use]
+    pub const fn running(&self) -> Option<Tid> {
+        self.running
+    }
+
+    /// The machine state of thread `tid`.
+    pub fn context(&mut self, tid: Tid) -> Option<&mut C> {
+        self.all.get_mut(&tid).map(|thread| &mut thread.context)
+    }
+
+    /// The machine states of all threads, to give back what they hold.
+    pub fn contexts(&mut self) -> impl Iterator<Item = &mut C> {
+        self.all.values_mut().map(|thread| &mut thread.context)
+    }
+
+    /// Adds a thread, ready behind all others; its first answer is 0.
+    ///
+    /// # Errors
+    /// `EAGAIN` when there are [`MAX_THREADS`].
+    pub fn spawn(&mut self, context: C) -> Result<Tid, Errno> {
+        if self.is_full() {
+            return Err(Errno::EAGAIN);
+        }
+        let first = self.all.keys().next().copied().unwrap_or(0);
+        let mut tid = self.newest;
+        // Ends: there are more numbers than threads.
+        loop {
+            tid = if tid >= LAST_TID { first } else { tid + 1 };
+            if !self.all.contains_key(&tid) {
+                break;
+            }
+        }
+        self.newest = tid;
+        let thread = Thread {
+            context,
+            wait: None,
+            answer: 0,
+        };
+        self.all.insert(tid, thread);
+        self.ready.push_back(tid);
+        Ok(tid)
+    }
+
+    /// Takes the running thread away and returns its state.
+    pub fn exit(&mut self) -> Option<C> {
+        let tid = self.running.take()?;
+        self.all.remove(&tid).map(|thread| thread.context)
+    }
+
+    /// Lets the running thread wait.
+    pub fn block(&mut self, wait: Wait) {
+        let Some(tid) = self.running.take() else {
+            return;
+        };
+        if let Some((address, _)) = wait.futex {
+            self.queues.entry(address).or_default().push_back(tid);
+        }
+        if let Some(deadline) = wait.deadline {
+            self.deadlines.insert((deadline, tid));
+        }
+        if let Some(thread) = self.all.get_mut(&tid) {
+            thread.wait = Some(wait);
+        }
+    }
+
+    /// Puts the running thread behind those that are ready; `false` when there
+    /// is none and it goes on.
+    pub fn step_back(&mut self) -> bool {
+        if self.ready.is_empty() {
+            return false;
+        }
+        if let Some(tid) = self.running.take() {
+            if let Some(thread) = self.all.get_mut(&tid) {
+                thread.answer = 0;
+            }
+            self.ready.push_back(tid);
+        }
+        true
+    }
+
+    /// Who runs at the time `now`: the running thread if there still is one,
+    /// else the one that has been ready longest.
+    pub fn next(&mut self, now: u64) -> Next {
+        self.expire(now);
+        let tid = self.running.or_else(|| self.ready.pop_front());
+        self.running = tid;
+        match tid.and_then(|tid| self.all.get(&tid).map(|thread| (tid, thread.answer))) {
+            Some((tid, answer)) => Next::Run(tid, answer),
+            None if self.all.is_empty() => Next::Ended,
+            None => Next::Idle(self.deadlines.first().map(|&(deadline, _)| deadline)),
+        }
+    }
+
+    /// Ends the waits whose time has come.
+    pub fn expire(&mut self, now: u64) {
+        while let Some(&(deadline, tid)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            let at_futex = self
+                .all
+                .get(&tid)
+                .and_then(|thread| thread.wait)
+                .and_then(|wait| wait.futex);
+            if let Some((address, _)) = at_futex {
+                self.leave_queue(address, tid);
+            }
+            let answer = at_futex.map_or(0, |_| Errno::ETIMEDOUT.to_result());
+            self.end_wait(tid, answer);
+        }
+    }
+
+    fn leave_queue(&mut self, address: u64, tid: Tid) {
+        if let Some(queue) = self.queues.get_mut(&address) {
+            queue.retain(|&waiter| waiter != tid);
+            if queue.is_empty() {
+                self.queues.remove(&address);
+            }
+        }
+    }
+
+    /// Makes a waiting thread ready that is in no futex queue any more.
+    fn end_wait(&mut self, tid: Tid, answer: u64) {
+        let Some(thread) = self.all.get_mut(&tid) else {
+            return;
+        };
+        if let Some(deadline) = thread.wait.take().and_then(|wait| wait.deadline) {
+            self.deadlines.remove(&(deadline, tid));
+        }
+        thread.answer = answer;
+        self.ready.push_back(tid);
+    }
+}

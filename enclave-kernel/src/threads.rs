@@ -1,0 +1,232 @@
+//! The threads of the running program: what each one owns, and the change from
+//! one to the next.
+//!
+//! Called by the thread calls of `syscall`. A thread leaves the core only inside
+//! a system call, so all there is to it is the frame that call came with, the
+//! bases of FS and GS, and its extended registers: to change threads is to put
+//! another frame where the gate will take it from. There is one kernel stack.
+//! Who is next is decided in `enclave-core`; when nobody is, the host sleeps.
+
+use enclave_core::errno::Errno;
+use enclave_core::thread::{Next, Request, Threads, Tid, Wait};
+
+use crate::arch::TrapFrame;
+use crate::arch::extended::{self, Area};
+use crate::syscall::ThreadSignals;
+use crate::{arch, clock, host, process};
+
+/// Number of the program and of its first thread.
+pub(crate) const PID: Tid = 2;
+/// Bytes of a thread's name, with the zero at its end.
+pub(crate) const NAME_BYTES: usize = 16;
+
+/// A thread's list of robust mutexes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RobustList {
+    /// Address of the list's head; 0 = none.
+    pub(crate) head: u64,
+}
+
+/// What a thread owns.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Registers; those of the running thread are in its gate's frame.
+    frame: TrapFrame,
+    fs: u64,
+    gs: u64,
+    /// `None` as long as the program has had one thread only.
+    extended: Option<Area>,
+    /// Signal mask and alternate stack.
+    pub(crate) signals: ThreadSignals,
+    /// The word to clear and wake when it ends; 0 = none.
+    pub(crate) clear_tid: u64,
+    /// Its robust mutexes.
+    pub(crate) robust: RobustList,
+    /// As prctl(2) has it.
+    pub(crate) name: [u8; NAME_BYTES],
+    /// Nanoseconds it ran before, and since when it runs.
+    ran_ns: u64,
+    since_ns: u64,
+}
+
+impl Context {
+    /// A program's first thread.
+    pub(crate) fn first(name: [u8; NAME_BYTES]) -> Self {
+        Self {
+            frame: TrapFrame::default(),
+            fs: 0,
+            gs: 0,
+            extended: None,
+            signals: ThreadSignals::default(),
+            clear_tid: 0,
+            robust: RobustList::default(),
+            name,
+            ran_ns: 0,
+            since_ns: clock::monotonic_ns(),
+        }
+    }
+
+    /// Gives back what it holds.
+    pub(crate) fn free(&mut self) {
+        if let Some(area) = self.extended.take() {
+            area.free();
+        }
+    }
+
+    /// Nanoseconds on the core, for the thread that runs.
+    pub(crate) fn ran_ns(&self, now: u64) -> u64 {
+        self.ran_ns
+            .saturating_add(now.saturating_sub(self.since_ns))
+    }
+}
+
+/// The running thread's number.
+pub(crate) fn current() -> Tid {
+    process::with(|p| p.threads.running().unwrap_or(PID))
+}
+
+/// Runs `f` on what the running thread owns.
+pub(crate) fn with<T>(f: impl FnOnce(&mut Context) -> T) -> T {
+    process::with(|p| {
+        let tid = p.threads.running().unwrap_or(PID);
+        match p.threads.context(tid) {
+            Some(context) => f(context),
+            None => panic!("thread {tid} runs and is not there"),
+        }
+    })
+}
+
+/// Makes a thread that goes on behind the system call of `frame`; its number.
+///
+/// # Errors
+/// `EAGAIN` without room or memory for one more.
+pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> {
+    // Its first companion gives a lone thread a place for its own state.
+    if with(|t| t.extended.is_none()) {
+        let own = Area::new().ok_or(Errno::EAGAIN)?;
+        with(|t| t.extended = Some(own));
+    }
+    let area = Area::new().ok_or(Errno::EAGAIN)?;
+    extended::exchange(Some(&area), None);
+    let mut frame = *frame;
+    if let Some(stack) = request.stack {
+        frame.rsp = stack;
+    }
+    let (signals, name) = with(|t| (t.signals.of_new_thread(), t.name));
+    let context = Context {
+        frame,
+        fs: request.tls.unwrap_or_else(arch::fs_base),
+        gs: arch::gs_base(),
+        extended: Some(area),
+        signals,
+        clear_tid: request.clear_tid.unwrap_or(0),
+        robust: RobustList::default(),
+        name,
+        ran_ns: 0,
+        since_ns: 0,
+    };
+    process::with(|p| {
+        // Refused at the limit: a context without a home gives its memory back.
+        if p.threads.is_full() {
+            let mut context = context;
+            context.free();
+            return Err(Errno::EAGAIN);
+        }
+        p.threads.spawn(context)
+    })
+}
+
+/// Lets the running thread wait; the answer of the thread that runs then.
+pub(crate) fn block(frame: &mut TrapFrame, wait: Wait) -> u64 {
+    let tid = current();
+    process::with(|p| p.threads.block(wait));
+    go_on(frame, Some(tid))
+}
+
+/// Lets another thread run if one can.
+pub(crate) fn step_back(frame: &mut TrapFrame) -> u64 {
+    let tid = current();
+    let now = clock::monotonic_ns();
+    let moved = process::with(|p| {
+        p.threads.expire(now);
+        p.threads.step_back()
+    });
+    if moved { go_on(frame, Some(tid)) } else { 0 }
+}
+
+/// Ends the running thread; `None` when it was the last one.
+pub(crate) fn exit(frame: &mut TrapFrame) -> Option<u64> {
+    let (context, left) = process::with(|p| (p.threads.exit(), p.threads.count()));
+    if let Some(mut context) = context {
+        context.free();
+    }
+    (left != 0).then(|| go_on(frame, None))
+}
+
+/// Runs whoever is next, from `frame` on; `before` is whose state the core
+/// still holds.
+fn go_on(frame: &mut TrapFrame, before: Option<Tid>) -> u64 {
+    let (tid, answer) = next();
+    if before != Some(tid) {
+        change(frame, before, tid);
+    }
+    answer
+}
+
+/// The next thread to run and its answer; sleeps as long as there is none.
+fn next() -> (Tid, u64) {
+    loop {
+        let now = clock::monotonic_ns();
+        match process::with(|p| p.threads.next(now)) {
+            Next::Run(tid, answer) => return (tid, answer),
+            Next::Idle(deadline) => sleep(deadline.map(|deadline| deadline.saturating_sub(now))),
+            // Callers leave at least one.
+            Next::Ended => panic!("a program without threads goes on"),
+        }
+        process::check_commands();
+    }
+}
+
+/// Sleeps in the host, for ever without a time, or until the program is to be
+/// killed.
+fn sleep(ns: Option<u64>) {
+    const NANOSLEEP: u64 = 35;
+    let _ = host::forward(NANOSLEEP, [ns.unwrap_or(u64::MAX), 0, 0, 0, 0], 0);
+}
+
+/// Puts away what the core holds of thread `before` and takes up `tid`.
+fn change(frame: &mut TrapFrame, before: Option<Tid>, tid: Tid) {
+    let now = clock::monotonic_ns();
+    let bases = (arch::fs_base(), arch::gs_base());
+    let (fs, gs) = process::with(|p| {
+        let save = before.and_then(|before| leave(&mut p.threads, before, frame, bases, now));
+        let Some(context) = p.threads.context(tid) else {
+            panic!("thread {tid} is next and is not there");
+        };
+        *frame = context.frame;
+        context.since_ns = now;
+        extended::exchange(save.as_ref(), context.extended.as_ref());
+        let bases = (context.fs, context.gs);
+        if let Some(context) = before.and_then(|before| p.threads.context(before)) {
+            context.extended = save;
+        }
+        bases
+    });
+    arch::set_fs_base(fs);
+    arch::set_gs_base(gs);
+}
+
+/// Keeps the registers of thread `tid`; where its extended ones go.
+fn leave(
+    threads: &mut Threads<Context>,
+    tid: Tid,
+    frame: &TrapFrame,
+    (fs, gs): (u64, u64),
+    now: u64,
+) -> Option<Area> {
+    let context = threads.context(tid)?;
+    context.frame = *frame;
+    (context.fs, context.gs) = (fs, gs);
+    context.ran_ns = context.ran_ns(now);
+    context.extended.take()
+}

@@ -1,0 +1,61 @@
+//! The extended state of a vCPU (x87 and vector registers), put away and taken
+//! up for a kernel that changes threads in an interpreted ring 0, which has no
+//! XSAVE.
+//!
+//! Called by the vCPU thread between two entries. The state is the guest's own:
+//! what KVM refuses of it is an error that ends the machine, nothing worse.
+
+// UNSAFETY: hands KVM a state to load, by its size a contract.
+#![expect(unsafe_code)]
+
+use kvm_bindings::kvm_xsave;
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::Ram;
+
+/// Why the state could not be exchanged.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExtendedError {
+    /// The guest named an address that is not its RAM.
+    #[error("guest-physical {0:#x} is not RAM")]
+    NotRam(u64),
+    /// KVM refused.
+    #[error("KVM refused {0}: {1}")]
+    Kvm(&'static str, kvm_ioctls::Error),
+}
+
+/// Saves the state to guest-physical `save`, then loads what is at `load`; 0 =
+/// not. The form is that of XSAVE without compaction, 4,096 bytes.
+pub(super) fn exchange(
+    vcpu: &VcpuFd,
+    ram: &Ram,
+    save: u64,
+    load: u64,
+) -> Result<(), ExtendedError> {
+    if save != 0 {
+        let state = vcpu
+            .get_xsave()
+            .map_err(|error| ExtendedError::Kvm("KVM_GET_XSAVE", error))?;
+        let bytes: Vec<u8> = state.region.iter().flat_map(|w| w.to_le_bytes()).collect();
+        ram.write_slice(&bytes, GuestAddress(save))
+            .map_err(|_| ExtendedError::NotRam(save))?;
+    }
+    if load != 0 {
+        let mut state = kvm_xsave::default();
+        let mut bytes = [0; size_of::<kvm_xsave>()];
+        let bytes = bytes
+            .get_mut(..size_of_val(&state.region))
+            .unwrap_or(&mut []);
+        ram.read_slice(bytes, GuestAddress(load))
+            .map_err(|_| ExtendedError::NotRam(load))?;
+        for (word, from) in state.region.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = from.try_into().map_or(0, u32::from_le_bytes);
+        }
+        // SAFETY: without dynamically enabled features, which nobody here asks
+        // for, KVM reads exactly one kvm_xsave, which lives until it is back.
+        unsafe { vcpu.set_xsave(&state) }
+            .map_err(|error| ExtendedError::Kvm("KVM_SET_XSAVE", error))?;
+    }
+    Ok(())
+}
