@@ -8,8 +8,9 @@
 
 #[expect(dead_code, reason = "builds nothing and needs no busybox")]
 mod support;
+#[path = "support/threads.rs"]
+mod threads;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use serde_json::Value;
 use xemem_host::{Policy, Stream};
 
 use support::{Ended, enclavectl, finish, require_programs, unique_dir, wait};
+use threads::{is_quiet, sleeps};
 
 /// Longest wait that a request asks for, in milliseconds.
 const PATIENCE: u32 = 60_000;
@@ -153,33 +155,6 @@ fn find(value: &Value, key: &str) -> Option<Value> {
         Value::Array(list) => list.iter().find_map(|v| find(v, key)),
         _ => None,
     }
-}
-
-/// Voluntary context switches of the threads of a process but vCPUs: each is a
-/// thread that went to sleep, so that something woke it up before.
-fn sleeps(pid: &Value) -> BTreeMap<String, u64> {
-    let mut found = BTreeMap::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
-        let status = fs::read_to_string(task.path().join("status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap().trim_start_matches(':').trim().to_owned()
-        };
-        let name = field("Name");
-        if !name.starts_with("vcpu") {
-            let count = field("voluntary_ctxt_switches").parse().unwrap();
-            found.insert(format!("{name} {}", field("Pid")), count);
-        }
-    }
-    found
-}
-
-/// Whether all threads of a process but vCPUs sleep, and are counted so.
-fn is_quiet(pid: &Value) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-    let mut stats = stats.into_iter();
-    stats.all(|stat| stat.contains("(vcpu0)") || stat.contains(") S "))
 }
 
 /// A program that does what it is told; end of input ends it.

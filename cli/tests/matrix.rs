@@ -14,6 +14,8 @@
 mod broker;
 #[path = "matrix/cells.rs"]
 mod cells;
+#[path = "matrix/direct.rs"]
+mod direct;
 #[path = "matrix/harm.rs"]
 mod harm;
 #[path = "matrix/linux_peer.rs"]
@@ -23,6 +25,8 @@ mod peers;
 mod support;
 #[path = "matrix/table.rs"]
 mod table;
+#[path = "support/threads.rs"]
+mod threads;
 
 use cells::{Importer, Kind};
 use peers::{Stage, Where};

@@ -39,13 +39,14 @@ mod rundir;
 pub mod schema;
 pub mod server;
 mod shared;
+mod signal_page;
 pub mod snapshot;
 pub mod wire;
 
 pub use client::maps;
 pub use client::{
-    ArenaGrant, ArenaRequest, Attachment, Bells, Broker, ClientError, Piece, PlainAttachment,
-    Segment, SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
+    ArenaGrant, ArenaRequest, Attachment, Bells, Broker, ClientError, Ears, Heard, Piece,
+    PlainAttachment, Segment, SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
 };
 pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};

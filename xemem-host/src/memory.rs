@@ -101,6 +101,13 @@ impl Mapping {
         })
     }
 
+    /// Adds to the word at `offset`, if there is one and it is writable.
+    pub(crate) fn add(&self, offset: usize, value: u64) {
+        if let Some(word) = self.word(offset).filter(|_| self.writable) {
+            word.fetch_add(value, Ordering::AcqRel);
+        }
+    }
+
     /// A private copy of the `T` at `offset`, each word of it whole. `T` must
     /// be a whole number of words; `None` if not, or out of range.
     pub(crate) fn copy<T: FromBytes + IntoBytes>(&self, offset: usize) -> Option<T> {

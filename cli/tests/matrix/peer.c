@@ -33,6 +33,60 @@ static int is_arena(void)
 	return arena >= 0;
 }
 
+/* volley N: so many signals */
+static int64_t volley(uint64_t count)
+{
+	int64_t result = 0;
+	while (count-- > 0 && result >= 0)
+		result = xemem_signal(apid);
+	return result;
+}
+
+/* gather N TIMEOUT: takes signals of the own segment until there were so many */
+static int64_t gather(uint64_t count, uint32_t timeout_ms)
+{
+	uint64_t taken = 0;
+	while (taken < count) {
+		int64_t more = xasm_wait_segid(segid, timeout_ms);
+		if (more <= 0)
+			return more < 0 ? more : (int64_t)taken;
+		taken += (uint64_t)more;
+	}
+	return (int64_t)taken;
+}
+
+/* rally N TIMEOUT: so many signals, an answer awaited after each; the answers */
+static int64_t rally(uint64_t count, uint32_t timeout_ms)
+{
+	int64_t answers = 0;
+	while (count-- > 0) {
+		int64_t result = xemem_signal(apid);
+		if (result < 0)
+			return result;
+		result = xasm_wait(apid, timeout_ms);
+		if (result < 0)
+			return result;
+		answers += result;
+	}
+	return answers;
+}
+
+/* The other end of a rally: signals of the own segment, answered. */
+static int64_t rally_own(uint64_t count, uint32_t timeout_ms)
+{
+	int64_t signals = 0;
+	while (count-- > 0) {
+		int64_t result = xasm_wait_segid(segid, timeout_ms);
+		if (result < 0)
+			return result;
+		signals += result;
+		result = xemem_signal_segid(segid);
+		if (result < 0)
+			return result;
+	}
+	return signals;
+}
+
 /* make NAME BYTES PAGE MODE SIGNALS */
 static int64_t make(const char *name, uint64_t bytes, uint64_t page, uint32_t mode, int signals)
 {
@@ -159,6 +213,14 @@ static int64_t act(const char *word, const char *name, const uint64_t *n)
 		return xemem_signal_segid(segid);
 	if (!strcmp(word, "wait"))
 		return xasm_wait(apid, (uint32_t)n[0]);
+	if (!strcmp(word, "volley"))
+		return volley(n[0]);
+	if (!strcmp(word, "gather"))
+		return gather(n[0], (uint32_t)n[1]);
+	if (!strcmp(word, "rally"))
+		return rally(n[0], (uint32_t)n[1]);
+	if (!strcmp(word, "rally-own"))
+		return rally_own(n[0], (uint32_t)n[1]);
 	if (!strcmp(word, "wait-own"))
 		return xasm_wait_segid(segid, (uint32_t)n[0]);
 	if (!strcmp(word, "detach"))

@@ -119,6 +119,18 @@ impl Stage {
         }
     }
 
+    /// The broker's process, as a number.
+    pub(crate) fn broker(&self) -> Value {
+        self.broker_pid().as_raw_nonzero().get().into()
+    }
+
+    /// Signals of the first segment there is, and how often it was throttled.
+    pub(crate) fn signals(&self) -> (u64, u64) {
+        let mut broker = Broker::connect(&self.run_dir.join("xemem.sock")).unwrap();
+        let list = broker.list().unwrap();
+        (list[0].signals, list[0].throttled)
+    }
+
     /// The process of the broker.
     fn broker_pid(&self) -> Pid {
         let mut broker = Broker::connect(&self.run_dir.join("xemem.sock")).unwrap();

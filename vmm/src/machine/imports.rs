@@ -33,7 +33,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use xemem_host::wire::{LeaseReply, Want};
 use xemem_host::{
-    Access, ApId, Broker, ClientError, Policy, Role, SegId, SegmentKind, Signals, Target,
+    Access, ApId, Broker, ClientError, Ears, Policy, Role, SegId, SegmentKind, Signals, Target,
 };
 
 use super::arenas::{FIRST_ARENA_SLOT, Mapping, set_memslot};
@@ -135,6 +135,8 @@ pub(super) struct ImportTable {
     /// Plain segments of the program's own.
     pub(super) made: BTreeSet<SegId>,
     pub(super) signals: BTreeMap<Target, Signals>,
+    /// Who hears the program's signals.
+    pub(super) ears: BTreeMap<Target, Ears>,
 }
 
 /// What came of asking for a generation.
@@ -193,6 +195,7 @@ impl ImportTable {
             granted: BTreeMap::new(),
             made: BTreeSet::new(),
             signals: BTreeMap::new(),
+            ears: BTreeMap::new(),
         }
     }
 
@@ -236,6 +239,7 @@ impl ImportTable {
         self.granted.clear();
         self.made.clear();
         self.signals.clear();
+        self.ears.clear();
     }
 
     /// Finds a segment; waits for its name as long as told.
@@ -276,6 +280,7 @@ impl ImportTable {
             self.forget(slot);
         }
         self.signals.remove(&Target::Access(ApId(apid)));
+        self.ears.remove(&Target::Access(ApId(apid)));
         self.granted.remove(&ApId(apid));
         self.ask(|broker| broker.release(ApId(apid))).map(|()| 0)
     }

@@ -16,7 +16,7 @@ use enclave_abi::syscall::{
 };
 use kvm_bindings::KVM_MEM_READONLY;
 use rustix::io::Errno;
-use xemem_host::{Access, ApId, Hugetlb, SegId, SegmentGrant, SegmentRequest, Target};
+use xemem_host::{Access, ApId, Ears, Heard, Hugetlb, SegId, SegmentGrant, SegmentRequest, Target};
 
 use super::arenas::Mapping;
 use super::imports::{Attached, ImportTable, Source, check_object, deadline};
@@ -157,6 +157,7 @@ impl ImportTable {
         let id = self.owned(segid)?;
         self.made.remove(&id);
         self.signals.remove(&Target::Segment(id));
+        self.ears.remove(&Target::Segment(id));
         self.ask(|broker| broker.remove(id)).map(|()| 0)
     }
 
@@ -166,9 +167,21 @@ impl ImportTable {
         self.made.contains(&id).then_some(id).ok_or(Errno::ACCESS)
     }
 
-    /// Signals every other subscriber of a segment.
+    /// Signals every other subscriber of a segment: from this thread to theirs, if
+    /// the broker lets it.
     pub(super) fn signal(&mut self, id: u64, by: u64) -> Result<u64, Errno> {
         let target = target(id, by)?;
+        let mut heard = self.ears.get(&target).map_or(Heard::Changed, Ears::signal);
+        if heard == Heard::Changed {
+            self.ears.remove(&target);
+            // What is wrong the broker says below, too.
+            if let Ok(ears) = self.ask(|broker| broker.ears(target)) {
+                heard = self.ears.entry(target).insert_entry(ears).get().signal();
+            }
+        }
+        if heard == Heard::Done {
+            return Ok(0);
+        }
         self.ask(|broker| broker.signal(target)).map(|()| 0)
     }
 

@@ -24,7 +24,7 @@ use std::collections::{BTreeSet, VecDeque};
 /// What an apid stands for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Grant {
-    peer: PeerId,
+    pub(super) peer: PeerId,
     pub(super) segid: SegId,
     pub(super) access: Access,
     /// To an arena.
@@ -405,6 +405,7 @@ impl Broker {
         if grant.subscription.is_some() {
             let target = Target::Access(apid);
             self.effects.push(Effect::DropNotify(target));
+            env.memory.renew_subscribers(grant.segid);
         }
         if let Some(known) = self.peers.get_mut(&grant.peer) {
             known.apids.remove(&apid);

@@ -38,6 +38,14 @@ impl Meter {
         within
     }
 
+    /// Begins a pause, whatever the budget.
+    pub(super) fn pause(&mut self, now_ms: u64) {
+        if !self.is_paused() {
+            self.paused_until_ms = Some(now_ms.saturating_add(PAUSE_MS));
+            self.throttled = self.throttled.saturating_add(1);
+        }
+    }
+
     pub(super) fn is_paused(&self) -> bool {
         self.paused_until_ms.is_some()
     }

@@ -26,6 +26,10 @@ pub enum Fds {
     Wait(Target),
     /// A bell of an arena.
     Bell(SegId, u8),
+    /// The page of a plain segment that its signallers share.
+    SignalPage(SegId),
+    /// That page, and the wait eventfds of all subscribers but this one.
+    Ears(SegId, Option<Target>),
     /// The bells of an arena that have a bit here, ascending.
     Bells(SegId, u16),
 }
@@ -47,6 +51,7 @@ pub(super) enum Making {
     Segment(SegId),
     Subscription(Target),
     Bell(SegId, u8),
+    SignalPage(Target),
 }
 
 /// What the server has to do.
@@ -141,6 +146,15 @@ pub enum Effect {
     },
     /// Close it.
     DropBell(SegId, u8),
+    /// Make the page that the signallers of a plain segment share, then `finish`.
+    MakeSignalPage {
+        /// For `finish`.
+        ticket: Ticket,
+        /// The segment.
+        segid: SegId,
+    },
+    /// Forget that page, if there is one.
+    DropSignalPage(SegId),
     /// Forget the arena object.
     DropArena(SegId),
     /// Forget the object of a plain segment.

@@ -44,6 +44,21 @@ pub trait LeaseMemory {
     fn counters(&self, segid: SegId) -> Counters;
     /// The record of `generation` if it can be read whole.
     fn record(&self, segid: SegId, generation: u64) -> Option<GenerationRecord>;
+    /// Which subscribers of a plain segment are in force, if it has a page that
+    /// its signallers share.
+    fn signal_version(&self, _segid: SegId) -> Option<u64> {
+        None
+    }
+    /// There are others from now on.
+    fn renew_subscribers(&self, _segid: SegId) {}
+    /// Signals that went past the broker.
+    fn direct_signals(&self, _segid: SegId) -> u64 {
+        0
+    }
+    /// Takes one signal of what a second may have; whether there was one.
+    fn take_signal(&self, _segid: SegId, _rate: u64) -> bool {
+        true
+    }
     /// Whether the lease page outlived a broker.
     fn has_lease_page(&self, _enclave: EnclaveId) -> bool {
         true

@@ -25,6 +25,7 @@ mod arenas;
 mod attachments;
 mod bells;
 mod doorbells;
+mod ears;
 mod effect;
 mod leases;
 mod names;
@@ -290,7 +291,10 @@ impl Broker {
             Making::Sealed(segid) => self.sealed(peer, seq, segid, result, env),
             Making::Notify(apid) => self.notify_made(peer, seq, apid, result, env),
             Making::Bell(segid, bell) => self.bell_made(peer, seq, (segid, bell), result, env),
-            Making::Subscription(target) => self.subscription_made(peer, seq, target, result),
+            Making::Subscription(target) => {
+                self.subscription_made(peer, seq, target, result, env);
+            }
+            Making::SignalPage(target) => self.signal_page_made(peer, seq, target, result, env),
         }
     }
 
@@ -367,6 +371,7 @@ impl Broker {
                 attached.map(|()| None)
             }
             Request::Subscribe { target } => self.subscribe(peer, seq, target).map(|()| None),
+            Request::Ears { target } => self.ears(peer, seq, target, env).map(|()| None),
             Request::Signal { target } => self.signal(peer, target, env).map(ok),
             Request::Info { segid } => self.look_at(segid, env).map(Some),
             Request::Generations { segid } => self.generations(peer, segid, env).map(Some),

@@ -267,6 +267,7 @@ impl Broker {
                 if let Some(peer) = self.peers.get_mut(&exporter) {
                     peer.segments.remove(&segid);
                 }
+                env.memory.renew_subscribers(segid);
                 self.deliver(segid, WAIT_END);
                 self.end_exporters_subscription(segid);
             }
@@ -288,6 +289,9 @@ impl Broker {
                 None => self.effects.push(Effect::DropArena(segid)),
                 Some(0) => {}
                 Some(_) => self.effects.push(Effect::DropSegment(segid)),
+            }
+            if memory.is_some() {
+                self.effects.push(Effect::DropSignalPage(segid));
             }
         }
     }
@@ -349,7 +353,10 @@ impl Broker {
             dropped: counters.dropped,
             discarded: counters.discarded,
             waited: counters.waited,
-            signals: plain.map_or(0, |plain| plain.signals),
+            signals: plain.map_or(0, |plain| {
+                let direct = env.memory.direct_signals(segid);
+                plain.signals.saturating_add(direct)
+            }),
             throttled: segment.meter.throttled(),
             readers: count(segment.apids.iter().filter(attached).count()),
             leases: arena.map_or(0, |arena| count(arena.leases.count())),

@@ -64,9 +64,14 @@ impl Broker {
         seq: u32,
         target: Target,
         result: Result<u64, Errno>,
+        env: Env<'_>,
     ) {
         match result {
-            Ok(_) => self.reply_with(peer, seq, Reply::Subscribed, Fds::Wait(target)),
+            Ok(_) => {
+                // Who signals from now on knows of it.
+                self.subscribers_changed(target, env);
+                self.reply_with(peer, seq, Reply::Subscribed, Fds::Wait(target));
+            }
             Err(errno) => {
                 if let Some(subscription) = self.subscription(target) {
                     *subscription = None;
@@ -84,21 +89,20 @@ impl Broker {
         env: Env<'_>,
     ) -> Result<(), Refusal> {
         let (segid, sender) = self.sender(peer, target)?;
+        self.check_signallable(segid)?;
+        let rate = self.settings.rings_per_second;
         let segment = self.segments.get_mut(&segid);
         let segment = segment.ok_or(Refusal::NoSegment(segid))?;
-        if let Some(reason) = segment.end_reason {
-            return Err(Refusal::SegmentEnded(segid, reason));
-        }
-        if !segment.is_live() {
-            return Err(Refusal::SegmentState(segid));
-        }
         let plain = segment.plain_mut().ok_or(Refusal::NotPlain(segid))?;
-        if !plain.signallable {
-            return Err(Refusal::NotSignallable(segid));
-        }
         plain.signals = plain.signals.saturating_add(1);
         let paused = segment.meter.is_paused();
-        let within = !paused && segment.meter.take(1, env.now_ms);
+        let within = !paused
+            && segment.meter.take(1, env.now_ms)
+            // What went past us counts, too.
+            && env.memory.take_signal(segid, rate);
+        if !within {
+            segment.meter.pause(env.now_ms);
+        }
         if !paused && !within {
             self.throttled = self.throttled.saturating_add(1);
         }
@@ -115,8 +119,40 @@ impl Broker {
         Ok(())
     }
 
+    /// Whether it is one that can be signalled now.
+    pub(super) fn check_signallable(&self, segid: SegId) -> Result<(), Refusal> {
+        let segment = self.segments.get(&segid);
+        let segment = segment.ok_or(Refusal::NoSegment(segid))?;
+        if let Some(reason) = segment.end_reason {
+            return Err(Refusal::SegmentEnded(segid, reason));
+        }
+        if !segment.is_live() {
+            return Err(Refusal::SegmentState(segid));
+        }
+        let plain = segment.plain().ok_or(Refusal::NotPlain(segid))?;
+        match plain.signallable {
+            true => Ok(()),
+            false => Err(Refusal::NotSignallable(segid)),
+        }
+    }
+
+    /// Says so to those who signal without us.
+    pub(super) fn subscribers_changed(&self, target: Target, env: Env<'_>) {
+        let segid = match target {
+            Target::Access(apid) => self.grants.get(&apid).map(|grant| grant.segid),
+            Target::Segment(segid) => Some(segid),
+        };
+        if let Some(segid) = segid {
+            env.memory.renew_subscribers(segid);
+        }
+    }
+
     /// Which segment is signalled, and which subscriber need not hear of it.
-    fn sender(&self, peer: PeerId, target: Target) -> Result<(SegId, Option<Target>), Refusal> {
+    pub(super) fn sender(
+        &self,
+        peer: PeerId,
+        target: Target,
+    ) -> Result<(SegId, Option<Target>), Refusal> {
         match target {
             Target::Access(apid) => Ok((self.grant(peer, apid)?.segid, Some(target))),
             Target::Segment(segid) => {
@@ -159,7 +195,7 @@ impl Broker {
     }
 
     /// Everybody who waits for signals of `segid`.
-    fn subscribers(&self, segid: SegId) -> Vec<Target> {
+    pub(super) fn subscribers(&self, segid: SegId) -> Vec<Target> {
         let Some(segment) = self.segments.get(&segid) else {
             return Vec::new();
         };

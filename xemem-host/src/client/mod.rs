@@ -9,6 +9,7 @@ mod apart;
 mod bells;
 mod connection;
 mod ear;
+mod ears;
 mod error;
 mod make_over;
 pub mod maps;
@@ -19,6 +20,7 @@ mod stream;
 
 pub use bells::Bells;
 pub use connection::ANSWER_WITHIN;
+pub use ears::{Ears, Heard};
 pub use error::ClientError;
 pub use maps::Unmovable;
 pub use segments::{Piece, PlainAttachment, Segment, SegmentGrant, SegmentRequest};

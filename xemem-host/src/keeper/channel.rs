@@ -51,6 +51,8 @@ pub(crate) enum Key {
     Notify(Target),
     /// A bell of an arena.
     Bell(SegId, u8),
+    /// The page that the signallers of a plain segment share.
+    SignalPage(SegId),
 }
 
 impl Key {
@@ -72,6 +74,7 @@ impl Key {
             Self::Notify(Target::Segment(SegId(id))) => (13, id),
             // Ids count from 1 and stay below 2^56.
             Self::Bell(SegId(id), bell) => (14, id << 8 | u64::from(bell)),
+            Self::SignalPage(SegId(id)) => (15, id),
         }
     }
 
@@ -92,6 +95,7 @@ impl Key {
             12 => Self::Notify(Target::Access(ApId(id))),
             13 => Self::Notify(Target::Segment(SegId(id))),
             14 => Self::Bell(SegId(id >> 8), u8::try_from(id & 0xff).ok()?),
+            15 => Self::SignalPage(SegId(id)),
             _ => return None,
         })
     }

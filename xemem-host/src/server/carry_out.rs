@@ -121,6 +121,10 @@ impl Server {
                 let made = objects.make_bell(segid, bell);
                 (ticket, made.map(|()| 0))
             }
+            Effect::MakeSignalPage { ticket, segid } => {
+                let made = objects.make_signal_page(segid);
+                (ticket, made.map(|()| 0))
+            }
             Effect::PauseDoorbell(segid) => {
                 if let Some(fd) = objects.doorbell(segid) {
                     // Not watched if the arena never was sealed.
@@ -213,6 +217,7 @@ impl Server {
             }
             Effect::DropNotify(target) => objects.drop_notify(target),
             Effect::DropBell(segid, bell) => objects.drop_bell(segid, bell),
+            Effect::DropSignalPage(segid) => objects.drop_signal_page(segid),
             Effect::DropArena(segid) => objects.drop_arena(segid),
             Effect::DropSegment(segid) => objects.drop_segment(segid),
             Effect::DropOpen(segid) => objects.withdraw_open(segid),
@@ -227,6 +232,7 @@ impl Server {
             | Effect::SealSegment { .. }
             | Effect::MakeNotify { .. }
             | Effect::MakeBell { .. }
+            | Effect::MakeSignalPage { .. }
             | Effect::PauseDoorbell(_)
             | Effect::ResumeDoorbell(_) => {}
         }
@@ -256,6 +262,8 @@ impl Server {
             Fds::Memory(segid, access) => objects
                 .segment_memory(segid, access)
                 .map(|memory| vec![memory]),
+            Fds::SignalPage(segid) => objects.ears(segid, &[]),
+            Fds::Ears(segid, sender) => objects.ears(segid, &self.broker.ears_of(segid, sender)),
             Fds::Bell(segid, bell) => objects.bells(segid, 1 << bell),
             Fds::Bells(segid, mask) => objects.bells(segid, mask),
             Fds::Wait(target) => objects.notify_fd(target).map(|wait| vec![wait]),

@@ -62,7 +62,12 @@ impl Custody {
         self.attempt(|channel| channel.drop(key));
         let is_memory = !matches!(
             key,
-            Key::Connection(_) | Key::Process(_) | Key::Notify(_) | Key::Bell(..) | Key::Journal
+            Key::Connection(_)
+                | Key::Process(_)
+                | Key::Notify(_)
+                | Key::Bell(..)
+                | Key::SignalPage(_)
+                | Key::Journal
         );
         self.unsettled.set(self.unsettled.get() || is_memory);
     }

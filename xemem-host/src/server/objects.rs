@@ -16,6 +16,7 @@ use super::plain::PlainObject;
 use crate::broker::{Broker, Counters, EnclaveId, LeaseMemory};
 use crate::keeper::channel::Key;
 use crate::memory::Mapping;
+use crate::signal_page::{self, SignalPage};
 use crate::wire::{Access, Hugetlb, SegId, Target};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use enclave_abi::arena::{
@@ -75,6 +76,7 @@ pub(super) struct Objects {
     segments: BTreeMap<SegId, PlainObject>,
     notifies: BTreeMap<Target, OwnedFd>,
     bells: BTreeMap<(SegId, u8), OwnedFd>,
+    signal_pages: BTreeMap<SegId, (OwnedFd, SignalPage)>,
 }
 
 impl Objects {
@@ -167,6 +169,33 @@ impl Objects {
         self.custody.put(Key::Bell(segid, bell), &fd);
         self.bells.insert((segid, bell), fd);
         Ok(())
+    }
+
+    pub(super) fn make_signal_page(&mut self, segid: SegId) -> Result<(), Errno> {
+        let fd = sealable("xemem-signals", MemfdFlags::empty())?;
+        let page = sized(&fd, signal_page::BYTES as u64, SIZE_SEALS | SealFlags::SEAL)
+            .and_then(|()| SignalPage::new(&fd))?;
+        self.custody.put(Key::SignalPage(segid), &fd);
+        self.signal_pages.insert(segid, (fd, page));
+        Ok(())
+    }
+
+    /// The page of `segid` and the wait eventfds of `targets`; `None` if one is
+    /// missing.
+    pub(super) fn ears(&self, segid: SegId, targets: &[Target]) -> Option<Vec<BorrowedFd<'_>>> {
+        let page = self.signal_pages.get(&segid).map(|(fd, _)| fd.as_fd());
+        let ears = targets.iter().map(|target| self.notify_fd(*target));
+        core::iter::once(page).chain(ears).collect()
+    }
+
+    pub(super) fn drop_signal_page(&mut self, segid: SegId) {
+        if self.signal_pages.remove(&segid).is_some() {
+            self.custody.withdraw(Key::SignalPage(segid));
+        }
+    }
+
+    fn signal_page(&self, segid: SegId) -> Option<&SignalPage> {
+        self.signal_pages.get(&segid).map(|(_, page)| page)
     }
 
     /// The bells of `segid` that have a bit in `mask`; `None` if one is missing.
@@ -302,6 +331,9 @@ impl Objects {
         for (&(segid, bell), fd) in &self.bells {
             custody.put(Key::Bell(segid, bell), fd);
         }
+        for (segid, (fd, _)) in &self.signal_pages {
+            custody.put(Key::SignalPage(*segid), fd);
+        }
     }
 
     /// What a predecessor left in the keeper's custody, as far as `record` has
@@ -327,6 +359,13 @@ impl Objects {
                 Key::Notify(target) => {
                     let fd = left.remove(&key);
                     objects.notifies.extend(fd.map(|fd| (target, fd)));
+                }
+                Key::SignalPage(segid) if record(segid).is_some() => {
+                    // Without it signals come here again.
+                    let fd = left.remove(&key);
+                    let page = fd.and_then(|fd| Some((SignalPage::new(&fd).ok()?, fd)));
+                    let page = page.map(|(page, fd)| (segid, (fd, page)));
+                    objects.signal_pages.extend(page);
                 }
                 Key::Bell(segid, bell) if record(segid).is_some() => {
                     let fd = left.remove(&key);
@@ -479,6 +518,24 @@ impl LeaseMemory for Objects {
                 page.map.store(offset, 0);
             }
         }
+    }
+
+    fn signal_version(&self, segid: SegId) -> Option<u64> {
+        self.signal_page(segid).map(SignalPage::version)
+    }
+
+    fn renew_subscribers(&self, segid: SegId) {
+        if let Some(page) = self.signal_page(segid) {
+            page.renew();
+        }
+    }
+
+    fn direct_signals(&self, segid: SegId) -> u64 {
+        self.signal_page(segid).map_or(0, SignalPage::signals)
+    }
+
+    fn take_signal(&self, segid: SegId, rate: u64) -> bool {
+        self.signal_page(segid).is_none_or(|page| page.take(rate))
     }
 
     fn set_retain(&self, enclave: EnclaveId, slot: u32, told: u32, readers: u32) {

@@ -241,6 +241,15 @@ pub enum Reply {
         /// Those that are new.
         fresh: u16,
     },
+    /// The subscribers of a segment.
+    Ears {
+        /// Which set of them it is; the page says when there is another one.
+        version: u64,
+        /// Signals that they may have in a second past the broker; 0 = none.
+        rate: u64,
+        /// How many.
+        count: u64,
+    },
     /// Retained arenas were given up.
     Room {
         /// Their bytes.
@@ -264,6 +273,7 @@ mod kind {
     pub(super) const ROOM: u16 = 143;
     pub(super) const BELL: u16 = 144;
     pub(super) const BELLS: u16 = 145;
+    pub(super) const EARS: u16 = 146;
 }
 
 /// [`InfoBody::end_reason`] of a segment that has not ended.
@@ -345,6 +355,7 @@ impl Reply {
             Self::Arena { .. } | Self::Attached(_) => 2,
             Self::Bell => 1,
             Self::Bells { fresh, .. } => fresh.count_ones() as usize,
+            Self::Ears { count, .. } => 1 + usize::try_from(*count).unwrap_or(usize::MAX - 1),
             _ => 0,
         }
     }
@@ -400,6 +411,11 @@ impl Reply {
             Self::Bells { all, fresh } => {
                 numbers(kind::BELLS, u64::from(*all), u64::from(*fresh), 0)
             }
+            Self::Ears {
+                version,
+                rate,
+                count,
+            } => numbers(kind::EARS, *version, *rate, *count),
             Self::Generations(all) => frame(kind::GENERATIONS, seq, &generations_body(all)),
         }
     }
@@ -427,7 +443,7 @@ impl Reply {
             kind::STATUS => Self::Status(body(rest)?),
             kind::MEMORY => Self::Memory(of_memory(&body(rest)?)?),
             kind::GENERATIONS => of_generations(&body(rest)?)?,
-            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED | kind::ROOM..=kind::BELLS => {
+            kind::OK..=kind::GRANTED | kind::MADE | kind::SUBSCRIBED | kind::ROOM..=kind::EARS => {
                 of_numbers(header.kind, &body(rest)?)?
             }
             other => return Err(WireError::Kind(other)),
@@ -501,6 +517,11 @@ fn of_numbers(kind: u16, body: &Words) -> Result<Reply, WireError> {
         kind::BELLS => Reply::Bells {
             all: bits("bells", body.a)?,
             fresh: bits("fresh bells", body.b)?,
+        },
+        kind::EARS => Reply::Ears {
+            version: body.a,
+            rate: body.b,
+            count: body.c,
         },
         other => return Err(WireError::Kind(other)),
     })

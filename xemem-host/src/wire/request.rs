@@ -266,6 +266,12 @@ pub enum Request {
         /// The arena.
         segid: SegId,
     },
+    /// Asks for the wait eventfds of everybody whom `Signal` would tell. → `Ears` +
+    /// the page that signallers share + those
+    Ears {
+        /// Whose signals.
+        target: Target,
+    },
     /// Asks to give up retained arenas, oldest first. → `Room`
     MakeRoom {
         /// Bytes wanted.
@@ -302,6 +308,7 @@ mod kind {
     pub(super) const BELL: u16 = 26;
     pub(super) const BELLS: u16 = 27;
     pub(super) const FOR_ENCLAVE: u16 = 28;
+    pub(super) const EARS: u16 = 29;
 }
 
 /// [`SegmentMakeBody::flags`]: the segment can be signalled.
@@ -416,6 +423,7 @@ impl Request {
                 frame(kind::SEGMENT_ATTACH, seq, &Piece { id, offset, len })
             }
             Self::Subscribe { target } => targeted(kind::SUBSCRIBE, seq, target),
+            Self::Ears { target } => targeted(kind::EARS, seq, target),
             Self::Signal { target } => targeted(kind::SIGNAL, seq, target),
             Self::Info { segid } => about(kind::INFO, seq, segid.0, 0, 0),
             Self::Generations { segid } => about(kind::GENERATIONS, seq, segid.0, 0, 0),
@@ -449,7 +457,7 @@ impl Request {
                     len: piece.len,
                 }
             }
-            kind::SUBSCRIBE | kind::SIGNAL => of_target(header.kind, body(rest)?)?,
+            kind::SUBSCRIBE | kind::SIGNAL | kind::EARS => of_target(header.kind, body(rest)?)?,
             kind::MAPPED..=kind::LIST | kind::INFO..=kind::BELLS => {
                 of_id(header.kind, body(rest)?)?
             }
@@ -562,6 +570,7 @@ fn of_target(kind: u16, body: About) -> Result<Request, WireError> {
     };
     Ok(match kind {
         kind::SUBSCRIBE => Request::Subscribe { target },
+        kind::EARS => Request::Ears { target },
         _ => Request::Signal { target },
     })
 }

@@ -97,6 +97,13 @@ fn requests() -> Vec<(u16, usize, Request)> {
         (26, 32, Request::Bell { apid, shared: true }),
         (27, 32, Request::Bells { segid }),
         (28, 88, Request::ForEnclave { name: name() }),
+        (
+            29,
+            32,
+            Request::Ears {
+                target: Target::Access(apid),
+            },
+        ),
     ]
 }
 
@@ -226,6 +233,15 @@ fn replies() -> Vec<(u16, usize, Reply)> {
             Reply::Bells {
                 all: 0x8001,
                 fresh: 0x8000,
+            },
+        ),
+        (
+            146,
+            32,
+            Reply::Ears {
+                version: 7,
+                rate: 20_000,
+                count: 3,
             },
         ),
     ]
@@ -364,12 +380,12 @@ fn another_version_is_refused_whatever_follows() {
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for kind in [0_u16, 29, 127, 129, 138, 139, u16::MAX] {
+    for kind in [0_u16, 30, 127, 129, 138, 139, u16::MAX] {
         let mut bytes = Request::Status.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Request::decode(&bytes), Err(WireError::Kind(kind)));
     }
-    for kind in [0_u16, 1, 127, 146, u16::MAX] {
+    for kind in [0_u16, 1, 127, 147, u16::MAX] {
         let mut bytes = Reply::Ok.encode(0);
         bytes[2..4].copy_from_slice(&kind.to_le_bytes());
         assert_eq!(Reply::decode(&bytes), Err(WireError::Kind(kind)));

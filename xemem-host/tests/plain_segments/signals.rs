@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use xemem_host::{SegmentRequest, Signals, Target, Waited};
+use xemem_host::{Heard, SegmentRequest, Signals, Target, Waited};
 
 /// Takes signals until there were `wanted`.
 fn collect(signals: &mut Signals, wanted: u64) -> u64 {
@@ -131,4 +131,47 @@ fn a_connection_dropped_ends_a_wait_in_another_thread() {
     drop(broker);
     let ended = waiter.join().expect("no panic").expect_err("gone");
     assert_eq!(ended.errno(), Errno::CONNRESET);
+}
+
+#[test]
+fn signals_past_the_broker_share_its_budget_and_its_count() {
+    let process = BrokerProcess::with(&["--rings-per-second", "10"]);
+    let mut exporter = Peer::start(&process.socket());
+    assert_eq!(exporter.ask("make x 4096 600"), "ok");
+    let (mut first, one) = importer(&process, "x", 0, 4096);
+    let (mut second, two) = importer(&process, "x", 0, 4096);
+    let mut signals = first
+        .subscribe(Target::Access(one.apid))
+        .expect("subscribed");
+    let target = Target::Access(two.apid);
+    let ears = second.ears(target).expect("ears");
+    let (mut direct, mut by_broker) = (0, 0);
+    while second.info(two.segid).expect("info").throttled == 0 {
+        match ears.signal() {
+            Heard::Done => direct += 1,
+            Heard::ByBroker => {
+                second.signal(target).expect("signalled");
+                by_broker += 1;
+            }
+            Heard::Changed => panic!("nobody came or went"),
+        }
+        assert!(direct + by_broker < 10_000, "never throttled");
+    }
+    assert!(direct >= 10, "{direct}");
+    let sent = direct + by_broker;
+    assert_eq!(collect(&mut signals, sent), sent);
+    assert_eq!(signals.take().expect("nothing"), 0);
+    assert_eq!(second.info(two.segid).expect("info").signals, sent);
+    // Whoever comes later is not passed over, and nobody is after the end.
+    let mut late = second.subscribe(target).expect("subscribed");
+    assert_eq!(ears.signal(), Heard::Changed);
+    let outside = process.connect().ears(Target::Segment(two.segid));
+    let outside = outside.expect("ears");
+    while outside.signal() != Heard::Done {
+        std::thread::yield_now();
+    }
+    assert_eq!((collect(&mut signals, 1), collect(&mut late, 1)), (1, 1));
+    exporter.finish();
+    while signals.wait(Some(SOON)).expect("the end") != Waited::Ended {}
+    assert_eq!(outside.signal(), Heard::Changed);
 }

@@ -173,6 +173,7 @@ impl World {
                 | Effect::MakeSegment { ticket, .. }
                 | Effect::SealSegment { ticket, .. }
                 | Effect::MakeBell { ticket, .. }
+                | Effect::MakeSignalPage { ticket, .. }
                 | Effect::MakeNotify { ticket, .. } => {
                     self.broker.finish(ticket, result, env);
                     effects.extend(self.broker.take_effects());

@@ -454,3 +454,29 @@ fn a_segment_shows_the_enclave_that_its_connection_serves() {
     let unnamed = Request::ForEnclave { name };
     assert_eq!(world.errno(PeerId(99), unnamed), Errno::INVAL);
 }
+
+#[test]
+fn ears_are_those_of_ones_own_user_only() {
+    let mut world = World::peopled();
+    let segid = world.segment(request("x", 0o666, true));
+    let own = Target::Segment(segid);
+    let [first, second] = [READER, OTHER].map(|peer| Target::Access(world.got(peer, segid)));
+    let ears = |target| Request::Ears { target };
+    let given = |rate, count| Reply::Ears {
+        version: 0,
+        rate,
+        count,
+    };
+    let rate = world.broker.settings.rings_per_second;
+    world.subscribed(EXPORTER, own);
+    world.subscribed(READER, first);
+    // Nobody else's, and not one's own.
+    assert_eq!(world.ask(EXPORTER, ears(own)), given(rate, 1));
+    assert_eq!(world.errno(OTHER, ears(first)), Errno::BADF);
+    // Another user: both ways the broker delivers.
+    assert_eq!(world.ask(OTHER, ears(second)), given(0, 0));
+    world.subscribed(OTHER, second);
+    assert_eq!(world.ask(EXPORTER, ears(own)), given(0, 0));
+    assert_eq!(world.ask(EXPORTER, Request::Remove { segid }), Reply::Ok);
+    assert_eq!(world.errno(READER, ears(first)), Errno::IDRM);
+}
