@@ -30,6 +30,8 @@ pub enum Exit {
         /// Current privilege level.
         cpl: u8,
     },
+    /// The host has no memory where the guest has some.
+    MemoryFault,
     /// KVM_RUN failed or could not enter the guest.
     EntryFailed(String),
     /// Anything else, by name.
@@ -47,6 +49,8 @@ pub enum Action {
     CheckPending,
     /// Give the program a general-protection fault and go on.
     InjectFault,
+    /// Wait for the memory, or for the end of the program.
+    AwaitMemory,
     /// End the machine with this reason.
     Stop(String),
 }
@@ -65,6 +69,7 @@ impl Exit {
             Self::Halted => "halted",
             Self::Shutdown => "shutdown",
             Self::InternalError { .. } => "internal-error",
+            Self::MemoryFault => "memory-fault",
             Self::EntryFailed(_) => "entry-failed",
             Self::Other(_) => "other",
         }
@@ -89,6 +94,7 @@ impl Exit {
             Self::InternalError { cpl } => Action::Stop(format!(
                 "KVM cannot emulate an instruction at privilege level {cpl}"
             )),
+            Self::MemoryFault => Action::AwaitMemory,
             Self::EntryFailed(reason) => {
                 Action::Stop(format!("KVM cannot enter the guest: {reason}"))
             }

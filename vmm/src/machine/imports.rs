@@ -38,6 +38,7 @@ use xemem_host::{
 
 use super::arenas::{FIRST_ARENA_SLOT, Mapping, set_memslot};
 use super::bells::{self, Heard, Listening, Watch};
+use super::given_back::Shares;
 use crate::machine::{Backing, MemoryNode};
 
 /// First memslot of imports.
@@ -119,6 +120,8 @@ enum Tells {
 #[derive(Debug)]
 pub(super) struct ImportTable {
     vm: Arc<VmFd>,
+    /// Of this, what can lose pages.
+    shares: Arc<Shares>,
     /// Name of the enclave.
     enclave: String,
     socket: PathBuf,
@@ -185,6 +188,7 @@ impl ImportTable {
         Self {
             interrupts: mode == Mode::Ring0,
             vm,
+            shares: Arc::default(),
             enclave: enclave.to_owned(),
             socket,
             backing,
@@ -550,6 +554,7 @@ impl ImportTable {
 
     /// Removes memslot and mapping.
     pub(super) fn forget(&mut self, slot: u32) -> Option<Source> {
+        self.shares.forget(slot);
         let import = self.imports.remove(&slot)?;
         if set_memslot(&self.vm, FIRST_IMPORT_SLOT + slot, import.gpa, 0, 0, 0).is_err() {
             // KVM still maps it: keep the mapping rather than let the guest
@@ -557,6 +562,11 @@ impl ImportTable {
             std::mem::forget(import.mapping);
         }
         Some(import.source)
+    }
+
+    /// What can lose pages.
+    pub(super) fn shares(&self) -> &Arc<Shares> {
+        &self.shares
     }
 
     /// For `inspect`: how many there are.

@@ -7,7 +7,9 @@
 pub mod arenas;
 mod bells;
 mod extended;
+mod given_back;
 pub(crate) mod imports;
+mod kick;
 mod leases;
 pub mod queue;
 mod running;

@@ -4,11 +4,10 @@
 //! serves its queue between entries and never panics on what the guest does:
 //! it ends in a [`MachineState`] that says why.
 
-// UNSAFETY: KVM memslots for RAM, the kick byte of kvm_run, a borrowed eventfd.
+// UNSAFETY: KVM memslots for RAM, a borrowed eventfd.
 #![expect(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,7 +22,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
 use super::extended;
+use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
+use super::kick::Kick;
 use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
 use super::state::Shared;
@@ -85,41 +86,7 @@ pub struct Machine {
     kick: Arc<Kick>,
     ready: Mutex<Option<Box<Loop>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// The `immediate_exit` byte of the vCPU's kvm_run, null once the vCPU is gone.
-#[derive(Debug, Default)]
-struct Kick {
-    byte: Mutex<AtomicPtr<AtomicU8>>,
-}
-
-impl Kick {
-    fn set(&self, byte: *mut AtomicU8) {
-        self.byte
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .store(byte, Ordering::Release);
-    }
-
-    /// Makes the next or current KVM_RUN return.
-    fn request(&self) {
-        let guard = self.byte.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the pointer is null or points into the kvm_run mapping of a
-        // vCPU that is alive: the vCPU thread nulls it under this lock before
-        // it drops the vCPU. KVM reads the byte, we store it atomically.
-        if let Some(byte) = unsafe { guard.load(Ordering::Acquire).as_ref() } {
-            byte.store(1, Ordering::Release);
-        }
-    }
-
-    /// Takes a request back, before the guest is entered again.
-    fn clear(&self) {
-        let guard = self.byte.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: as in `request`.
-        if let Some(byte) = unsafe { guard.load(Ordering::Acquire).as_ref() } {
-            byte.store(0, Ordering::Release);
-        }
-    }
+    shares: Arc<Shares>,
 }
 
 /// What the vCPU thread owns.
@@ -132,6 +99,8 @@ struct Loop {
     core: Option<usize>,
     /// Command interrupts sent to the guest.
     interrupts_sent: u32,
+    /// Failed accesses since the guest ran last.
+    memory_faults: u32,
 }
 
 impl std::fmt::Debug for Loop {
@@ -271,8 +240,10 @@ impl Machine {
             kick: Arc::clone(&kick),
             core: config.cores.first().copied(),
             interrupts_sent: 0,
+            memory_faults: 0,
         };
         Ok(Self {
+            shares: Arc::clone(looped.service.imports.shares()),
             shared,
             stats,
             ram,
@@ -346,7 +317,21 @@ impl Machine {
     /// Blocks until run `run` has ended.
     #[must_use]
     pub fn wait(&self, run: u64) -> RunOutcome {
-        self.shared.wait_outcome(run)
+        let mut lost = None;
+        loop {
+            let time = self.shares.look_after().filter(|_| lost.is_none());
+            if let Some(outcome) = self.shared.wait_outcome(run, time) {
+                if lost.is_some() && matches!(outcome, RunOutcome::MachineStopped { .. }) {
+                    // The kernel itself is stuck there, and holds the program's files.
+                    self.stop();
+                }
+                return given_back::explain(outcome, lost);
+            }
+            if lost.is_none() {
+                lost = self.shares.lost();
+                lost.inspect(|_| self.kill(run, SIGBUS));
+            }
+        }
     }
 
     /// Kills the program of run `run` if it still runs; returns when it is gone
@@ -528,11 +513,15 @@ impl Loop {
             }
             let exit = classify(&mut self.vcpu);
             self.shared.count_exit(exit.name());
+            if !matches!(exit, Exit::MemoryFault | Exit::Interrupted) {
+                self.memory_faults = 0;
+            }
             let served = match exit.action() {
                 Action::ServeQueue => self.serve_queue(),
                 Action::Continue => Served::Continue,
                 Action::CheckPending => self.after_kick(),
                 Action::InjectFault => self.inject_fault(),
+                Action::AwaitMemory => self.await_memory(),
                 Action::Stop(reason) => Served::Failed(self.describe(&reason)),
             };
             let served = match served {
@@ -588,6 +577,18 @@ impl Loop {
         }
     }
 
+    /// After an access to memory that is not there: whoever waits for the program
+    /// finds out and kills it; until then the access is tried again.
+    fn await_memory(&mut self) -> Served {
+        self.memory_faults += 1;
+        let may_come = self.service.imports.shares().may_come(self.memory_faults);
+        let Some(pause) = may_come else {
+            return Served::Failed(self.describe("KVM cannot reach the guest's memory"));
+        };
+        self.shared.pause(pause);
+        self.after_kick()
+    }
+
     /// Gives the program a general-protection fault for an access that KVM
     /// could not emulate.
     fn inject_fault(&mut self) -> Served {
@@ -631,8 +632,10 @@ fn classify(vcpu: &mut VcpuFd) -> Exit {
         Ok(VcpuExit::Intr) => Exit::Interrupted,
         Ok(VcpuExit::FailEntry(reason, _)) => Exit::EntryFailed(format!("reason {reason:#x}")),
         Ok(VcpuExit::InternalError) => Exit::InternalError { cpl: 0 },
+        Ok(VcpuExit::MemoryFault { .. }) => Exit::MemoryFault,
         Ok(other) => Exit::Other(format!("{other:?}")),
         Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Exit::Interrupted,
+        Err(error) if error.errno() == libc::EFAULT => Exit::MemoryFault,
         Err(error) => Exit::EntryFailed(error.to_string()),
     };
     match exit {

@@ -52,7 +52,10 @@ impl ImportTable {
                     Access::ReadOnly => KVM_MEM_READONLY,
                     Access::ReadWrite => 0,
                 };
-                self.put(slot, Source::Piece(apid), mapping, flags)
+                let placed = self.put(slot, Source::Piece(apid), mapping, flags)?;
+                let (segment, place) = ((piece.segid, &piece.memfd), (offset, placed.1));
+                self.shares().note(slot, segment, place, page_bytes)?;
+                Ok(placed)
             });
         match placed {
             Ok((gpa, bytes)) => Ok(Attached {
@@ -64,6 +67,7 @@ impl ImportTable {
                 rings: false,
             }),
             Err(errno) => {
+                self.forget(slot);
                 // What cannot be told to the broker ends with the connection.
                 let _ = self.ask(|broker| broker.detach(apid));
                 Err(errno)
@@ -140,7 +144,13 @@ impl ImportTable {
             }
             None => 0,
         };
+        // Seals it, if nobody else may write.
         self.ask(|broker| broker.mapped(segid))?;
+        if let Some(memfd) = &grant.memfd {
+            let place = (0, grant.size_bytes);
+            self.shares()
+                .note(slot, (segid, memfd), place, grant.page_bytes)?;
+        }
         Ok([segid.0, gpa, grant.page_bytes])
     }
 

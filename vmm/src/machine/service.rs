@@ -230,6 +230,8 @@ impl Service {
                         | Call::SegmentMake
                 ) {
                     self.list_arenas();
+                    // Its memory may be such that somebody has to look at it.
+                    self.shared.wake();
                 }
                 answer
             }

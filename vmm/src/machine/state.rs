@@ -235,26 +235,37 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    pub(super) fn wait_outcome(&self, run: u64) -> RunOutcome {
+    /// The outcome of run `run`. Waits for it, but for `time` (if any) at most and
+    /// only until something happens: then the caller looks, and comes again.
+    pub(super) fn wait_outcome(&self, run: u64, time: Option<Duration>) -> Option<RunOutcome> {
+        let ended = |inner: &mut Inner| {
+            let outcome = inner.outcomes.remove(&run);
+            let is_current = matches!(&inner.current, Some((current, _)) if *current == run);
+            outcome.or_else(|| {
+                let reason = format!("run {run} is not known");
+                (!is_current).then_some(RunOutcome::MachineStopped { reason })
+            })
+        };
         let mut inner = self.lock();
-        loop {
-            if let Some(outcome) = inner.outcomes.remove(&run) {
-                return outcome;
-            }
-            if inner
-                .current
-                .as_ref()
-                .is_none_or(|(current, _)| *current != run)
-            {
-                return RunOutcome::MachineStopped {
-                    reason: format!("run {run} is not known"),
-                };
-            }
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = ended(&mut inner) {
+            return Some(outcome);
         }
+        let mut inner = match time {
+            None => self.changed.wait(inner),
+            Some(time) => match self.changed.wait_timeout(inner, time) {
+                Ok((inner, _)) => Ok(inner),
+                Err(poisoned) => Ok(poisoned.into_inner().0),
+            },
+        }
+        .unwrap_or_else(PoisonError::into_inner);
+        ended(&mut inner)
+    }
+
+    /// Has those who wait look again.
+    pub(super) fn wake(&self) {
+        // Nobody may be between a look and its sleep.
+        let _inner = self.lock();
+        self.changed.notify_all();
     }
 
     /// Waits until run `run` is no longer the current one, at most `timeout`;
