@@ -16,6 +16,8 @@ mod language;
 mod support;
 
 use language::{Below, PATIENCE, Program, Run, compile, out};
+use serde_json::Value;
+use support::{enclavectl, finish};
 use xemem_host::wire::Policy;
 use xemem_host::{ClientError, Pool};
 
@@ -62,6 +64,28 @@ struct Outcome {
     written: u64,
 }
 
+/// Both lists say what the arena does with its pool, and as much of it is used as
+/// a reader has counted.
+fn is_listed(run: &Run, placement: u64, high_water: u64) {
+    let name = ["in-turn", "first-free", "preferred", "preferred"];
+    let name = name[usize::try_from(placement).unwrap()];
+    let says = |what: &str| -> Value {
+        let arguments = what.split(' ').chain(["--json"]);
+        let said = finish(enclavectl(&run.run_dir).args(arguments), b"");
+        serde_json::from_str(&said.stdout).unwrap()
+    };
+    let (listed, stats) = (says("snap ls"), says("stats"));
+    let stats = stats["stats"]["segments"].as_array().unwrap();
+    let stats = stats.iter().find(|one| one["name"] == "placed").unwrap();
+    for one in [&listed["arenas"][0], stats] {
+        assert_eq!(one["placement"], name, "{one}");
+        assert_eq!(one["policy"], "block");
+        assert_eq!(one["pool_frames"], 3 * CHUNKS);
+        // The program waits for its next line: nothing is written meanwhile.
+        assert_eq!(one["high_water"], high_water);
+    }
+}
+
 fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> Outcome {
     let mut run = Run::start(below, &program.0, u64::from(is_random) * 10 + placement);
     let mut stream = run.attach("placed", Policy::Every);
@@ -93,6 +117,9 @@ fn outcome(below: Below, program: &Program, is_random: bool, placement: u64) -> 
             }
         }
         pool = Some(stream.pool());
+        if step == STEPS / 2 {
+            is_listed(&run, placement, stream.pool().unwrap().high_water);
+        }
         if step < STEPS {
             run.go_on();
         }

@@ -52,7 +52,8 @@ pub use enclave_abi::arena::{Geometry, VarDesc};
 pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
 pub use shared::{AccessError, SharedMemory};
 pub use snapshot::{
-    ByteRange, Diff, DiffSource, MapCounts, OwnedSnapshot, Pool, Snapshot, VarView,
+    ByteRange, Diff, DiffSource, MapCounts, OwnedSnapshot, Pool, Snapshot, VarView, placement_name,
+    policy_name,
 };
 pub use wire::{
     Access, ApId, EndReason, Generation, Hugetlb, Policy, Role, SegId, SegmentInfo, SegmentKind,

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use enclave_abi::arena::{VarDesc, text};
 use enclave_vmm::failure::{Class, Failure};
 use serde_json::{Value, json};
-use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream};
+use xemem_host::{Policy, SegmentInfo, SegmentKind, Snapshot, Stream, placement_name, policy_name};
 
 use super::broker;
 use super::pool::PoolOf;
@@ -134,6 +134,9 @@ fn list(format: Format) -> Result<(), Failure> {
                 arena.leases.to_string(),
                 arena.dropped.to_string(),
                 arena.discarded.to_string(),
+                policy_name(arena.policy).to_owned(),
+                placement_name(arena.placement).to_owned(),
+                pool(arena),
                 output::duration(arena.age_ms),
             ]
         })
@@ -148,9 +151,26 @@ fn list(format: Format) -> Result<(), Failure> {
         "LEASES",
         "DROPPED",
         "DISCARDED",
+        "POLICY",
+        "PLACEMENT",
+        "POOL",
         "AGE",
     ];
     output::table(&heading, &rows)
+}
+
+/// Frames of the pool: all banks but the one that the arena starts in.
+pub(crate) fn pool_frames(arena: &SegmentInfo) -> u64 {
+    let chunks = arena.size_bytes.checked_div(arena.chunk_bytes).unwrap_or(0);
+    chunks.saturating_mul(arena.nr_banks.saturating_sub(1).into())
+}
+
+/// Frames of the pool that were ever used, of how many.
+fn pool(arena: &SegmentInfo) -> String {
+    let used = arena
+        .high_water
+        .map_or_else(|| "?".to_owned(), |used| used.to_string());
+    format!("{used}/{}", pool_frames(arena))
 }
 
 fn arena_json(arena: &SegmentInfo) -> Value {
@@ -167,6 +187,10 @@ fn arena_json(arena: &SegmentInfo) -> Value {
         "dropped": arena.dropped,
         "discarded": arena.discarded,
         "waited": arena.waited,
+        "policy": policy_name(arena.policy),
+        "placement": placement_name(arena.placement),
+        "pool_frames": pool_frames(arena),
+        "high_water": arena.high_water,
         "readers": arena.readers,
         "leases": arena.leases,
         "retain": arena.retain,

@@ -10,9 +10,9 @@ use clap::Args;
 use enclave_vmm::control::protocol::Inspection;
 use enclave_vmm::failure::{Class, Failure};
 use serde_json::{Map, Value, json};
-use xemem_host::{SegmentInfo, SegmentKind};
+use xemem_host::{SegmentInfo, SegmentKind, placement_name, policy_name};
 
-use super::{show, xemem};
+use super::{show, snap, xemem};
 use crate::locate;
 use crate::output::{self, Format, Reader};
 
@@ -49,6 +49,17 @@ struct Counted {
     of: String,
     counts: Vec<u64>,
     gauges: [u64; 2],
+    pool: Option<Pool>,
+}
+
+/// Of an arena: what it does without a free frame, and where copies go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pool {
+    policy: &'static str,
+    placement: &'static str,
+    frames: u64,
+    /// Ever used, if it was counted.
+    high_water: Option<u64>,
 }
 
 /// One look: enclaves by name, segments by number.
@@ -127,6 +138,7 @@ fn of_enclave(name: &str, inspection: &Inspection) -> Counted {
             report.forwarded.values().sum(),
         ],
         gauges: [inspection.uptime_ms / 1000, inspection.console_dropped],
+        pool: None,
     }
 }
 
@@ -150,6 +162,12 @@ fn of_segment(segment: &SegmentInfo) -> Counted {
             segment.throttled,
         ],
         gauges: [segment.readers.into(), segment.leases.into()],
+        pool: (segment.kind == SegmentKind::Arena).then(|| Pool {
+            policy: policy_name(segment.policy),
+            placement: placement_name(segment.placement),
+            frames: snap::pool_frames(segment),
+            high_water: segment.high_water,
+        }),
     }
 }
 
@@ -194,6 +212,12 @@ impl Look {
             for (name, gauge) in gauges.iter().zip(counted.gauges) {
                 object.insert((*name).to_owned(), json!(gauge));
             }
+            if let Some(pool) = &counted.pool {
+                object.insert("policy".to_owned(), json!(pool.policy));
+                object.insert("placement".to_owned(), json!(pool.placement));
+                object.insert("pool_frames".to_owned(), json!(pool.frames));
+                object.insert("high_water".to_owned(), json!(pool.high_water));
+            }
             Value::Object(object)
         };
         let enclaves = self.enclaves.values();
@@ -227,7 +251,19 @@ impl Look {
         };
         let gauges = ["uptime-s", "console-lost"];
         let enclaves = heading(["name", "kind"], &OF_ENCLAVES, gauges);
-        let segments = heading(["name", "of"], &OF_SEGMENTS, ["readers", "leases"]);
+        let mut segments = heading(["name", "of"], &OF_SEGMENTS, ["readers", "leases"]);
+        segments.extend(["POLICY", "PLACEMENT", "POOL"].map(str::to_owned));
+        let of_pool = |counted: &Counted| match &counted.pool {
+            None => ["-"; 3].map(str::to_owned),
+            Some(pool) => {
+                let used = pool
+                    .high_water
+                    .map_or_else(|| "?".to_owned(), |n| n.to_string());
+                let frames = format!("{used}/{}", pool.frames);
+                [pool.policy.to_owned(), pool.placement.to_owned(), frames]
+            }
+        };
+        let of_segment = |counted: &Counted| [row(counted), of_pool(counted).to_vec()].concat();
         let table = |heading: &[String], rows: Vec<Vec<String>>| {
             let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
             output::format_table(&heading, &rows)
@@ -235,7 +271,7 @@ impl Look {
         format!(
             "{}\n{}",
             table(&enclaves, self.enclaves.values().map(row).collect()),
-            table(&segments, self.segments.values().map(row).collect())
+            table(&segments, self.segments.values().map(of_segment).collect())
         )
     }
 }
@@ -250,6 +286,12 @@ mod tests {
             of: "t".to_owned(),
             counts: counts.to_vec(),
             gauges: [7, 0],
+            pool: (name != "t").then_some(Pool {
+                policy: "block",
+                placement: "first-free",
+                frames: 768,
+                high_water: Some(395),
+            }),
         };
         Look {
             enclaves: [("t".to_owned(), counted("t", &[exits, 2, 3, 4]))].into(),
@@ -281,9 +323,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("flux?"), "{text}");
+        assert!(text.contains("block   first-free  395/768"), "{text}");
         let value = look(110, 6).json();
         assert_eq!(value["enclaves"][0]["user_exits"], 2);
         assert_eq!(value["segments"][0]["published"], 6);
         assert_eq!(value["segments"][0]["readers"], 7);
+        assert_eq!(value["segments"][0]["high_water"], 395);
+        assert_eq!(value["enclaves"][0].get("policy"), None);
     }
 }

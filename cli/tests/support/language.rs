@@ -64,7 +64,7 @@ pub(crate) fn compile(compiler: &str, flags: &[&str], sources: &[&str]) -> Progr
 
 /// A program that runs, in a run directory of its own.
 pub(crate) struct Run {
-    run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     /// Waited for when it is taken.
     program: Option<Child>,
     stdin: ChildStdin,

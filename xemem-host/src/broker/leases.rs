@@ -9,7 +9,7 @@
 
 use super::EnclaveId;
 use crate::wire::{SegId, Target};
-use enclave_abi::arena::GenerationRecord;
+use enclave_abi::arena::{GenerationRecord, Geometry};
 use enclave_abi::lease::{SLOTS, Slot};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +25,11 @@ pub struct Counters {
     pub discarded: u64,
     /// Publishes that waited for a reader.
     pub waited: u64,
+    /// What it does when the pool is exhausted, `POLICY_*` of
+    /// [`enclave_abi::syscall`]; anything else is the kernel's mistake.
+    pub policy: u32,
+    /// Where its copies go, `PLACE_*`.
+    pub placement: u32,
 }
 
 /// Memory shared with exporters, as the broker sees it: the server maps it,
@@ -42,6 +47,10 @@ pub trait LeaseMemory {
     fn set_retain(&self, enclave: EnclaveId, slot: u32, told: u32, readers: u32);
     /// Counters in the header.
     fn counters(&self, segid: SegId) -> Counters;
+    /// Frames of an arena's pool that were ever used, if they were counted.
+    fn frames_used(&self, _segid: SegId, _geometry: &Geometry) -> Option<u64> {
+        None
+    }
     /// The record of `generation` if it can be read whole.
     fn record(&self, segid: SegId, generation: u64) -> Option<GenerationRecord>;
     /// Which subscribers of a plain segment are in force, if it has a page that

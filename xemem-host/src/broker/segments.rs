@@ -353,6 +353,9 @@ impl Broker {
             dropped: counters.dropped,
             discarded: counters.discarded,
             waited: counters.waited,
+            policy: counters.policy,
+            placement: counters.placement,
+            high_water: arena.and_then(|arena| env.memory.frames_used(segid, &arena.geometry)),
             signals: plain.map_or(0, |plain| {
                 let direct = env.memory.direct_signals(segid);
                 plain.signals.saturating_add(direct)

@@ -11,6 +11,7 @@ mod custody;
 mod journal;
 mod objects;
 mod plain;
+mod pool;
 pub(crate) mod signals;
 pub(crate) mod startup;
 mod take_over;

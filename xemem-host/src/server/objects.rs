@@ -13,6 +13,7 @@
 
 use super::custody::Custody;
 use super::plain::PlainObject;
+use super::pool;
 use crate::broker::{Broker, Counters, EnclaveId, LeaseMemory};
 use crate::keeper::channel::Key;
 use crate::memory::Mapping;
@@ -20,7 +21,7 @@ use crate::signal_page::{self, SignalPage};
 use crate::wire::{Access, Hugetlb, SegId, Target};
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use enclave_abi::arena::{
-    ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, GenerationRecord,
+    ARENA_MAGIC, ArenaHeader, GENERATION_RECORDS, GENERATIONS_OFFSET, GenerationRecord, Geometry,
 };
 use enclave_abi::lease::{SLOTS, retain_of, retain_word, slot_word};
 use rustix::event::{EventfdFlags, eventfd};
@@ -558,7 +559,13 @@ impl LeaseMemory for Objects {
                 dropped: header.dropped,
                 discarded: header.discarded,
                 waited: header.waited,
+                policy: header.policy,
+                placement: header.placement,
             })
+    }
+
+    fn frames_used(&self, segid: SegId, geometry: &Geometry) -> Option<u64> {
+        pool::frames_used(self.sealed_arena(segid)?, geometry)
     }
 
     fn record(&self, segid: SegId, generation: u64) -> Option<GenerationRecord> {

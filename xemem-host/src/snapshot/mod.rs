@@ -24,7 +24,7 @@ pub use diff::{ByteRange, Diff, DiffSource};
 pub(crate) use object::read_record;
 pub use owned::OwnedSnapshot;
 pub(crate) use owned::Views;
-pub use pool::Pool;
+pub use pool::{Pool, placement_name, policy_name};
 pub use reader::ArenaReader;
 pub use view::MapCounts;
 

@@ -4,7 +4,10 @@
 
 use super::SnapshotError;
 use super::object::ArenaObject;
-use enclave_abi::syscall::{PLACE_FIRST_FREE, PLACE_IN_TURN, PLACE_PREFERRED};
+use enclave_abi::syscall::{
+    PLACE_FIRST_FREE, PLACE_IN_TURN, PLACE_PREFERRED, POLICY_BLOCK, POLICY_DISCARD_NEWEST,
+    POLICY_DISCARD_OLDEST,
+};
 
 /// The backing pool of an arena: all its banks but the one it starts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +44,28 @@ impl Pool {
     /// The placement in a word.
     #[must_use]
     pub fn placement_name(&self) -> &'static str {
-        match self.placement {
-            PLACE_IN_TURN => "in-turn",
-            PLACE_FIRST_FREE => "first-free",
-            PLACE_PREFERRED => "preferred",
-            _ => "unknown",
-        }
+        placement_name(self.placement)
+    }
+}
+
+/// A placement, `PLACE_*`, in a word.
+#[must_use]
+pub fn placement_name(placement: u32) -> &'static str {
+    match placement {
+        PLACE_IN_TURN => "in-turn",
+        PLACE_FIRST_FREE => "first-free",
+        PLACE_PREFERRED => "preferred",
+        _ => "unknown",
+    }
+}
+
+/// What is done when the pool is exhausted, `POLICY_*`, in a word.
+#[must_use]
+pub fn policy_name(policy: u32) -> &'static str {
+    match policy {
+        POLICY_DISCARD_NEWEST => "discard-newest",
+        POLICY_DISCARD_OLDEST => "discard-oldest",
+        POLICY_BLOCK => "block",
+        _ => "unknown",
     }
 }

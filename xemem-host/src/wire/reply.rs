@@ -66,6 +66,14 @@ pub struct SegmentInfo {
     pub discarded: u64,
     /// Publishes that waited for a reader.
     pub waited: u64,
+    /// What the arena does when its pool is exhausted, `POLICY_*` of
+    /// [`enclave_abi::syscall`], as the exporter's kernel says.
+    pub policy: u32,
+    /// Where its copies go, `PLACE_*`.
+    pub placement: u32,
+    /// Frames of its pool that were ever used; `None` = plain, or too many to
+    /// count them for a list.
+    pub high_water: Option<u64>,
     /// Explicit signals accepted.
     pub signals: u64,
     /// Times its doorbell or its signals ran over budget.
@@ -334,8 +342,14 @@ struct InfoBody {
     mode: u32,
     kind: u32,
     retain: u32,
-    pad: u32,
+    policy: u16,
+    placement: u16,
+    /// [`NOT_COUNTED`] = unknown.
+    high_water: u64,
 }
+
+/// [`InfoBody::high_water`] of an arena whose frames were not counted.
+const NOT_COUNTED: u64 = u64::MAX;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -618,7 +632,9 @@ fn info_body(info: &SegmentInfo) -> InfoBody {
         mode: info.mode,
         kind: info.kind as u32,
         retain: info.retain,
-        pad: 0,
+        policy: u16::try_from(info.policy).unwrap_or(u16::MAX),
+        placement: u16::try_from(info.placement).unwrap_or(u16::MAX),
+        high_water: info.high_water.unwrap_or(NOT_COUNTED),
     }
 }
 
@@ -671,6 +687,9 @@ fn of_info(body: &InfoBody) -> Result<SegmentInfo, WireError> {
         dropped: body.dropped,
         discarded: body.discarded,
         waited: body.waited,
+        policy: body.policy.into(),
+        placement: body.placement.into(),
+        high_water: Some(body.high_water).filter(|&frames| frames != NOT_COUNTED),
         signals: body.signals,
         throttled: body.throttled,
         readers: body.readers,

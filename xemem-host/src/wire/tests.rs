@@ -123,6 +123,9 @@ fn info(segid: u64) -> SegmentInfo {
         dropped: 5,
         discarded: 6,
         waited: 7,
+        policy: 1,
+        placement: 2,
+        high_water: Some(9),
         signals: 8,
         throttled: 6,
         readers: 2,
@@ -207,7 +210,7 @@ fn replies() -> Vec<(u16, usize, Reply)> {
         (134, 32, Reply::Granted { apid: ApId(5) }),
         (135, 40, Reply::Attached(attached)),
         (136, 88, Reply::Lease(granted)),
-        (137, 3976, Reply::Segments(vec![info(1), info(2)])),
+        (137, 4096, Reply::Segments(vec![info(1), info(2)])),
         (138, 80, Reply::Status(status)),
         (
             139,
