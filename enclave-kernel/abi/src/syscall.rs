@@ -106,7 +106,7 @@ pub const XEMEM_WAIT: u64 = BASE + 25;
 /// Returns earlier, with what there is, when the broker has something to say, as
 /// at the end of the stream. ETIMEDOUT; EOPNOTSUPP where the exporter cannot
 /// ring here.
-pub const XEMEM_AWAIT: u64 = BASE + 27;
+pub const XEMEM_AWAIT: u64 = BASE + 28;
 
 /// The id is an access.
 pub const XEMEM_BY_APID: u64 = 0;
@@ -317,3 +317,44 @@ const _: () = assert!(size_of::<ArenaArgs>() == 64 + 8 * 6);
 const _: () = assert!(size_of::<AttachArgs>() == 8 * 6);
 const _: () = assert!(size_of::<SegmentArgs>() == 64 + 8 * 5);
 const _: () = assert!(size_of::<Imported>() == 8 * 9);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_is_one_call() {
+        let calls = [
+            XASM_VERSION,
+            ARENA_CREATE,
+            ARENA_VAR,
+            ARENA_PUBLISH,
+            ARENA_DESTROY,
+            ARENA_STATS,
+            XEMEM_MAKE,
+            KERNEL_STATS,
+            ARENA_FIND,
+            HOST_COUNTERS,
+            HOST_INTERRUPT,
+            ARENA_WAIT_READERS,
+            ARENA_PUBLISH_SET,
+            XEMEM_LOOKUP,
+            XEMEM_GET,
+            XEMEM_ATTACH,
+            XEMEM_NEXT,
+            XEMEM_DETACH,
+            XEMEM_RELEASE,
+            XEMEM_VALID,
+            XEMEM_VARIABLE,
+            XEMEM_SEGMENT,
+            XEMEM_REMOVE,
+            XEMEM_SIGNAL,
+            XEMEM_SUBSCRIBE,
+            XEMEM_WAIT,
+            ARENA_PREFER,
+            ARENA_COPIED,
+            XEMEM_AWAIT,
+        ];
+        assert!((BASE..).zip(calls).all(|(number, call)| number == call));
+    }
+}
