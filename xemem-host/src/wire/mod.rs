@@ -23,6 +23,7 @@
 //! enums here, names and sizes are judged by the broker.
 
 mod generations;
+mod infos;
 pub mod reply;
 pub mod request;
 pub mod socket;
