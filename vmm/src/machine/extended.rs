@@ -3,7 +3,7 @@
 //! XSAVE.
 //!
 //! Called by the vCPU thread between two entries. The state is the guest's own:
-//! what KVM refuses of it is an error that ends the machine, nothing worse.
+//! what is refused of it leaves the registers as they were, and is noted.
 
 // UNSAFETY: hands KVM a state to load, by its size a contract.
 #![expect(unsafe_code)]
