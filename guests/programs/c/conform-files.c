@@ -238,7 +238,7 @@ static void attributes(void) {
     struct stat st;
     struct statx stx;
     struct statfs fs;
-    CALL(umask, 027);
+    DONE(umask, 027);
     CALL(umask, 022);
     long fd = DONE(open, "file", O_RDWR | O_CREAT, 0666);
     CALL(write, fd, "12345", 5L);

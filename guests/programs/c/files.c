@@ -147,6 +147,8 @@ int main(int argc, char **argv)
         printf("usage: files DIRECTORY\n");
         return 2;
     }
+    /* Whoever starts it may have any other. */
+    umask(022);
     char *cwd = getcwd(NULL, 0);
     printf("in the directory %d\n", cwd && strcmp(cwd, argv[1]) == 0);
     free(cwd);
