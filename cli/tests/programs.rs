@@ -382,6 +382,7 @@ fn c_threads_work_as_on_linux() {
     let both = Comparison::new();
     both.same_in_c("threads", &["4"], b"", 4);
     both.same_in_c("threads", &["leave"], b"", 0);
+    both.same_in_c("pipes", &[], b"", 0);
 }
 
 #[test]

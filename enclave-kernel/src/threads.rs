@@ -44,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) robust: RobustList,
     /// As prctl(2) has it.
     pub(crate) name: [u8; NAME_BYTES],
+    /// Until when a call waits that begins anew from time to time.
+    patience: Option<u64>,
     /// Nanoseconds it ran before, and since when it runs.
     ran_ns: u64,
     since_ns: u64,
@@ -61,6 +63,7 @@ impl Context {
             clear_tid: 0,
             robust: RobustList::default(),
             name,
+            patience: None,
             ran_ns: 0,
             since_ns: clock::monotonic_ns(),
         }
@@ -122,6 +125,7 @@ pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> 
         clear_tid: request.clear_tid.unwrap_or(0),
         robust: RobustList::default(),
         name,
+        patience: None,
         ran_ns: 0,
         since_ns: 0,
     };
@@ -141,6 +145,50 @@ pub(crate) fn block(frame: &mut TrapFrame, wait: Wait) -> u64 {
     let tid = current();
     process::with(|p| p.threads.block(wait));
     go_on(frame, Some(tid))
+}
+
+/// How a call says that it would hold the core while others may run: it is to
+/// begin anew. No program sees it.
+pub(crate) const LATER: Errno = Errno::ENOTRECOVERABLE;
+
+/// Whether a wait in the host would keep other threads from running.
+pub(crate) fn others_may_run() -> bool {
+    process::with(|p| p.threads.others_may_run())
+}
+
+/// When the wait of the running thread's call is over that may last `ns`,
+/// however often it began anew.
+pub(crate) fn patience(ns: u64) -> u64 {
+    let end = clock::monotonic_ns().saturating_add(ns);
+    with(|t| *t.patience.get_or_insert(end))
+}
+
+/// Whether the running thread's call has begun anew.
+pub(crate) fn is_again() -> bool {
+    with(|t| t.patience.is_some())
+}
+
+/// The call is over that had [`patience`].
+pub(crate) fn no_patience() {
+    with(|t| t.patience = None);
+}
+
+/// Lets others run for a moment and begins the call of `frame` anew; the answer
+/// of who runs then.
+pub(crate) fn again_later(frame: &mut TrapFrame) -> u64 {
+    /// Bytes of SYSCALL.
+    const CALL_BYTES: u64 = 2;
+    const PAUSE_NS: u64 = 500_000;
+    let Some(rip) = frame.rip.checked_sub(CALL_BYTES) else {
+        return Errno::EINTR.to_result();
+    };
+    frame.rip = rip;
+    let wait = Wait {
+        futex: None,
+        deadline: Some(clock::monotonic_ns().saturating_add(PAUSE_NS)),
+        late: frame.rax,
+    };
+    block(frame, wait)
 }
 
 /// Lets another thread run if one can.

@@ -124,6 +124,8 @@ errnos! {
     ETIMEDOUT = 110,
     /// Operation cancelled.
     ECANCELED = 125,
+    /// State not recoverable.
+    ENOTRECOVERABLE = 131,
 }
 
 impl Errno {

@@ -10,8 +10,13 @@ use enclave_core::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Outcome, signal};
-use crate::{host, phys, user};
+use crate::{clock, host, phys, threads, user};
 
+/// poll(2).
+const POLL: u64 = 7;
+const POLLIN: u16 = 1;
+const POLLOUT: u16 = 4;
+const NS_PER_MS: u64 = 1_000_000;
 /// Offset of second paths and of in-out structures.
 const SECOND: u64 = 4096;
 /// What a write to a pipe without a reader raises.
@@ -94,12 +99,43 @@ fn vectored(reading: bool, fd: u64, (list, count): (u64, u64), offset: Option<u6
     Ok(done)
 }
 
+/// Keeps a call that would wait for `events` of `fd` from holding the core while
+/// other threads may run: the one it waits for may be among them.
+///
+/// # Errors
+/// [`threads::LATER`] when it would wait.
+fn give_way(fd: u64, events: u16) -> Result<(), Errno> {
+    const FCNTL: u64 = 72;
+    const F_GETFL: u64 = 3;
+    const O_NONBLOCK: u64 = 0o4000;
+    // Numbers of no descriptor are the call's own to refuse.
+    let Ok(number) = i32::try_from(fd) else {
+        return Ok(());
+    };
+    if number < 0 || !threads::others_may_run() {
+        return Ok(());
+    }
+    let [a, b, c, d] = number.to_le_bytes();
+    let [low, high] = events.to_le_bytes();
+    phys::write_bytes(BOUNCE, &[a, b, c, d, low, high, 0, 0]);
+    if host::forward(POLL, [0, 1, 0, 0, 0], 8) != 0 {
+        return Ok(());
+    }
+    match result(host::forward(FCNTL, [fd, F_GETFL, 0, 0, 0], 0)) {
+        Ok(flags) if flags & O_NONBLOCK == 0 => Err(threads::LATER),
+        _ => Ok(()),
+    }
+}
+
 /// Reads once, at most a bounce area full: short reads are every program's
 /// to expect.
 fn read(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
     let want = len.min(BOUNCE_BYTES);
     user::check_writable(base, want)?;
     let nr = if offset.is_some() { 17 } else { 0 };
+    if offset.is_none() && want != 0 {
+        give_way(fd, POLLIN)?;
+    }
     let got = result(host::forward(nr, [fd, 0, want, offset.unwrap_or(0), 0], 0))?;
     if got > want {
         return Err(Errno::EIO);
@@ -116,6 +152,12 @@ fn write(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
         let part = (len - done).min(BOUNCE_BYTES);
         let from = base.checked_add(done).ok_or(Errno::EFAULT)?;
         let at = offset.unwrap_or(0).wrapping_add(done);
+        if offset.is_none() && part != 0 {
+            match give_way(fd, POLLOUT) {
+                Err(_) if done > 0 => return Ok(done),
+                other => other?,
+            }
+        }
         let copied = user::copy_in_phys(from, BOUNCE, part);
         let taken = copied.and_then(|()| result(host::forward(nr, [fd, 0, part, at, 0], part)));
         match taken {
@@ -335,7 +377,6 @@ fn ioctl(fd: u64, request: u64, argument: u64) -> Outcome {
 
 /// ppoll(2); no signal comes while it waits, so the mask makes no difference.
 fn ppoll([list, count, timeout, mask, mask_bytes, _]: [u64; 6]) -> Outcome {
-    const NS_PER_MS: u64 = 1_000_000;
     const FOR_EVER: u64 = u64::MAX;
     let milliseconds = if timeout == 0 {
         FOR_EVER
@@ -363,7 +404,18 @@ fn poll(list: u64, count: u64, timeout: u64) -> Outcome {
         .filter(|&bytes| bytes <= BOUNCE_BYTES)
         .ok_or(Errno::EINVAL)?;
     user::copy_in_phys(list, BOUNCE, bytes)?;
-    let value = result(host::forward(7, [0, count, timeout, 0, 0], bytes))?;
+    // An int; a negative one is for ever.
+    let limit = u32::try_from(timeout as i32).ok();
+    let gives_way = limit != Some(0) && (threads::others_may_run() || threads::is_again());
+    let wait = if gives_way { 0 } else { timeout };
+    let value = result(host::forward(POLL, [0, count, wait, 0, 0], bytes));
+    if gives_way && value == Ok(0) {
+        let end = threads::patience(limit.map_or(u64::MAX, |ms| u64::from(ms) * NS_PER_MS));
+        if clock::monotonic_ns() < end {
+            return Err(threads::LATER);
+        }
+    }
+    threads::no_patience();
     user::copy_out_phys(list, BOUNCE, bytes)?;
-    Ok(value)
+    value
 }

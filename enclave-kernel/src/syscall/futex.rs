@@ -58,6 +58,7 @@ fn sleep(deadline: u64, frame: &mut TrapFrame) -> Outcome {
     let wait = Wait {
         futex: None,
         deadline: Some(deadline),
+        late: 0,
     };
     Ok(threads::block(frame, wait))
 }
@@ -144,8 +145,12 @@ fn wait(
     if user::read::<u32>(word)? != expected {
         return Err(Errno::EAGAIN);
     }
-    let futex = Some((word, mask));
-    Ok(threads::block(frame, Wait { futex, deadline }))
+    let wait = Wait {
+        futex: Some((word, mask)),
+        deadline,
+        late: Errno::ETIMEDOUT.to_result(),
+    };
+    Ok(threads::block(frame, wait))
 }
 
 /// As Linux: at least one.

@@ -25,7 +25,7 @@ use enclave_core::errno::Errno;
 use enclave_core::names::syscall_name;
 
 use crate::arch::TrapFrame;
-use crate::{console, process};
+use crate::{console, process, threads};
 
 /// Result of a system call.
 type Outcome = Result<u64, Errno>;
@@ -61,18 +61,23 @@ pub(crate) fn dispatch(frame: &mut TrapFrame) {
     process::check_commands();
 }
 
-/// What a call that failed answers. A publish that has to wait for a reader
+/// What a call that failed answers, or the thread that runs instead of one whose
+/// call would hold the core. A publish that has to wait for a reader
 /// begins anew here, from the frame, so that the usual way need not keep its
 /// arguments.
 #[cold]
-fn refused(frame: &TrapFrame, errno: Errno) -> u64 {
+fn refused(frame: &mut TrapFrame, errno: Errno) -> u64 {
     let (slot, step, time_bits) = (frame.rdi, frame.rsi, frame.rdx);
     let outcome = match (frame.rax, errno) {
         (ours::ARENA_PUBLISH, arena::MUST_WAIT) => arena::publish_when_free(slot, step, time_bits),
         (ours::ARENA_PUBLISH, arena::MUST_ASK) => arena::publish_with_bells(slot, step, time_bits),
         _ => Err(errno),
     };
-    outcome.unwrap_or_else(Errno::to_result)
+    match outcome {
+        Ok(value) => value,
+        Err(threads::LATER) => threads::again_later(frame),
+        Err(errno) => errno.to_result(),
+    }
 }
 
 /// Apart from [`dispatch`], which has no registers to save for this.

@@ -36,6 +36,8 @@ pub struct Wait {
     pub futex: Option<(u64, u32)>,
     /// Monotonic nanoseconds.
     pub deadline: Option<u64>,
+    /// What the call answers when the deadline has passed.
+    pub late: u64,
 }
 
 /// Who runs next.
@@ -203,22 +205,24 @@ impl<C> Threads<C> {
         }
     }
 
+    /// Whether somebody else may run before the running thread does anything for
+    /// it: somebody is ready, or waits for a time.
+    #[must_use]
+    pub fn others_may_run(&self) -> bool {
+        !self.ready.is_empty() || !self.deadlines.is_empty()
+    }
+
     /// Ends the waits whose time has come.
     pub fn expire(&mut self, now: u64) {
         while let Some(&(deadline, tid)) = self.deadlines.first() {
             if deadline > now {
                 break;
             }
-            let at_futex = self
-                .all
-                .get(&tid)
-                .and_then(|thread| thread.wait)
-                .and_then(|wait| wait.futex);
-            if let Some((address, _)) = at_futex {
+            let wait = self.all.get(&tid).and_then(|thread| thread.wait);
+            if let Some((address, _)) = wait.and_then(|wait| wait.futex) {
                 self.leave_queue(address, tid);
             }
-            let answer = at_futex.map_or(0, |_| Errno::ETIMEDOUT.to_result());
-            self.end_wait(tid, answer);
+            self.end_wait(tid, wait.map_or(0, |wait| wait.late));
         }
     }
 

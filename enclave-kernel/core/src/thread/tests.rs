@@ -7,11 +7,14 @@ use proptest::prelude::*;
 
 const MAIN: Tid = 2;
 const FOREVER: Option<u64> = None;
+/// What waits answer that end by time.
+const LATE: u64 = 110;
 
 fn at(address: u64, deadline: Option<u64>) -> Wait {
     Wait {
         futex: Some((address, u32::MAX)),
         deadline,
+        late: LATE,
     }
 }
 
@@ -65,6 +68,7 @@ fn a_wake_finds_those_who_named_one_of_its_bits() {
         threads.block(Wait {
             futex: Some((8, mask)),
             deadline: None,
+            late: LATE,
         });
         threads.next(0);
     }
@@ -82,13 +86,15 @@ fn waits_end_by_time_and_say_so() {
     threads.block(Wait {
         futex: None,
         deadline: Some(50),
+        late: 0,
     });
     assert_eq!(threads.next(49), Next::Idle(Some(50)));
-    assert_eq!(threads.next(50), Next::Run(3, 0), "a sleep has no error");
+    assert!(threads.others_may_run());
+    assert_eq!(threads.next(50), Next::Run(3, 0), "as the wait said");
     threads.exit();
     assert_eq!(threads.next(99), Next::Idle(Some(100)));
-    let timed_out = Errno::ETIMEDOUT.to_result();
-    assert_eq!(threads.next(100), Next::Run(2, timed_out));
+    assert_eq!(threads.next(100), Next::Run(2, LATE));
+    assert!(!threads.others_may_run());
     assert_eq!(threads.waiting(), 0);
     threads.exit();
     assert_eq!(threads.next(100), Next::Ended);
@@ -347,23 +353,17 @@ impl Model {
     }
 
     fn expire(&mut self, now: u64) {
-        let mut due: Vec<(u64, Tid, bool)> = Vec::new();
+        let mut due: Vec<(u64, Tid, u64)> = Vec::new();
         self.waits.retain(|(tid, wait)| match wait.deadline {
             Some(deadline) if deadline <= now => {
-                due.push((deadline, *tid, wait.futex.is_some()));
+                due.push((deadline, *tid, wait.late));
                 false
             }
             _ => true,
         });
         due.sort_unstable();
-        for (_, tid, at_futex) in due {
-            let answer = if at_futex {
-                Errno::ETIMEDOUT.to_result()
-            } else {
-                0
-            };
-            self.ready.push((tid, answer));
-        }
+        self.ready
+            .extend(due.into_iter().map(|(_, tid, late)| (tid, late)));
     }
 }
 
@@ -445,7 +445,14 @@ fn apply(
         Step::Wait { word, mask, time } => {
             let deadline = time.map(|time| *now + time);
             let futex = Some((word, mask));
-            waits(model, Wait { futex, deadline });
+            waits(
+                model,
+                Wait {
+                    futex,
+                    deadline,
+                    late: LATE,
+                },
+            );
             return Ok(false);
         }
         Step::Sleep(time) => {
@@ -455,6 +462,7 @@ fn apply(
                 Wait {
                     futex: None,
                     deadline,
+                    late: 0,
                 },
             );
             return Ok(false);
