@@ -151,8 +151,6 @@ impl Machine {
         let exports = Exports::open(&config.exports)?;
         let cpu = CpuFacts::read(&kvm_fd)?;
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
-        vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
-        super::bells::route(&vm).map_err(kvm("KVM_SET_GSI_ROUTING"))?;
         phases.done("vm");
         let memory = PrivateRam::on(
             config.mem_bytes,
@@ -167,6 +165,20 @@ impl Machine {
         });
         add_ram(&vm, &memory)?;
         phases.done("memslots");
+        let arenas = ArenaTable::new(
+            Arc::clone(&vm),
+            &config.name,
+            config.broker_socket.clone(),
+            config.backing,
+            config.memory_node,
+        )
+        .map_err(MachineError::Broker)?;
+        phases.done("broker");
+        // Behind all memory: what an interrupt controller puts on KVM's buses has
+        // the next change of memory wait for milliseconds (docs/platforms.md).
+        vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
+        super::bells::route(&vm).map_err(kvm("KVM_SET_GSI_ROUTING"))?;
+        phases.done("interrupts");
         let mut vcpu = vm.create_vcpu(0).map_err(kvm("KVM_CREATE_VCPU"))?;
         let stats = Arc::new(
             KvmStats::open(&vcpu).map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?,
@@ -196,14 +208,6 @@ impl Machine {
         let kernel = loader::prepare(&memory.ram, header, &facts)?;
         vcpu::set_up(&vcpu, &kernel, mode, flags, features)?;
         phases.done("kernel");
-        let arenas = ArenaTable::new(
-            Arc::clone(&vm),
-            &config.name,
-            config.broker_socket.clone(),
-            config.backing,
-            config.memory_node,
-        )
-        .map_err(MachineError::Broker)?;
         let imports = ImportTable::new(
             Arc::clone(&vm),
             &config.name,
@@ -211,7 +215,6 @@ impl Machine {
             (config.backing, config.memory_node),
             mode,
         );
-        phases.done("broker");
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
             cpu_features: vcpu::features_in_force(&vcpu, features)?.names(),
