@@ -87,6 +87,11 @@ impl Figure {
         }
     }
 
+    /// The same with another value.
+    pub(crate) fn with_value(self, value: f64) -> Self {
+        Self { value, ..self }
+    }
+
     /// The same with a bound.
     pub(crate) fn bounded(self, bound: Bound) -> Self {
         let verdict = if bound.is_met(self.value) {

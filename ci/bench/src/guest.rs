@@ -41,6 +41,11 @@ impl Guest {
         })
     }
 
+    /// Number of its process; of the command that runs it, in an enclave.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Has one request done; returns its numbers.
     ///
     /// # Errors

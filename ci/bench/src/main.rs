@@ -17,10 +17,12 @@
 //! | `guest`    | a running `xasm-bench`                               |
 //! | `forks`    | `fork` of a process with memory                      |
 //! | `raw`      | plain mappings and the processor's clock             |
+//! | `bare`     | the least virtual machine                            |
 //! | `measure`  | the measurements                                     |
 //!
 //! Does not build anything and knows no other clock than the monotonic one.
 
+mod bare;
 mod figures;
 mod forks;
 mod guest;

@@ -56,6 +56,34 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Private memory that nobody has touched, but for `data` at `at`.
+    ///
+    /// # Errors
+    /// The host refuses, or `data` does not fit.
+    pub(crate) fn untouched(bytes: usize, at: usize, data: &[u8]) -> anyhow::Result<Self> {
+        let end = at.checked_add(data.len());
+        anyhow::ensure!(
+            end.is_some_and(|end| end <= bytes),
+            "{} bytes at {at} do not fit in {bytes}",
+            data.len()
+        );
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address the host kernel chooses replaces
+        // nothing.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, prot, MapFlags::PRIVATE) };
+        let mapping = Self::new(start, bytes)?;
+        let to = mapping.start.cast::<u8>().as_ptr();
+        // SAFETY: inside the new writable mapping, as was checked, which nobody
+        // else refers to.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to.add(at), data.len()) };
+        Ok(mapping)
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+
     fn new(start: rustix::io::Result<*mut c_void>, bytes: usize) -> anyhow::Result<Self> {
         let start = start.context("map memory to compare with")?;
         let start = NonNull::new(start).context("memory at address 0")?;

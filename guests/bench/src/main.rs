@@ -1,8 +1,8 @@
 //! xasm-bench: does one block of measured work for each line it reads.
 //!
 //! Runs inside an enclave, driven by the host's `bench` program over standard
-//! input and output ([`xasm_bench::protocol`]); natively it serves the one
-//! request that needs no enclave, getpid. Build it as one static file:
+//! input and output ([`xasm_bench::protocol`]); natively it serves the
+//! requests that need no enclave, getpid and detours. Build it as one static file:
 //!
 //! ```text
 //! cargo rustc -p xasm-bench --release --bin xasm-bench -- \
@@ -12,6 +12,7 @@
 //! Every error is an answer; the program ends when its input does. It measures
 //! and judges nothing: ratios and bounds are the host's business.
 
+mod detours;
 mod imports;
 mod work;
 

@@ -96,6 +96,12 @@ pub enum Request {
         /// Calls.
         count: u64,
     },
+    /// Computes without any call. → detours, and nanoseconds of all of them, of
+    /// the longest, and of the whole
+    Detours {
+        /// How long, in milliseconds.
+        ms: u64,
+    },
     /// Attaches an arena of anybody under its name. → payload bytes, bytes of a
     /// chunk
     Attach {
@@ -222,6 +228,7 @@ impl fmt::Display for Request {
             Self::RewriteAfterPublish { name } => write!(f, "rewrite-after-publish {name}"),
             Self::RewriteAndCopy { name } => write!(f, "rewrite-and-copy {name}"),
             Self::GetPid { count } => write!(f, "getpid {count}"),
+            Self::Detours { ms } => write!(f, "detours {ms}"),
             Self::Attach {
                 name,
                 every,
@@ -306,6 +313,9 @@ impl FromStr for Request {
             },
             "getpid" => Self::GetPid {
                 count: words.number("a count")?,
+            },
+            "detours" => Self::Detours {
+                ms: words.number("milliseconds")?,
             },
             "storm" => Self::Storm {
                 name: words.text("a name")?,
@@ -482,6 +492,7 @@ mod tests {
             Request::RewriteAfterPublish { name: name() },
             Request::RewriteAndCopy { name: name() },
             Request::GetPid { count: 1000 },
+            Request::Detours { ms: 1000 },
             Request::Attach {
                 name: name(),
                 every: true,

@@ -3,6 +3,7 @@
 //! Called by `main` for each request. Only the stated operation lies between
 //! two looks at the clock.
 
+use crate::detours;
 use crate::imports::Imports;
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -92,6 +93,7 @@ impl Work {
             Request::RewriteAfterPublish { name } => self.named(name)?.rewrite_after_publish(),
             Request::RewriteAndCopy { name } => self.rewrite_and_copy(name),
             Request::GetPid { count } => Ok(vec![get_pid(*count)]),
+            Request::Detours { ms } => Ok(detours::count(*ms).to_vec()),
             Request::Storm {
                 name,
                 generations,

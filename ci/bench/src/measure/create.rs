@@ -1,8 +1,10 @@
 //! How long an enclave takes to be there: the command `create`, its phases,
-//! and from its start to the first byte a program in the enclave prints.
+//! from its start to the first byte a program in the enclave prints, against
+//! what KVM alone needs; and the memory its VMM takes for itself.
 
-use super::{MIB, Plan};
-use crate::figures::{Figure, Figures};
+use super::{MIB, Plan, promised};
+use crate::bare;
+use crate::figures::{Bound, Figure, Figures};
 use crate::guest::Guest;
 use crate::session::{Session, capture};
 use crate::stats::median;
@@ -14,6 +16,12 @@ use xasm_bench::protocol::Request;
 
 /// Memory of the enclaves.
 const MEM_MIB: u64 = 512;
+/// What the VMM does by the end of which its kernel is up.
+const LAST_PHASE: &str = "kernel";
+/// `create` over a bare machine, and what a busy machine must keep.
+const OVER_BARE: (f64, f64) = (5.0, 10.0);
+/// Bytes a VMM takes beside its enclave's memory.
+const OWN_BYTES: u64 = 5 * MIB;
 
 /// Measures with and without touching the memory, in turn.
 pub(super) fn measure(plan: &Plan, session: &Session, figures: &mut Figures) -> anyhow::Result<()> {
@@ -21,11 +29,17 @@ pub(super) fn measure(plan: &Plan, session: &Session, figures: &mut Figures) -> 
         Case::new("prefault", &[]),
         Case::new("no prefault", &["--no-prefault"]),
     ];
+    let mut bare = Vec::new();
     for round in 0..plan.blocks(5, 2) {
         for case in &mut cases {
             case.add(session, round)?;
+            let took = bare::set_up(usize::try_from(MEM_MIB * MIB)?)?;
+            bare.push(took.as_secs_f64() * 1e3);
         }
     }
+    let [_, unfilled] = &cases;
+    figures.add(unfilled.over_bare(&bare)?);
+    figures.add(unfilled.own_memory()?);
     for case in cases {
         case.figures(figures)?;
     }
@@ -41,6 +55,8 @@ struct Case {
     /// By phase, since the start of the VMM.
     phases: BTreeMap<String, Vec<f64>>,
     backing: u64,
+    /// Bytes each VMM had for itself.
+    own: Vec<f64>,
 }
 
 impl Case {
@@ -52,6 +68,7 @@ impl Case {
             first_byte: Vec::new(),
             phases: BTreeMap::new(),
             backing: 0,
+            own: Vec::new(),
         }
     }
 
@@ -69,6 +86,8 @@ impl Case {
             console.contains("enclave-kernel"),
             "the console of {name} starts without its kernel"
         );
+        let pid = enclave.created["effective"]["pid"].as_u64();
+        self.own.push(own_bytes(pid.context("no process")?)?);
         let report = &enclave.created["report"];
         self.backing = report["backing_page_bytes"].as_u64().unwrap_or(0);
         for phase in report["phases"].as_array().into_iter().flatten() {
@@ -78,6 +97,28 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// From the VMM's start until its kernel is up, over a bare machine.
+    fn over_bare(&self, bare: &[f64]) -> anyhow::Result<Figure> {
+        let up = self.phases.get(LAST_PHASE).and_then(|times| median(times));
+        let up = up.context("no enclave was created")?;
+        let bare = median(bare).context("no bare machine was made")?;
+        let figure = Figure::reported(
+            format!("create, {}/bare KVM", self.what),
+            up / bare,
+            "ratio",
+        );
+        let (promise, bound) = OVER_BARE;
+        let figure = promised(figure, Bound::AtMost(promise), Bound::AtMost(bound));
+        Ok(figure.detail("create_ms", up).detail("bare_ms", bare))
+    }
+
+    /// What the VMM takes beside the memory it gives away.
+    fn own_memory(&self) -> anyhow::Result<Figure> {
+        let own = median(&self.own).context("no enclave was created")?;
+        let figure = Figure::reported("VMM's memory beside the guest's", own, "bytes");
+        Ok(figure.bounded(Bound::AtMost(OWN_BYTES as f64)))
     }
 
     fn figures(&self, figures: &mut Figures) -> anyhow::Result<()> {
@@ -108,6 +149,19 @@ impl Case {
         )));
         Ok(())
     }
+}
+
+/// Resident bytes of a process that are not shared memory: its own, and its
+/// program's file (`proc_pid_status(5)`).
+fn own_bytes(pid: u64) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let own = kib("RssAnon:").zip(kib("RssFile:"));
+    let (own, file) = own.context("no resident sizes in /proc")?;
+    Ok(((own + file) * 1024) as f64)
 }
 
 fn milliseconds(since: Instant) -> f64 {

@@ -8,12 +8,14 @@ mod attach;
 mod create;
 mod doorbell;
 mod publish;
+mod quiet;
 mod reading;
 mod rewrite;
 mod storm;
 mod stuck;
 mod syscall;
 mod transport;
+mod triad;
 
 use crate::figures::{Bound, Figure, Figures};
 use crate::guest::Guest;
@@ -58,6 +60,10 @@ pub(crate) enum Name {
     Storm,
     /// snap-mini with and without snapshots.
     Transport,
+    /// Exits and detours of a computation.
+    Quiet,
+    /// Memory bandwidth of an OpenMP program.
+    Triad,
     /// From create to the first byte.
     Create,
 }
@@ -138,6 +144,14 @@ fn inside(plan: &Plan, session: &Session, figures: &mut Figures) -> anyhow::Resu
             let mut guest = Guest::start(enclave.run("xasm-bench"))?;
             measure(plan, session, &mut guest, figures)?;
         }
+    }
+    if plan.includes(Name::Quiet) {
+        eprintln!("==> bench: Quiet");
+        quiet::measure(plan, session, &enclave, figures)?;
+    }
+    if plan.includes(Name::Triad) {
+        eprintln!("==> bench: Triad");
+        triad::measure(plan, session, &enclave, figures)?;
     }
     if plan.includes(Name::Transport) {
         eprintln!("==> bench: Transport");
