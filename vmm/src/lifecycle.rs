@@ -223,6 +223,7 @@ fn boot(
     let effective = Effective {
         config,
         cores: grant.cores,
+        idle: grant.idle,
         memory_node: grant.memory_node,
         warnings: grant.warnings,
         pid: rustix::process::getpid().as_raw_nonzero().get(),
@@ -449,6 +450,7 @@ mod tests {
             let effective = Effective {
                 config: config(),
                 cores: vec![2],
+                idle: Vec::new(),
                 memory_node,
                 warnings: Vec::new(),
                 pid: 1,

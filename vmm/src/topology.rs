@@ -41,6 +41,8 @@ pub struct Topology {
     pub online: BTreeSet<usize>,
     /// Threads of the same physical core, the core itself included.
     pub siblings: BTreeMap<usize, BTreeSet<usize>>,
+    /// The efficient cores of a hybrid processor; empty where all are alike.
+    pub slow: BTreeSet<usize>,
     /// Bytes of memory in all.
     pub mem_total_bytes: u64,
     /// Bytes that can be had without swapping (`MemAvailable`).
@@ -106,6 +108,8 @@ impl Topology {
             present,
             online,
             siblings,
+            // There on hybrid processors only.
+            slow: read_cpus(&root.join("sys/devices/cpu_atom/cpus")).unwrap_or_default(),
             mem_total_bytes: field("MemTotal")?,
             mem_available_bytes: field("MemAvailable")?,
             huge_total: read_number(&huge.join("nr_hugepages")),
@@ -356,6 +360,30 @@ mod tests {
         assert_eq!(topology.mem_total_bytes, 100 * 1024);
         assert_eq!(topology.mem_available_bytes, 60 * 1024);
         assert_eq!((topology.huge_total, topology.huge_free), (9, 5));
+    }
+
+    /// Two fast cores of two threads and two slow ones, as hybrid processors are
+    /// numbered; a thread that is offline is in no list of siblings.
+    #[test]
+    fn a_hybrid_tree_tells_which_cores_are_slow() {
+        let siblings = |core: usize, text| {
+            let path = format!("{CPU}/cpu{core}/topology/thread_siblings_list");
+            (path, format!("{text}\n"))
+        };
+        let mut files = vec![
+            (format!("{CPU}/online"), "0-2,4-5\n".to_owned()),
+            (format!("{CPU}/present"), "0-5\n".to_owned()),
+            ("sys/devices/cpu_atom/cpus".to_owned(), "4-5\n".to_owned()),
+            ("proc/meminfo".to_owned(), MEMINFO.to_owned()),
+        ];
+        for (core, text) in [(0, "0-1"), (1, "0-1"), (2, "2"), (4, "4"), (5, "5")] {
+            files.push(siblings(core, text));
+        }
+        let files: Vec<(&str, &str)> = files.iter().map(|(p, t)| (&**p, &**t)).collect();
+        let host = Topology::read(tree(&files).path()).unwrap();
+        assert_eq!(host.slow, BTreeSet::from([4, 5]));
+        assert_eq!(host.siblings[&1], BTreeSet::from([0, 1]));
+        assert_eq!(host.siblings[&2], BTreeSet::from([2]));
     }
 
     #[test]

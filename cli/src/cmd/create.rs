@@ -1,6 +1,7 @@
 //! `create`: checks the request, makes sure the broker runs, starts the VMM
 //! and waits for its one line that says the enclave is up or why not.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::features::{Features, parse_without};
 use enclave_vmm::machine::{Backing, Export, Ring};
-use enclave_vmm::topology::Topology;
+use enclave_vmm::topology::{Topology, cpu_list};
 
 use super::{check, plan};
 use crate::launch::{Launch, Lifetime, Word};
@@ -37,7 +38,7 @@ pub(crate) struct Create {
     #[arg(long)]
     dry_run: bool,
     /// How many cores, or which: a list such as 2,4-5 (2-2 is core 2);
-    /// default: 1.
+    /// default: 1. Other hardware threads of these cores are kept idle.
     #[arg(long, value_name = "N|LIST", value_parser = parse_cores)]
     cores: Option<CoreRequest>,
     /// Private memory, such as 512M or 1G.
@@ -294,14 +295,24 @@ fn summary(started: &Started) -> String {
         .map(usize::to_string)
         .collect();
     format!(
-        "{}: core {}, {} of memory in {} pages{}, kernel in {}",
+        "{}: core {}{}, {} of memory in {} pages{}, kernel in {}",
         started.effective.config.name,
         cores.join(","),
+        idle_threads(started),
         output::size(started.effective.config.mem_bytes),
         output::size(started.report.backing_page_bytes),
         where_it_is(started),
         started.report.kernel_mode,
     )
+}
+
+/// The threads that nobody uses, so that the enclave has its cores alone.
+fn idle_threads(started: &Started) -> String {
+    let idle: BTreeSet<usize> = started.effective.idle.iter().copied().collect();
+    match idle.is_empty() {
+        true => String::new(),
+        false => format!(" ({} idle beside it)", cpu_list(&idle)),
+    }
 }
 
 /// " on node 1" when a node was asked for: where the kernel says that the

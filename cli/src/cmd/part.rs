@@ -41,6 +41,8 @@ struct OwnerRow {
     enclave: String,
     pid: i32,
     cores: BTreeSet<usize>,
+    /// Other threads of the same physical cores.
+    idle: BTreeSet<usize>,
     /// Nodes of its cores.
     nodes: BTreeSet<usize>,
     share_cores: bool,
@@ -83,6 +85,7 @@ fn list(format: Format) -> Result<(), Failure> {
         "ENCLAVE",
         "PID",
         "CORES",
+        "IDLE",
         "NODE",
         "SHARED",
         "MEMORY",
@@ -94,7 +97,11 @@ fn list(format: Format) -> Result<(), Failure> {
 }
 
 fn node_rows(host: &Topology, owners: &[(String, Record)]) -> Vec<NodeRow> {
-    let is_held = |core: &usize| owners.iter().any(|(_, record)| record.cores.contains(core));
+    let is_held = |core: &usize| {
+        owners
+            .iter()
+            .any(|(_, record)| record.taken().any(|held| held == *core))
+    };
     let nodes = host.nodes.iter();
     nodes
         .map(|(&node, has)| NodeRow {
@@ -124,6 +131,7 @@ fn owner_rows(host: &Topology, owners: Vec<(String, Record)>) -> Vec<OwnerRow> {
             .filter_map(|&core| host.node_of(core))
             .collect(),
         cores: record.cores.into_iter().collect(),
+        idle: record.idle.into_iter().collect(),
         share_cores: record.share_cores,
         mem_bytes: record.mem_bytes,
         memory_node: record.node,
@@ -154,6 +162,7 @@ impl OwnerRow {
             self.enclave.clone(),
             self.pid.to_string(),
             cpu_list(&self.cores),
+            cpu_list(&self.idle),
             cpu_list(&self.nodes),
             shared.to_owned(),
             output::size(self.mem_bytes),
@@ -180,7 +189,8 @@ mod tests {
         };
         let record = Record {
             pid: 7,
-            cores: vec![1, 3],
+            cores: vec![1],
+            idle: vec![3],
             mem_bytes: 512 << 20,
             node: Some(1),
             ..Record::default()
@@ -190,7 +200,7 @@ mod tests {
         let left: Vec<String> = rows.iter().map(|row| cpu_list(&row.host_cores)).collect();
         assert_eq!(left, ["0", "2"]);
         let rows = owner_rows(&host, owners);
-        let wanted = ["sim", "7", "1,3", "0-1", "no", "512M", "1"];
+        let wanted = ["sim", "7", "1", "3", "0", "no", "512M", "1"];
         assert_eq!(rows[0].cells(), wanted);
     }
 }

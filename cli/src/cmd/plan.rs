@@ -28,6 +28,7 @@ pub(super) fn show(config: &EnclaveConfig, format: Format) -> Result<(), Failure
             &json!({
                 "config": config,
                 "cores": grant.cores,
+                "idle": grant.idle,
                 "memory_node": grant.memory_node,
                 "warnings": grant.warnings,
             }),
@@ -61,7 +62,16 @@ fn cores(config: &EnclaveConfig, host: &Topology, grant: &Grant) -> String {
         .filter_map(|&core| host.node_of(core))
         .collect();
     let shared = if config.share_cores { ", shared" } else { "" };
-    format!("{} of node {}{shared}", cpu_list(&cores), cpu_list(&nodes))
+    let idle: BTreeSet<usize> = grant.idle.iter().copied().collect();
+    let idle = match idle.is_empty() {
+        true => String::new(),
+        false => format!(", their other threads {} idle", cpu_list(&idle)),
+    };
+    format!(
+        "{} of node {}{idle}{shared}",
+        cpu_list(&cores),
+        cpu_list(&nodes)
+    )
 }
 
 fn memory(config: &EnclaveConfig, host: &Topology, from: MemoryNode) -> String {

@@ -51,6 +51,7 @@ pub(crate) fn text(name: &str, host: &Topology) -> String {
 name = \"{name}\"
 
 # How many, or which: 1, \"2,4-5\" or [2, 4, 5]. The host keeps one at least.
+# Physical cores go whole: their other hardware threads stay idle.
 cores = 1
 
 # NUMA node that cores and memory come from [any].

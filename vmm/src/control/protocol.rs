@@ -103,6 +103,9 @@ pub struct Effective {
     pub config: EnclaveConfig,
     /// The cores granted.
     pub cores: Vec<usize>,
+    /// Other threads of the same physical cores, kept idle.
+    #[serde(default)]
+    pub idle: Vec<usize>,
     /// Where memory comes from.
     #[serde(default)]
     pub memory_node: MemoryNode,

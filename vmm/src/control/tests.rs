@@ -48,6 +48,7 @@ fn effective(scratch: &Scratch) -> Effective {
             selftest: 0,
         },
         cores: vec![1],
+        idle: Vec::new(),
         memory_node: MemoryNode::Any,
         warnings: Vec::new(),
         pid: 1,

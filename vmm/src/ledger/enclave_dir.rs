@@ -49,6 +49,9 @@ pub struct Record {
     pub pid: i32,
     /// Cores granted.
     pub cores: Vec<usize>,
+    /// Other threads of the same physical cores, kept idle.
+    #[serde(default)]
+    pub idle: Vec<usize>,
     /// Are they shared?
     pub share_cores: bool,
     /// Private RAM in bytes.
@@ -61,6 +64,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Every core that nobody else may have.
+    pub fn taken(&self) -> impl Iterator<Item = usize> {
+        self.cores.iter().chain(&self.idle).copied()
+    }
+
     /// That of an enclave nothing was granted to yet.
     #[must_use]
     pub fn of_this_process() -> Self {

@@ -34,6 +34,8 @@ const HUGE_PAGE_BYTES: u64 = 2 << 20;
 pub struct Grant {
     /// Cores, ascending.
     pub cores: Vec<usize>,
+    /// The other threads of these physical cores, which stay idle.
+    pub idle: Vec<usize>,
     /// Where the memory is to come from.
     pub memory_node: MemoryNode,
     /// Warnings for the user.
@@ -92,12 +94,13 @@ impl Reservation {
     ) -> Result<Grant, Failure> {
         let _admission = self.admission_lock()?;
         let grant = decide(&self.run, config, topology, allowed)?;
-        for &core in &grant.cores {
+        for &core in grant.cores.iter().chain(&grant.idle) {
             let lock = self.lock_core(core, config.share_cores)?;
             self.core_locks.push(lock);
         }
         self.record = Record {
             cores: grant.cores.clone(),
+            idle: grant.idle.clone(),
             share_cores: config.share_cores,
             mem_bytes: config.mem_bytes,
             node: config.node,
@@ -223,6 +226,7 @@ fn decide(
     Ok(Grant {
         memory_node: memory_node(config, topology, &choice.cores),
         cores: choice.cores,
+        idle: choice.idle,
         warnings: choice.warnings,
     })
 }
@@ -250,7 +254,7 @@ pub fn live(run: &RunDir) -> Result<Vec<(String, Record)>, Failure> {
 fn holders(others: &[(String, Record)]) -> BTreeMap<usize, Vec<Holder>> {
     let mut held: BTreeMap<usize, Vec<Holder>> = BTreeMap::new();
     for (name, record) in others {
-        for &core in &record.cores {
+        for core in record.taken() {
             held.entry(core).or_default().push(Holder {
                 enclave: name.clone(),
                 pid: record.pid,

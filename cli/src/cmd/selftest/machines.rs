@@ -320,6 +320,7 @@ mod tests {
             effective: Effective {
                 config: small(Ring::Auto, 1),
                 cores: vec![0],
+                idle: Vec::new(),
                 memory_node: MemoryNode::Any,
                 warnings: Vec::new(),
                 pid: 1,
