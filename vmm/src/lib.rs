@@ -3,6 +3,7 @@
 
 pub mod capability;
 pub mod config;
+pub mod confine;
 pub mod console_log;
 pub mod control;
 pub mod exit;

@@ -24,6 +24,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::EnclaveConfig;
+use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
 use crate::control::Control;
 use crate::control::protocol::{Effective, Started};
@@ -300,7 +301,7 @@ fn stop(control: Arc<dyn Control>) {
         // Nobody listens when the time was over.
         let _ = done.send(());
     };
-    let spawned = std::thread::Builder::new().name("stop".into()).spawn(body);
+    let spawned = confine::spawn(Role::Helper, "stop", body);
     if spawned.is_ok() && wait.recv_timeout(STOP_TIMEOUT).is_err() {
         note(format_args!("the machine did not stop in {STOP_TIMEOUT:?}"));
     }

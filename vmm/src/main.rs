@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use enclave_vmm::config::EnclaveConfig;
+use enclave_vmm::confine::{self, Needs};
 use enclave_vmm::console_log::ConsoleLog;
 use enclave_vmm::control::Control;
 use enclave_vmm::control::protocol::{Ready, encode};
@@ -78,7 +79,7 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
     // Before any thread, so that all inherit the mask and the confinement.
     let signals =
         SignalFd::new(&[SIGTERM, SIGINT, SIGHUP]).map_err(|e| Failure::io("block signals", e))?;
-    confine()?;
+    give_up_rights()?;
     let detached = ready.is_some();
     if detached {
         // Fails only for a process that leads its group already.
@@ -88,12 +89,14 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
     config
         .check()
         .map_err(|e| e.into_failure(format!("create enclave {}", config.name)))?;
-    let run_dir = RunDir::create(&RunDir::default_path()?)?;
+    let run_dir_path = RunDir::default_path()?;
+    let run_dir = RunDir::create(&run_dir_path)?;
     let reservation = Reservation::take_name(run_dir, &config.name)?;
     write_last_words(reservation.dir())?;
     if detached {
         redirect(reservation.dir())?;
     }
+    confine(&config, run_dir_path.as_path(), reservation.dir())?;
     let topology = Topology::read(Path::new("/"))
         .map_err(|e| Failure::new(Class::Failure, "read the host's topology", e))?;
     let (enclave, started) = Enclave::bring_up(
@@ -155,13 +158,33 @@ fn refusal(name: &str, error: &MachineError) -> Failure {
 
 /// Gives up what a VMM never needs: being dumped or traced by its user, and
 /// gaining rights through a program.
-fn confine() -> Result<(), Failure> {
+fn give_up_rights() -> Result<(), Failure> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     let failed = |e| Failure::io("confine this process", e);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed)?;
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
+}
+
+/// Gives up everything else that this enclave does not need, while this is the
+/// only thread.
+fn confine(config: &EnclaveConfig, run_dir: &Path, dir: &EnclaveDir) -> Result<(), Failure> {
+    let what = "confine this process";
+    let needs = Needs {
+        run_dir,
+        kernel: &config.kernel,
+        exports: &config.exports,
+        notes: confine::keep_open(dir.fd()).map_err(|e| Failure::io(what, e))?,
+    };
+    confine::enter(&needs).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        let why = match cause {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        Failure::new(Class::Failure, what, why).with_hint("enclavectl doctor")
+    })
 }
 
 fn read_config(path: &Path) -> Result<EnclaveConfig, Failure> {

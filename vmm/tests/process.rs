@@ -141,6 +141,58 @@ fn a_name_that_is_taken_names_the_holder() {
 }
 
 #[test]
+fn links_planted_anywhere_in_the_run_directory_are_not_followed() {
+    let files = [
+        "lock",
+        "control.sock",
+        "config.json",
+        "config.json.new",
+        "console.log",
+        "console.log.1",
+        "vmm.log",
+        "crash",
+    ];
+    let inside = files.map(|file| format!("enclaves/a1/{file}"));
+    let ledger = ["ledger/admission.lock", "ledger/core-0.lock"].map(str::to_owned);
+    for planted in inside.into_iter().chain(ledger) {
+        let host = Host::new();
+        for dir in ["run/ledger", "run/enclaves/a1"] {
+            fs::create_dir_all(host.0.join(dir)).unwrap();
+        }
+        let (victim, absent) = (host.0.join("victim"), host.0.join("absent"));
+        fs::write(&victim, "precious").unwrap();
+        for target in [&victim, &absent] {
+            let link = host.0.join("run").join(&planted);
+            let _ = fs::remove_file(&link);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            // Core 0 is granted wherever it may be, so its lock is tried.
+            let core = serde_json::json!({ "list": [0] });
+            let _ = host.run(&config(&[("cores", core)]));
+            assert_eq!(fs::read(&victim).unwrap(), b"precious", "{planted}");
+            assert!(!absent.exists(), "{planted}");
+        }
+    }
+}
+
+#[test]
+fn a_link_in_place_of_a_directory_is_refused() {
+    for planted in ["enclaves", "ledger", "enclaves/a1"] {
+        let host = Host::new();
+        let elsewhere = host.0.join("elsewhere");
+        fs::create_dir_all(elsewhere.join("a1")).unwrap();
+        let link = host.0.join("run").join(planted);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        let (line, output) = host.run(&config(&[]));
+        assert!(!output.status.success(), "{planted}");
+        assert!(matches!(decode(&line), Ok(Ready::Error(_))), "{planted}");
+        assert_eq!(fs::read_dir(elsewhere.join("a1")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1, "{planted}");
+    }
+}
+
+#[test]
 fn a_ready_descriptor_that_is_not_open_is_a_usage_error() {
     let status = Command::new(env!("CARGO_BIN_EXE_enclave-vmm"))
         .args(["--config", "-", "--ready-fd", "77"])

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::EnclaveConfig;
+use crate::confine::Confinement;
 use crate::failure::{Class, Failure};
 use crate::machine::{MachineReport, MachineState, MemoryNode, RunOutcome};
 use crate::placement::Placement;
@@ -132,6 +133,9 @@ pub struct Inspection {
     pub console_dropped: u64,
     /// How the last program ended, if one has.
     pub last_outcome: Option<RunOutcome>,
+    /// What its process can no longer do, read back from the host kernel.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Version of the VMM.
     pub version: String,
 }

@@ -20,6 +20,7 @@ use super::Control;
 use super::channel::{Inbox, Line, Progress, send};
 use super::protocol::{Effective, Inspection, Reply, Request, decode, encode};
 use super::run::{Report, run_failure, run_spec, run_to_end};
+use crate::confine::{self, Confinement, Role};
 use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
 use crate::machine::RunOutcome;
@@ -298,6 +299,7 @@ impl Server {
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
             console_dropped: self.facts.log.dropped(),
             last_outcome: self.last_outcome.clone(),
+            confinement: Confinement::of_self(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -324,7 +326,7 @@ impl Server {
         let reports = self.reports_in.clone();
         let wake = Arc::clone(&self.wake);
         let body = move || run_to_end(&*control, id, spec, &reports, &wake);
-        match std::thread::Builder::new().name("run".into()).spawn(body) {
+        match confine::spawn(Role::Helper, "run", body) {
             Ok(_) => self.runs_in_flight += 1,
             Err(error) => self.reply_and_close(fd, Failure::io("run a program", error), ops),
         }

@@ -32,6 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 use xemem_host::Bells;
 
 use super::leases::ends_first;
+use crate::confine::{self, Role};
 use crate::vmm_log::note;
 
 /// Interrupt line of all bells; those below are the usual chips'.
@@ -237,8 +238,8 @@ impl Watch {
                 let _ = gone.write(1);
             }
         };
-        let watcher = std::thread::Builder::new().name("import-watch".into());
-        watch.watcher = Some(watcher.spawn(body).map_err(|_| Errno::AGAIN)?);
+        let watcher = confine::spawn(Role::Helper, "import-watch", body);
+        watch.watcher = Some(watcher.map_err(|_| Errno::AGAIN)?);
         Ok(watch)
     }
 }

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use xemem_host::Broker;
 
 use super::arenas::Mapping;
+use crate::confine::{self, Role};
 use crate::vmm_log::note;
 
 /// Bytes of the lease page.
@@ -100,9 +101,7 @@ impl Link {
                 ));
             }
         };
-        let watcher = std::thread::Builder::new()
-            .name("broker-watch".into())
-            .spawn(body)?;
+        let watcher = confine::spawn(Role::Helper, "broker-watch", body)?;
         Ok(Self {
             broker,
             stop,

@@ -32,6 +32,7 @@ use super::{
     BellCounts, MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec,
 };
 use crate::capability;
+use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
 use crate::features::{self, Features};
@@ -273,9 +274,7 @@ impl Machine {
         // Only there to interrupt KVM_RUN; blocked signals would not.
         register_signal_handler(SIGRTMIN(), ignore)
             .map_err(|e| MachineError::System("install the kick signal", e.into()))?;
-        let thread = std::thread::Builder::new()
-            .name("vcpu0".into())
-            .spawn(move || looped.run())
+        let thread = confine::spawn(Role::Vcpu, "vcpu0", move || looped.run())
             .map_err(|e| MachineError::System("start the vCPU thread", e))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
@@ -373,9 +372,7 @@ impl Machine {
             }
         };
         // Without a thread the machine only looks busy until it is destroyed.
-        let _ = std::thread::Builder::new()
-            .name("kill-watch".into())
-            .spawn(watch);
+        let _ = confine::spawn(Role::Helper, "kill-watch", watch);
     }
 
     /// Blocks until the kernel has reported or `timeout` is over.

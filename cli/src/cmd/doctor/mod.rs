@@ -4,6 +4,7 @@
 //! (an enclave cannot be created), with the command that mends it. Files are
 //! read below an injectable root, so that tests show it other hosts.
 
+mod confinement;
 mod platform;
 
 use std::fs;
@@ -108,6 +109,8 @@ pub(crate) fn checks() -> Vec<Check> {
     checks.push(capabilities(capability::lacks_of_host()));
     let probed = probe::host().map_err(|error| chain(&error));
     checks.extend(platform::checks(Platform::read(root).as_ref(), &probed));
+    checks.push(confinement::of_host(root));
+    checks.extend(confinement::of_enclaves());
     checks.extend([
         memlock(),
         programs(),
