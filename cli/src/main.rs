@@ -8,6 +8,7 @@
 
 mod cmd;
 mod figures;
+mod help;
 mod launch;
 mod locate;
 mod npy;
@@ -17,7 +18,8 @@ mod whole_file;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 use crate::output::Format;
 
@@ -81,6 +83,12 @@ enum Command {
     Inspect(cmd::show::Inspect),
     /// Show what enclaves, arenas and segments have counted.
     Stats(cmd::stats::Stats),
+    /// Show enclaves and what they do, again and again.
+    Top(cmd::top::Top),
+    /// Show what happened to enclaves.
+    Events(cmd::events::Events),
+    /// Wait until an enclave is in a state.
+    Wait(cmd::wait::Wait),
     /// Print what an enclave's console said.
     Logs(cmd::logs::Logs),
     /// Follow an enclave's console from now on; Ctrl-] leaves.
@@ -101,12 +109,19 @@ enum Command {
     /// Look at or stop the XEMEM broker.
     #[command(subcommand)]
     Broker(cmd::broker::Broker),
+    /// Print the script that lets a shell complete verbs, options and names.
+    Completion(cmd::completion::Completion),
+    /// Write the manual pages, one for each verb, into a directory.
+    Man(cmd::completion::Man),
     /// Print versions of program, protocol and ABI.
     Version(cmd::version::Version),
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    CompleteEnv::with_factory(help::command)
+        .var(cmd::completion::VARIABLE)
+        .complete();
+    let matches = help::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -122,6 +137,9 @@ fn main() -> ExitCode {
         Command::List(verb) => verb.run(format),
         Command::Inspect(verb) => verb.run(),
         Command::Stats(verb) => verb.run(format),
+        Command::Top(verb) => verb.run(format),
+        Command::Events(verb) => verb.run(format),
+        Command::Wait(verb) => verb.run(format),
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
         Command::Snap(verb) => verb.run(format),
@@ -130,6 +148,8 @@ fn main() -> ExitCode {
         Command::Selftest(verb) => return verb.run(format),
         Command::Destroy(verb) => verb.run(format),
         Command::Broker(verb) => verb.run(format),
+        Command::Completion(verb) => verb.run(),
+        Command::Man(verb) => verb.run(),
         Command::Version(verb) => verb.run(format),
     };
     match result {
@@ -138,15 +158,5 @@ fn main() -> ExitCode {
             output::failure(&failure);
             ExitCode::from(failure.class.exit_code())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
     }
 }

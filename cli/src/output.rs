@@ -122,6 +122,32 @@ pub(crate) fn duration(milliseconds: u64) -> String {
     }
 }
 
+/// A time since 1970 as ISO 8601 in UTC.
+pub(crate) fn time(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    // Civil date from days, in eras of 400 years that begin in March
+    // (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let z = days + 719_468;
+    let (era, of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        ms / 3_600_000,
+        ms / 60_000 % 60,
+        ms / 1000 % 60,
+        ms % 1000
+    )
+}
+
 /// Prints a line to standard error. Unlike `eprintln!` it does not panic when
 /// nobody reads there.
 pub(crate) fn talk(text: impl Display) {
@@ -175,6 +201,15 @@ mod tests {
         assert_eq!(duration(61_000), "1m01s");
         assert_eq!(duration(3_660_000), "1h01m");
         assert_eq!(duration(90_000_000), "1d01h");
+    }
+
+    #[test]
+    fn times_are_iso_8601() {
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(time(951_782_399_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(time(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(time(1_735_689_599_000), "2024-12-31T23:59:59.000Z");
+        assert_eq!(time(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
     }
 
     #[test]

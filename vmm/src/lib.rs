@@ -6,6 +6,7 @@ pub mod config;
 pub mod confine;
 pub mod console_log;
 pub mod control;
+pub mod event_log;
 pub mod exit;
 pub mod failure;
 pub mod features;

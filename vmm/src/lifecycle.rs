@@ -141,10 +141,14 @@ impl Enclave {
                         return Err(failure);
                     }
                 }
+                let mut report = control.report();
+                let micros = facts.created.elapsed().as_micros();
+                let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+                report.phases.push(("booted".into(), micros));
                 let started = Started {
                     effective: facts.effective.clone(),
                     machine: control.state(),
-                    report: control.report(),
+                    report,
                     placement,
                 };
                 let enclave = Self {

@@ -18,6 +18,8 @@ use enclave_vmm::confine::{self, Needs};
 use enclave_vmm::console_log::ConsoleLog;
 use enclave_vmm::control::Control;
 use enclave_vmm::control::protocol::{Ready, encode};
+use enclave_vmm::control::server::Ended;
+use enclave_vmm::event_log::{self, Happened};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Reservation, RunDir, allowed_cores};
 use enclave_vmm::lifecycle::Enclave;
@@ -96,6 +98,8 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
     if detached {
         redirect(reservation.dir())?;
     }
+    event_log::begin(reservation.run(), &config.name)
+        .map_err(|e| Failure::io("keep the run directory", e))?;
     confine(&config, run_dir_path.as_path(), reservation.dir())?;
     let topology = Topology::read(Path::new("/"))
         .map_err(|e| Failure::new(Class::Failure, "read the host's topology", e))?;
@@ -105,7 +109,15 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
         &topology,
         &allowed_cores()?,
         make_machine,
-    )?;
+    )
+    .inspect_err(|failure| {
+        let reason = failure.why.clone();
+        event_log::tell(Happened::CreateFailed { reason });
+    })?;
+    event_log::tell(Happened::Created {
+        cores: started.effective.cores.clone(),
+        mem_bytes: started.effective.config.mem_bytes,
+    });
     let creator = match ready {
         Some(pipe) if args.with_creator => Some(OwnedFd::from(
             pipe.try_clone()
@@ -116,9 +128,21 @@ fn run(args: &Args, ready: &mut Option<File>) -> Result<(), Failure> {
     if let Err(error) = tell(ready, &Ready::Ok(Box::new(started))) {
         // Whoever asked for the enclave is gone: nobody would know of it.
         enclave.abandon()?;
+        destroyed("nobody waited for it");
         return Err(Failure::io("report to the creator", error));
     }
-    enclave.serve(signals, creator).map(|_| ())
+    let ended = enclave.serve(signals, creator)?;
+    destroyed(match ended {
+        Ended::Requested => "requested",
+        Ended::Signal(_) => "a signal",
+        Ended::CreatorGone => "its creator is gone",
+    });
+    Ok(())
+}
+
+fn destroyed(why: &str) {
+    let reason = why.to_owned();
+    event_log::tell(Happened::Destroyed { reason });
 }
 
 /// Builds the machine under KVM.

@@ -16,7 +16,7 @@ use enclave_vmm::features::{Features, parse_without};
 use enclave_vmm::machine::{Backing, Export, Ring};
 use enclave_vmm::topology::{Topology, cpu_list};
 
-use super::{check, plan};
+use super::{check, plan, timeline};
 use crate::launch::{Launch, Lifetime, Word};
 use crate::output::{self, Format};
 use crate::part_file::PartFile;
@@ -67,6 +67,9 @@ pub(crate) struct Create {
     /// Share cores with other enclaves that do, and with the host.
     #[arg(long)]
     share_cores: bool,
+    /// Show where the time went (--json has it under report.phases).
+    #[arg(long)]
+    timeline: bool,
     /// Kernel image.
     #[arg(long, value_name = "PATH", env = "ENCLAVE_KERNEL")]
     kernel: Option<PathBuf>,
@@ -90,6 +93,7 @@ enum BackingChoice {
 
 impl Create {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
+        let begin = Instant::now();
         let config = self.checked()?;
         if self.dry_run {
             return plan::show(&config, format);
@@ -116,7 +120,14 @@ impl Create {
         }
         match format {
             Format::Json => output::json("enclave", &started),
-            Format::Text => output::line(&summary(&started)),
+            Format::Text => {
+                output::line(&summary(&started))?;
+                if self.timeline {
+                    let table = timeline::table(&started.report.phases, begin.elapsed());
+                    output::bytes(table.as_bytes())?;
+                }
+                Ok(())
+            }
         }
     }
 

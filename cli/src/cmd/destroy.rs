@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::Request;
+use enclave_vmm::event_log::{self, Happened};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Occupancy, RunDir};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -158,9 +159,16 @@ fn signal(dir: &EnclaveDir, vmm: &OwnedFd, signal: Signal) -> Result<(), Failure
 /// Waits for the VMM's end, by force if need be, and clears up behind it.
 fn finish(run: &RunDir, ending: &Ending) -> Result<(), Failure> {
     let dir = &ending.dir;
+    // One that ends by itself says so itself.
+    let mut told = if ending.vmm.is_none() {
+        "what a dead enclave-vmm left is removed"
+    } else {
+        ""
+    };
     let grace = GRACE.saturating_sub(ending.asked.elapsed());
     if let Some(vmm) = ending.vmm.as_ref().filter(|vmm| !wait(vmm, grace)) {
         signal(dir, vmm, Signal::KILL)?;
+        told = "killed: it did not end by itself";
         if !wait(vmm, KILL_TIMEOUT) {
             let why = format!("its enclave-vmm did not end within {KILL_TIMEOUT:?} of SIGKILL");
             let what = format!("destroy enclave {}", dir.name());
@@ -171,7 +179,14 @@ fn finish(run: &RunDir, ending: &Ending) -> Result<(), Failure> {
         Some(left) => match left.occupancy()? {
             // Somebody has made a new one of that name meanwhile.
             Occupancy::Live(_) if ending.vmm.is_some() => Ok(()),
-            _ => left.remove_dead(run),
+            _ => {
+                left.remove_dead(run)?;
+                if !told.is_empty() {
+                    let reason = told.to_owned();
+                    event_log::tell_for(run, dir.name(), Happened::Destroyed { reason });
+                }
+                Ok(())
+            }
         },
         None => Ok(()),
     }

@@ -2,10 +2,13 @@
 
 pub(crate) mod broker;
 pub(crate) mod check;
+pub(crate) mod completion;
 pub(crate) mod create;
 pub(crate) mod destroy;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod logs;
+pub(crate) mod openmetrics;
 pub(crate) mod part;
 mod plan;
 pub(crate) mod pool;
@@ -16,5 +19,8 @@ pub(crate) mod show;
 pub(crate) mod snap;
 pub(crate) mod stats;
 pub(crate) mod store;
+pub(crate) mod timeline;
+pub(crate) mod top;
 pub(crate) mod version;
+pub(crate) mod wait;
 pub(crate) mod xemem;

@@ -42,17 +42,17 @@ pub(crate) struct Inspect {
 }
 
 /// One enclave as `list` shows it.
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    state: String,
-    cores: Vec<usize>,
-    mem_bytes: u64,
-    arenas: usize,
-    program: String,
-    uptime_ms: Option<u64>,
-    pid: Option<i32>,
-    reason: String,
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) state: String,
+    pub(super) cores: Vec<usize>,
+    pub(super) mem_bytes: u64,
+    pub(super) arenas: usize,
+    pub(super) program: String,
+    pub(super) uptime_ms: Option<u64>,
+    pub(super) pid: Option<i32>,
+    pub(super) reason: String,
 }
 
 /// What is known of one enclave.
@@ -76,7 +76,8 @@ impl List {
     }
 }
 
-fn rows(run: &RunDir) -> Result<Vec<Row>, Failure> {
+/// Every enclave.
+pub(super) fn rows(run: &RunDir) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
     for name in run.names()? {
         // Destroyed since the names were read.
@@ -108,6 +109,13 @@ pub(super) fn inspections(
         }
     }
     Ok(answers)
+}
+
+/// What enclave `name` is doing, and why if that needs a reason; `None` when
+/// there is none.
+pub(super) fn phase(run: &RunDir, name: &str) -> Result<Option<(Phase, String)>, Failure> {
+    let seen = run.enclave(name, false)?.map(|dir| look(&dir));
+    Ok(seen.map(|seen| (seen.phase, seen.reason)))
 }
 
 /// Asks the lock and, if somebody holds it, the holder.

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use enclave_vmm::control::protocol::Inspection;
 use enclave_vmm::failure::{Class, Failure};
 use serde_json::{Map, Value, json};
 use xemem_host::{SegmentInfo, SegmentKind, placement_name, policy_name};
 
+use super::openmetrics::{self, Kind};
 use super::{show, snap, xemem};
 use crate::locate;
 use crate::output::{self, Format, Reader};
@@ -36,10 +37,19 @@ pub(crate) struct Stats {
     /// Look again and again, and show what was added per second.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     every: Option<u32>,
+    /// In what form; openmetrics is for monitoring systems.
+    #[arg(long = "format", value_enum, default_value_t = Form::Table, conflicts_with = "every")]
+    form: Form,
     /// How often to look with --every (default: until interrupted).
     #[arg(long, value_name = "N", requires = "every",
           value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Table,
+    Openmetrics,
 }
 
 /// Something that counts: its name, what it belongs to, and the counts.
@@ -62,6 +72,9 @@ struct Pool {
     high_water: Option<u64>,
 }
 
+/// Something that counts, with the labels that tell it from others.
+type Labelled<'a> = (Vec<(&'a str, &'a str)>, &'a Counted);
+
 /// One look: enclaves by name, segments by number.
 #[derive(Debug, Default)]
 struct Look {
@@ -72,6 +85,9 @@ struct Look {
 impl Stats {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
         let mut before = self.look()?;
+        if self.form == Form::Openmetrics {
+            return output::bytes(before.openmetrics().as_bytes());
+        }
         let Some(seconds) = self.every else {
             return match format {
                 Format::Json => output::json("stats", &before.json()),
@@ -123,6 +139,30 @@ impl Stats {
         }
         Ok(look)
     }
+}
+
+/// Counts by enclave: its own, and those of its segments added up.
+pub(super) fn by_enclave() -> Result<BTreeMap<String, BTreeMap<&'static str, u64>>, Failure> {
+    let all = Stats {
+        name: None,
+        every: None,
+        form: Form::Table,
+        count: None,
+    };
+    let look = all.look()?;
+    let mut enclaves: BTreeMap<String, BTreeMap<&'static str, u64>> = BTreeMap::new();
+    for counted in look.enclaves.values() {
+        let counts = OF_ENCLAVES.into_iter().zip(counted.counts.iter().copied());
+        enclaves.insert(counted.name.clone(), counts.collect());
+    }
+    for counted in look.segments.values() {
+        if let Some(counts) = enclaves.get_mut(&counted.of) {
+            for (name, count) in OF_SEGMENTS.into_iter().zip(&counted.counts) {
+                *counts.entry(name).or_default() += count;
+            }
+        }
+    }
+    Ok(enclaves)
 }
 
 fn of_enclave(name: &str, inspection: &Inspection) -> Counted {
@@ -232,6 +272,62 @@ impl Look {
         })
     }
 
+    /// Everything for a monitoring system, counters in base units.
+    fn openmetrics(&self) -> String {
+        let enclaves: Vec<Labelled<'_>> = self
+            .enclaves
+            .values()
+            .map(|it| (vec![("enclave", it.name.as_str())], it))
+            .collect();
+        let segids: Vec<String> = self.segments.keys().map(u64::to_string).collect();
+        let segments: Vec<Labelled<'_>> = segids
+            .iter()
+            .zip(self.segments.values())
+            .map(|(segid, it)| {
+                let labels = [("segment", &it.name), ("segid", segid), ("of", &it.of)];
+                let labels = labels.map(|(label, value)| (label, value.as_str()));
+                (labels.to_vec(), it)
+            })
+            .collect();
+        let counters = |prefix: &str, of: &[Labelled<'_>], names: &[&str]| -> Vec<String> {
+            let of_name = |(nth, name): (usize, &&str)| {
+                let name = format!("{prefix}_{}", name.replace('-', "_"));
+                let samples = of
+                    .iter()
+                    .map(|(labels, it)| (labels.clone(), it.counts.get(nth).copied().unwrap_or(0)));
+                openmetrics::family(&name, Kind::Counter, samples)
+            };
+            names.iter().enumerate().map(of_name).collect()
+        };
+        let gauges = |of: &[Labelled<'_>], names: [(&str, Kind); 2]| -> Vec<String> {
+            let of_name = |(nth, (name, kind)): (usize, (&str, Kind))| {
+                let samples = of
+                    .iter()
+                    .map(|(labels, it)| (labels.clone(), it.gauges[nth]));
+                openmetrics::family(name, kind, samples)
+            };
+            names.into_iter().enumerate().map(of_name).collect()
+        };
+        let mut text = counters("enclave", &enclaves, &OF_ENCLAVES);
+        text.extend(gauges(
+            &enclaves,
+            [
+                ("enclave_uptime_seconds", Kind::Gauge),
+                ("enclave_console_lost_bytes", Kind::Counter),
+            ],
+        ));
+        text.extend(counters("xemem", &segments, &OF_SEGMENTS));
+        text.extend(gauges(
+            &segments,
+            [
+                ("xemem_readers", Kind::Gauge),
+                ("xemem_leases", Kind::Gauge),
+            ],
+        ));
+        text.push("# EOF\n".to_owned());
+        text.concat()
+    }
+
     fn text(&self, per: &str) -> String {
         let heading = |first: [&str; 2], counters: &[&str], gauges: [&str; 2]| -> Vec<String> {
             let counters = counters.iter().map(|name| format!("{name}{per}"));
@@ -313,6 +409,31 @@ mod tests {
         assert_eq!(rates.enclaves["t"].counts[0], 0);
         let fresh = look(5, 5).since(&Look::default(), 5);
         assert_eq!(fresh.enclaves["t"].counts[0], 1);
+    }
+
+    #[test]
+    fn a_monitoring_system_gets_every_counter_with_its_labels() {
+        let text = look(110, 6).openmetrics();
+        assert!(
+            text.contains("enclave_exits_total{enclave=\"t\"} 110\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("# TYPE enclave_uptime_seconds gauge\n"),
+            "{text}"
+        );
+        let of = "{segment=\"flux\\n\",segid=\"9\",of=\"t\"}";
+        assert!(
+            text.contains(&format!("xemem_published_total{of} 6\n")),
+            "{text}"
+        );
+        assert!(text.contains(&format!("xemem_readers{of} 7\n")), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+        let families = text
+            .lines()
+            .filter(|line| line.starts_with("# TYPE"))
+            .count();
+        assert_eq!(families, OF_ENCLAVES.len() + OF_SEGMENTS.len() + 4);
     }
 
     #[test]

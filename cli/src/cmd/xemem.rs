@@ -25,7 +25,7 @@ impl Xemem {
 }
 
 /// All segments; none if there is no broker.
-pub(super) fn segments(what: &str) -> Result<Vec<SegmentInfo>, Failure> {
+pub(crate) fn segments(what: &str) -> Result<Vec<SegmentInfo>, Failure> {
     match broker::connect(what) {
         Ok(mut broker) => broker.list().map_err(|e| broker::failure(what, &e)),
         Err(failure) if failure.class == Class::NotFound => Ok(Vec::new()),

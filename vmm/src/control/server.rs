@@ -22,8 +22,9 @@ use super::protocol::{Effective, Inspection, Reply, Request, decode, encode};
 use super::run::{Report, run_failure, run_spec, run_to_end};
 use crate::confine::{self, Confinement, Role};
 use crate::console_log::ConsoleLog;
+use crate::event_log::{self, Happened};
 use crate::failure::{Class, Failure};
-use crate::machine::RunOutcome;
+use crate::machine::{MachineState, RunOutcome};
 use crate::placement::Placement;
 use crate::signals::{SIGHUP, SignalFd};
 use crate::topology::Topology;
@@ -90,6 +91,7 @@ pub fn serve(
         runs_in_flight: 0,
         last_outcome: None,
         ended: None,
+        told_failed: false,
     });
     loop {
         manager.run().map_err(epoll)?;
@@ -110,6 +112,8 @@ struct Connection {
     output: Vec<u8>,
     /// A run was asked for on this connection; its number once accepted.
     run: Option<Option<u64>>,
+    /// Path of that program.
+    program: String,
     /// Close once the output is out.
     closing: bool,
 }
@@ -128,6 +132,8 @@ struct Server {
     runs_in_flight: usize,
     last_outcome: Option<RunOutcome>,
     ended: Option<Ended>,
+    /// That the machine failed has been told.
+    told_failed: bool,
 }
 
 impl MutEventSubscriber for Server {
@@ -195,6 +201,7 @@ impl Server {
                     inbox: Inbox::default(),
                     output: Vec::new(),
                     run: None,
+                    program: String::new(),
                     closing: false,
                 },
             );
@@ -268,6 +275,7 @@ impl Server {
         match request {
             Request::Ping {} => self.reply(fd, &Reply::Ok, ops),
             Request::Inspect {} => {
+                self.tell_failure();
                 let inspection = Box::new(self.inspect());
                 self.reply(fd, &Reply::Inspection(inspection), ops);
             }
@@ -317,6 +325,9 @@ impl Server {
             return self.reply_and_close(fd, failure, ops);
         }
         let id = connection.id;
+        if let Request::Run { path, .. } = &request {
+            connection.program.clone_from(path);
+        }
         let spec = match run_spec(request, fds, &self.facts.effective) {
             Ok(spec) => spec,
             Err(failure) => return self.reply_and_close(fd, failure, ops),
@@ -338,6 +349,8 @@ impl Server {
                 Report::Accepted { id, run } => match self.by_id(id) {
                     Some((fd, connection)) => {
                         connection.run = Some(Some(run));
+                        let program = std::mem::take(&mut connection.program);
+                        event_log::tell(Happened::ProgramStarted { run, program });
                         self.reply(fd, &Reply::Accepted { run }, ops);
                     }
                     None => self.control.kill(run, hangup()),
@@ -351,12 +364,26 @@ impl Server {
                 Report::Finished { id, run, outcome } => {
                     self.runs_in_flight -= 1;
                     self.last_outcome = Some(outcome.clone());
+                    event_log::tell(Happened::ProgramEnded {
+                        run,
+                        outcome: outcome.clone(),
+                    });
+                    self.tell_failure();
                     if let Some((fd, connection)) = self.by_id(id) {
                         connection.run = None;
                         self.reply(fd, &Reply::Finished { run, outcome }, ops);
                     }
                 }
             }
+        }
+    }
+
+    /// Writes down that the machine failed, once.
+    fn tell_failure(&mut self) {
+        if let MachineState::Failed { reason } = self.control.state()
+            && !std::mem::replace(&mut self.told_failed, true)
+        {
+            event_log::tell(Happened::Failed { reason });
         }
     }
 

@@ -4,6 +4,7 @@
 //! RUNDIR/                       $ENCLAVE_RUNDIR, else /run/enclave for root, …
 //!   ledger/admission.lock       held while one enclave is being admitted
 //!   ledger/core-N.lock          held by the enclave-vmm that owns core N
+//!   events.jsonl, events.jsonl.1
 //!   enclaves/NAME/lock          held by the enclave-vmm of NAME; its record
 //!   enclaves/NAME/config.json   the effective configuration
 //!   enclaves/NAME/control.sock, console.log, console.log.1, vmm.log, crash
@@ -22,3 +23,4 @@ mod run_dir;
 pub use enclave_dir::{EnclaveDir, Occupancy, Record};
 pub use reserve::{Grant, Reservation, allowed_cores, live, plan};
 pub use run_dir::RunDir;
+pub(crate) use run_dir::beneath;

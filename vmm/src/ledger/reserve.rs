@@ -119,6 +119,12 @@ impl Reservation {
         drop(write_record(&mut self.lock, &self.record));
     }
 
+    /// The run directory.
+    #[must_use]
+    pub fn run(&self) -> &RunDir {
+        &self.run
+    }
+
     /// The enclave's directory.
     #[must_use]
     pub fn dir(&self) -> &EnclaveDir {

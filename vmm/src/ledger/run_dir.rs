@@ -107,6 +107,12 @@ impl RunDir {
         &self.path
     }
 
+    /// The open directory.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
     /// Opens (making it if needed) a lock file below `ledger/`.
     pub(super) fn ledger_file(&self, name: &str) -> Result<File, Failure> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
@@ -187,7 +193,7 @@ impl RunDir {
 
 /// Opens `path` below `dir` without following any symbolic link; new files
 /// are readable by the owner only.
-pub(super) fn beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mode = if flags.contains(OFlags::CREATE) {
         Mode::RUSR | Mode::WUSR
     } else {
