@@ -18,6 +18,7 @@ mod producer;
 
 use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
 use xemem_host::Stream;
 use xemem_host::wire::Policy;
 
@@ -137,6 +138,46 @@ fn block_gives_up_in_time_and_counts_it(below: Below) {
     assert_eq!(producer.stats(), [2, 1, 0, 1]);
 }
 
+/// A broker that stands still has leased nothing for the reader.
+fn block_waits_for_a_late_broker_and_an_every_reader_gets_all(below: Below) {
+    let mut producer = Producer::new(below, 3, "block 30");
+    let mut stream = producer.reader(Policy::Every);
+    let status = finish(
+        enclavectl(&producer.run_dir).args(["broker", "status", "--json"]),
+        b"",
+    );
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let pid = status["broker"]["pid"].as_i64().unwrap();
+    let broker = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    kill_process(broker, Signal::STOP).unwrap();
+    let answers = ["step q"; 3].map(|request| producer.ask(request));
+    kill_process(broker, Signal::CONT).unwrap();
+    assert_eq!(&answers[..2], ["ok 1", "ok 2"]);
+    assert!(answers[2].contains("ETIMEDOUT"), "{}", answers[2]);
+    for generation in 1..=2 {
+        let snapshot = stream.next(Some(PATIENCE)).unwrap().unwrap();
+        assert_eq!(snapshot.generation(), generation);
+    }
+    assert_eq!(producer.ask("step q"), "ok 3");
+    let last = stream.next(Some(PATIENCE)).unwrap().unwrap();
+    assert_eq!((last.generation(), word(last.as_slice())), (3, 4));
+}
+
+/// Many more than there are banks, as fast as they can be.
+fn block_loses_nothing_of_a_storm(below: Below) {
+    const STEPS: u64 = 500;
+    let mut producer = Producer::new(below, 4, "block 0");
+    let mut stream = producer.reader(Policy::Every);
+    producer.tell(&format!("publish q {STEPS} 1"));
+    for generation in 1..=STEPS {
+        let snapshot = stream.next(Some(PATIENCE)).unwrap().unwrap();
+        assert_eq!(snapshot.generation(), generation);
+    }
+    assert!(producer.answer().starts_with("ok "));
+    let [generation, dropped, ..] = producer.stats();
+    assert_eq!((generation, dropped), (STEPS, 0));
+}
+
 fn a_program_that_blocks_can_be_killed(below: Below) {
     let mut producer = Producer::new(below, 2, "block 0");
     assert_eq!(producer.ask("step q"), "ok 1");
@@ -211,6 +252,8 @@ both::on_both! {
     a_stuck_every_reader_misses_what_was_discarded_and_gets_the_rest
     block_waits_for_the_reader_and_loses_nothing
     block_gives_up_in_time_and_counts_it
+    block_waits_for_a_late_broker_and_an_every_reader_gets_all
+    block_loses_nothing_of_a_storm
     a_program_that_blocks_can_be_killed
     a_set_of_arenas_is_published_as_one_step_or_not_at_all
     a_rendezvous_waits_for_its_readers

@@ -76,7 +76,8 @@ enum {
  * live one. */
 #define XASM_DISCARD_NEWEST 0u /* -EAGAIN, counted as dropped */
 #define XASM_DISCARD_OLDEST 1u /* takes the oldest from its readers, counted */
-#define XASM_BLOCK 2u          /* waits for them, at most timeout_ms */
+#define XASM_BLOCK 2u          /* waits for them, at most timeout_ms; with three
+                                * banks, readers of each step miss none */
 
 /* xasm_options.placement: the bank that a copy goes to. */
 #define XASM_IN_TURN 0u    /* the next in turn, chunk by chunk */

@@ -65,7 +65,9 @@ pub enum QueueFull {
     /// says so, and counted as discarded.
     DiscardOldest,
     /// Waits until a reader gives one back; after so many milliseconds (0 = no
-    /// limit) ETIMEDOUT, counted as dropped.
+    /// limit) ETIMEDOUT, counted as dropped. With three banks or more, readers of
+    /// every generation miss none: a publish waits for the broker, too, which
+    /// leases them.
     Block {
         /// The limit.
         timeout_ms: u32,

@@ -6,12 +6,15 @@
 //! Retained generations give way to leased ones: with every spare bank in use
 //! a lease would otherwise cost the next publish. Readers that want each
 //! generation need all of them kept until the broker has leased them; then the
-//! broker itself frees what they all have had.
+//! broker itself frees what they all have had. A kernel whose policy is to wait
+//! is told to take back none at all meanwhile: however late the broker is, it
+//! waits rather than lose one.
 
 use super::arenas::Arena;
 use super::attachments::Grant;
 use super::{Broker, Env, PeerId, Refusal, count};
 use crate::wire::{Access, Generation, Reply, SegId};
+use enclave_abi::syscall::POLICY_BLOCK;
 
 impl Arena {
     /// Generations that can be held at once.
@@ -27,18 +30,28 @@ impl Arena {
 
     /// How many published generations the kernel spares, with `leased` words
     /// in the hands of readers.
-    fn spared(&self, leased: u32) -> u32 {
-        if self.queueing {
+    fn spared(&self, leased: u32, policy: u32) -> u32 {
+        if self.loses_none(policy) {
+            self.spare().saturating_add(1)
+        } else if self.queueing {
             self.spare().max(1)
         } else {
             self.retain.min(self.spare().saturating_sub(leased)).max(1)
         }
     }
 
+    /// Whether the kernel takes back nothing at all: it waits where its words
+    /// are full, and readers want each generation. With one spare bank nothing
+    /// could be published beside a newest generation that everybody has had.
+    fn loses_none(&self, policy: u32) -> bool {
+        self.queueing && policy == POLICY_BLOCK && self.spare() > 1
+    }
+
     /// How many generations may be held when the kernel spares all published
     /// ones: always so few that the next publish finds room.
-    fn most_held(&self, leased: u32) -> u32 {
-        self.spare().saturating_sub(u32::from(leased > 0)).max(1)
+    fn most_held(&self, leased: u32, policy: u32) -> u32 {
+        let takes_none = leased > 0 || self.loses_none(policy);
+        self.spare().saturating_sub(u32::from(takes_none)).max(1)
     }
 
     /// `retain` for an arena of `nr_banks`; 0 means 1.
@@ -72,7 +85,8 @@ impl Broker {
         let readers = count(segment.apids.iter().filter(is_reader).count());
         let leased = count(arena.leases.count()).saturating_add(coming);
         let words = arena.words(env);
-        let told = arena.spared(leased) | self.bell_flags(segid);
+        let policy = env.memory.counters(segid).policy;
+        let told = arena.spared(leased, policy) | self.bell_flags(segid);
         words
             .memory
             .set_retain(words.enclave, words.slot, told, readers);
@@ -87,7 +101,8 @@ impl Broker {
             return;
         }
         if let Some((arena, had)) = segment.arena().zip(had) {
-            let most = arena.most_held(count(arena.leases.count()));
+            let policy = env.memory.counters(segid).policy;
+            let most = arena.most_held(count(arena.leases.count()), policy);
             let words = arena.words(env);
             arena.leases.drop_superseded(words, had, arena.retain, most);
         }

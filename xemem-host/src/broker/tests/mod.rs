@@ -8,7 +8,7 @@ use crate::wire::{
 };
 use enclave_abi::arena::{GenerationRecord, NAME_BYTES, name_field};
 use enclave_abi::lease::{SLOTS, Slot, retain_count, retain_of, retain_readers};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 /// Lease pages and headers of a pretended kernel.
@@ -16,6 +16,8 @@ use std::collections::VecDeque;
 struct Fake {
     words: RefCell<BTreeMap<(EnclaveId, u32), [u64; SLOTS + 1]>>,
     latest: RefCell<BTreeMap<SegId, u64>>,
+    /// Of every arena.
+    policy: Cell<u32>,
     /// Words to change just before the next exchange: a lost race.
     race: RefCell<Option<(usize, u64)>>,
     /// Objects that did not outlive a broker.
@@ -60,6 +62,7 @@ impl LeaseMemory for Fake {
         let latest = self.latest.borrow();
         Counters {
             latest_generation: latest.get(&segid).copied().unwrap_or(0),
+            policy: self.policy.get(),
             ..Counters::default()
         }
     }

@@ -1,6 +1,7 @@
 //! Permission, attachments, leases and both policies, and death on all sides.
 
 use super::*;
+use enclave_abi::syscall::POLICY_BLOCK;
 
 #[test]
 fn access_is_denied_unless_owner_root_or_reader_group() {
@@ -250,6 +251,34 @@ fn an_every_reader_gets_each_generation_in_order() {
     assert_eq!(world.memory.slot(enclave, 0, 3), Slot::Empty);
     assert_eq!(world.ask(READER, Request::Detach { apid }), Reply::Ok);
     assert_eq!(world.memory.retain(enclave, 0), (1, 0));
+}
+
+#[test]
+fn a_kernel_that_waits_takes_back_nothing_an_every_reader_wants() {
+    let mut world = World::peopled();
+    world.memory.policy.set(POLICY_BLOCK);
+    let enclave = world.enclave();
+    let segid = world.arena(0, "flux");
+    assert_eq!(world.memory.retain(enclave, 0), (1, 0));
+    let apid = world.attach(READER, segid, Policy::Every);
+    // As many as there are words, and one more: none is old enough to go.
+    assert_eq!(world.memory.retain(enclave, 0), (4, 1));
+    for (index, generation) in [(0, 1), (1, 2), (2, 3)] {
+        world.publish(enclave, segid, index, generation);
+    }
+    world.ring(segid);
+    for generation in 1..=3 {
+        assert_eq!(world.leased(READER, apid, 0), Some(generation));
+        let release = Request::ReleaseLease { apid, generation };
+        assert_eq!(world.ask(READER, release), Reply::Ok);
+    }
+    // All had: the newest stays, and the kernel finds room beside it.
+    let slots = [0, 1, 2].map(|index| world.memory.slot(enclave, 0, index));
+    assert_eq!(slots, [Slot::Empty, Slot::Empty, Slot::Published(3)]);
+    // Who wants the newest only is not waited for.
+    assert_eq!(world.ask(READER, Request::Detach { apid }), Reply::Ok);
+    world.attach(READER, segid, Policy::Latest);
+    assert_eq!(world.memory.retain(enclave, 0), (1, 1));
 }
 
 #[test]
