@@ -1,24 +1,26 @@
 //! Several enclaves at once, and many one after the other.
 //!
 //! Enclaves are created, used and destroyed from threads of their own, in
-//! whatever order comes of it, and all compute what one alone does. A long row
+//! whatever order comes of it, and all compute what one alone does; so does one
+//! beside others that crash, loop, flood and take all memory. A long row
 //! of them (`XASM_ROUNDS=10000` for as many as were promised) leaves not one
 //! descriptor, page, file or process more than there was. `xasm-bench` comes
 //! from `cargo xtask image` (folder `$XASM_OUT`, else `out/`). Needs /dev/kvm.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
-#[expect(dead_code, reason = "builds nothing and shares nothing")]
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
 use xemem_host::{Broker, Role};
 
-use support::{BUSYBOX, Ended, enclavectl, finish, require_programs, unique_dir};
+use support::{BUSYBOX, Ended, build, enclavectl, finish, require_programs, unique_dir, wait};
 
 /// Enclaves at once, on however few cores.
 const AT_ONCE: usize = 6;
@@ -80,21 +82,32 @@ fn xasm_bench() -> String {
     program.to_str().unwrap().to_owned()
 }
 
+/// A file that enclaves see as `/data/content`, and its checksum.
+fn content(host: &Host) -> String {
+    let content: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let path = host.0.join("content");
+    fs::write(&path, &content).unwrap();
+    let printed = finish(Command::new(BUSYBOX).arg("sha256sum").arg(path), b"").stdout;
+    printed.split_once(' ').unwrap().0.to_owned()
+}
+
+/// The same computed in enclave `name`.
+#[track_caller]
+fn sum_in(host: &Host, name: &str) -> String {
+    let run = ["run", name, "--", BUSYBOX, "sha256sum", "/data/content"];
+    let printed = host.told(&run, b"");
+    printed.split_once(' ').unwrap().0.to_owned()
+}
+
 #[test]
 fn enclaves_come_and_go_at_once_and_compute_what_one_alone_does() {
     let host = Host::new();
-    let content: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    fs::write(host.0.join("content"), &content).unwrap();
-    let sum = |path: &Path| finish(Command::new(BUSYBOX).arg("sha256sum").arg(path), b"").stdout;
-    let expected = sum(&host.0.join("content"));
-    let (expected, _) = expected.split_once(' ').unwrap();
+    let expected = content(&host);
     let live = |nr: usize| {
         let name = format!("e{nr}");
         for _ in 0..LIVES {
             host.create(&name, "small");
-            let run = ["run", &name, "--", BUSYBOX, "sha256sum", "/data/content"];
-            let found = host.told(&run, b"");
-            assert_eq!(found.split_once(' ').unwrap().0, expected, "{name}");
+            assert_eq!(sum_in(&host, &name), expected, "{name}");
             host.told(&["destroy", &name], b"");
         }
     };
@@ -108,6 +121,69 @@ fn enclaves_come_and_go_at_once_and_compute_what_one_alone_does() {
         1,
         "a heading only"
     );
+}
+
+#[test]
+fn neighbours_that_misbehave_change_no_result() {
+    let host = Host::new();
+    let expected = content(&host);
+    let segv = build("c/segv.c", "segv-several", &["gcc", "-static", "-O0"]);
+    let segv = segv.to_str().unwrap();
+    let doubling = "BEGIN { s = \"memory\"; while (1) s = s s }";
+    let neighbours: [(&str, &[&str]); 3] = [
+        ("crashing", &[segv, "wild"]),
+        ("flooding", &[BUSYBOX, "seq", "300000"]),
+        ("hungry", &[BUSYBOX, "awk", doubling]),
+    ];
+    for (name, _) in neighbours {
+        host.create(name, "small");
+    }
+    host.create("looping", "small");
+    host.create("victim", "small");
+    let mut looping = enclavectl(&host.run_dir())
+        .args([
+            "run",
+            "looping",
+            "--",
+            BUSYBOX,
+            "awk",
+            "BEGIN { while (1) x++ }",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let enough = AtomicBool::new(false);
+    let again = |name: &'static str, program: &[&str]| {
+        let run = [&["run", name, "--"], program].concat();
+        let mut codes = Vec::new();
+        while codes.is_empty() || !enough.load(Ordering::Relaxed) {
+            codes.push(host.call(&run, b"").code);
+        }
+        codes
+    };
+    thread::scope(|scope| {
+        let again = &again;
+        let ends = neighbours.map(|(name, program)| scope.spawn(move || again(name, program)));
+        for _ in 0..5 {
+            assert_eq!(sum_in(&host, "victim"), expected);
+        }
+        enough.store(true, Ordering::Relaxed);
+        let [crashing, flooding, hungry] = ends.map(|end| end.join().unwrap());
+        assert!(
+            crashing.iter().all(|&code| code == 128 + 11),
+            "{crashing:?}"
+        );
+        assert!(flooding.iter().all(|&code| code == 0), "{flooding:?}");
+        assert!(hungry.iter().all(|&code| code == 1), "{hungry:?}");
+    });
+    assert!(looping.try_wait().unwrap().is_none(), "it loops");
+    kill_process(Pid::from_child(&looping), Signal::TERM).unwrap();
+    wait(&mut looping);
+    // And all are as good as before.
+    for name in ["crashing", "flooding", "hungry", "looping", "victim"] {
+        assert_eq!(sum_in(&host, name), expected, "{name}");
+    }
 }
 
 /// What could be left behind.
