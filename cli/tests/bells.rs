@@ -6,83 +6,41 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+#[expect(dead_code, reason = "its programs end by signals or with it")]
+#[path = "support/enclaves.rs"]
+mod enclaves;
 #[expect(dead_code, reason = "builds nothing and needs no busybox")]
 mod support;
 #[path = "support/threads.rs"]
 mod threads;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use xemem_host::{Policy, Stream};
 
-use support::{Ended, enclavectl, finish, require_programs, unique_dir, wait};
+use enclaves::{Enclaves, PATIENCE, Program, eventually, find};
 use threads::{is_quiet, sleeps};
 
-/// Longest wait that a request asks for, in milliseconds.
-const PATIENCE: u32 = 60_000;
+/// Enclaves whose bells are looked at.
+struct Stage(Enclaves);
 
-/// Enclaves on shared cores.
-struct Stage {
-    run_dir: PathBuf,
+impl Deref for Stage {
+    type Target = Enclaves;
+
+    fn deref(&self) -> &Enclaves {
+        &self.0
+    }
 }
 
 impl Stage {
     fn new(ring: &str, enclaves: &[&str]) -> Self {
-        require_programs();
-        let this = Self {
-            run_dir: unique_dir("bells"),
-        };
-        for name in enclaves {
-            this.create(name, ring);
-        }
-        this
-    }
-
-    fn create(&self, name: &str, ring: &str) {
-        let options = "--cores 1 --share-cores --mem 64M --no-prefault --backing small --ring";
-        let options = options.split(' ').chain([ring]);
-        let arguments: Vec<&str> = ["create", name].into_iter().chain(options).collect();
-        self.succeeds(&arguments);
-    }
-
-    fn ended(&self, arguments: &[&str]) -> Ended {
-        finish(enclavectl(&self.run_dir).args(arguments), b"")
-    }
-
-    #[track_caller]
-    fn succeeds(&self, arguments: &[&str]) -> String {
-        let ended = self.ended(arguments);
-        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
-        ended.stdout
-    }
-
-    fn bench(&self, enclave: &str) -> Program {
-        let mut child = enclavectl(&self.run_dir)
-            .args(["run", enclave, "--"])
-            .arg(bench())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Program {
-            requests: child.stdin.take(),
-            replies: BufReader::new(child.stdout.take().unwrap()),
-            child: Some(child),
-        }
-    }
-
-    /// The first value under `key` in what `inspect` says.
-    fn fact(&self, enclave: &str, key: &str) -> Value {
-        let text = self.succeeds(&["inspect", enclave, "--json"]);
-        find(&serde_json::from_str(&text).unwrap(), key).unwrap()
+        Self(Enclaves::new(ring, enclaves))
     }
 
     fn bells(&self, enclave: &str, key: &str) -> u64 {
@@ -134,102 +92,6 @@ impl Stage {
             assert_eq!(attached, "ok 8192 4096");
         }
         (a, b)
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
-            self.ended(arguments);
-        }
-        let _ = fs::remove_dir_all(&self.run_dir);
-    }
-}
-
-fn find(value: &Value, key: &str) -> Option<Value> {
-    match value {
-        Value::Object(map) => map
-            .get(key)
-            .cloned()
-            .or_else(|| map.values().find_map(|v| find(v, key))),
-        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
-        _ => None,
-    }
-}
-
-/// A program that does what it is told; end of input ends it.
-struct Program {
-    /// Until it has been waited for.
-    child: Option<Child>,
-    requests: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
-}
-
-impl Program {
-    fn tell(&mut self, request: &str) {
-        let requests = self.requests.as_mut().unwrap();
-        writeln!(requests, "{request}").unwrap();
-        requests.flush().unwrap();
-    }
-
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.replies.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn ask(&mut self, request: &str) -> String {
-        self.tell(request);
-        self.answer()
-    }
-
-    /// The numbers of an answer that has to be one.
-    #[track_caller]
-    fn numbers(&mut self) -> Vec<u64> {
-        let line = self.answer();
-        let words = line.strip_prefix("ok").unwrap_or_else(|| panic!("{line}"));
-        let words = words.split_ascii_whitespace();
-        words.map(|word| word.parse().unwrap()).collect()
-    }
-
-    /// Ends it in the middle of what it does.
-    fn kill(mut self) {
-        let mut child = self.child.take().unwrap();
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        wait(&mut child);
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(mut child) = self.child.take() {
-            if thread::panicking() {
-                // It may wait for what does not come any more.
-                let _ = child.kill();
-            }
-            wait(&mut child);
-        }
-    }
-}
-
-/// What `cargo xtask image` made.
-fn bench() -> PathBuf {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let out = std::env::var_os("XASM_OUT").map_or_else(|| repository.join("out"), PathBuf::from);
-    let file = out.join("xasm-bench");
-    let shown = file.display();
-    assert!(file.is_file(), "{shown} is missing; try: cargo xtask image");
-    file
-}
-
-/// Looks until it is so; the broker notices some things by itself.
-#[track_caller]
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_millis(PATIENCE.into());
-    while !is_so() {
-        assert!(Instant::now() < end, "not in time: {what}");
-        thread::yield_now();
     }
 }
 
@@ -378,9 +240,11 @@ fn deaths_leave_nothing(ring: &str) {
         b.tell("rally r q second 1000000 4294967294");
         a.tell("rally q r first 50 60000");
         assert_eq!(a.numbers().first(), Some(&50));
-        b.kill();
+        b.signal(Signal::TERM);
+        b.code();
         if round == 1 {
-            a.kill();
+            a.signal(Signal::TERM);
+            a.code();
         } else {
             // It publishes to nobody, and gives the bell back by that.
             assert!(a.ask("step q").starts_with("ok "));

@@ -8,78 +8,35 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+#[path = "support/enclaves.rs"]
+mod enclaves;
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use support::{BUSYBOX, Ended, build, enclavectl, finish, require_programs, unique_dir, wait};
-
-/// Longest wait that a request asks for, in milliseconds.
-const PATIENCE: u32 = 60_000;
+use enclaves::{Enclaves, PATIENCE, eventually, made, repository};
+use support::{BUSYBOX, build, finish};
 
 /// Enclaves `a` and `b` on shared cores.
-struct Pair {
-    run_dir: PathBuf,
+struct Pair(Enclaves);
+
+impl Deref for Pair {
+    type Target = Enclaves;
+
+    fn deref(&self) -> &Enclaves {
+        &self.0
+    }
 }
 
 impl Pair {
     fn new(ring: &str) -> Self {
-        require_programs();
-        let this = Self {
-            run_dir: unique_dir("import"),
-        };
-        for name in ["a", "b"] {
-            let options = "--cores 1 --share-cores --mem 64M --no-prefault --backing small --ring";
-            let options = options.split(' ').chain([ring]);
-            let arguments: Vec<&str> = ["create", name].into_iter().chain(options).collect();
-            this.succeeds(&arguments);
-        }
-        this
-    }
-
-    fn ended(&self, arguments: &[&str]) -> Ended {
-        finish(enclavectl(&self.run_dir).args(arguments), b"")
-    }
-
-    #[track_caller]
-    fn succeeds(&self, arguments: &[&str]) -> String {
-        let ended = self.ended(arguments);
-        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
-        ended.stdout
-    }
-
-    fn bench(&self, enclave: &str) -> Program {
-        self.start(enclave, &bench(), &[])
-    }
-
-    fn start(&self, enclave: &str, program: &Path, arguments: &[&str]) -> Program {
-        let mut child = enclavectl(&self.run_dir)
-            .args(["run", enclave, "--"])
-            .arg(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Program {
-            requests: child.stdin.take(),
-            replies: BufReader::new(child.stdout.take().unwrap()),
-            child: Some(child),
-        }
-    }
-
-    /// The first value under `key` in what `inspect` says.
-    fn fact(&self, enclave: &str, key: &str) -> Value {
-        let text = self.succeeds(&["inspect", enclave, "--json"]);
-        find(&serde_json::from_str(&text).unwrap(), key).unwrap()
+        Self(Enclaves::new(ring, &["a", "b"]))
     }
 
     /// Open descriptors and mappings of the enclave's VMM.
@@ -111,104 +68,6 @@ impl Pair {
     }
 }
 
-impl Drop for Pair {
-    fn drop(&mut self) {
-        for arguments in [&["destroy", "--all"][..], &["broker", "stop", "--force"]] {
-            self.ended(arguments);
-        }
-        let _ = fs::remove_dir_all(&self.run_dir);
-    }
-}
-
-fn find(value: &Value, key: &str) -> Option<Value> {
-    match value {
-        Value::Object(map) => map
-            .get(key)
-            .cloned()
-            .or_else(|| map.values().find_map(|v| find(v, key))),
-        Value::Array(list) => list.iter().find_map(|v| find(v, key)),
-        _ => None,
-    }
-}
-
-/// A program that does what it is told; end of input ends it.
-struct Program {
-    /// Until it has been waited for.
-    child: Option<Child>,
-    requests: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
-}
-
-impl Program {
-    fn tell(&mut self, request: &str) {
-        let requests = self.requests.as_mut().unwrap();
-        writeln!(requests, "{request}").unwrap();
-        requests.flush().unwrap();
-    }
-
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.replies.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn ask(&mut self, request: &str) -> String {
-        self.tell(request);
-        self.answer()
-    }
-
-    /// The numbers of an answer that has to be one.
-    #[track_caller]
-    fn numbers(&mut self) -> Vec<u64> {
-        let line = self.answer();
-        let words = line.strip_prefix("ok").unwrap_or_else(|| panic!("{line}"));
-        let words = words.split_ascii_whitespace();
-        words.map(|word| word.parse().unwrap()).collect()
-    }
-
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().unwrap();
-        kill_process(Pid::from_child(child), signal).unwrap();
-    }
-
-    /// Waits for its end: exit code, signals as a shell tells them.
-    fn code(&mut self) -> i32 {
-        wait(&mut self.child.take().unwrap())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(mut child) = self.child.take() {
-            if thread::panicking() {
-                // It may wait for what does not come any more.
-                let _ = child.kill();
-            }
-            wait(&mut child);
-        }
-    }
-}
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-/// What `cargo xtask image` made.
-fn made(name: &str) -> PathBuf {
-    let out = std::env::var_os("XASM_OUT");
-    let file = out
-        .map_or_else(|| repository().join("out"), PathBuf::from)
-        .join(name);
-    let shown = file.display();
-    assert!(file.is_file(), "{shown} is missing; try: cargo xtask image");
-    file
-}
-
-fn bench() -> PathBuf {
-    made("xasm-bench")
-}
-
 /// A C example of the guest library.
 fn example(name: &str, target: &Path) -> PathBuf {
     let library = repository().join("guests/libxasm");
@@ -235,16 +94,6 @@ fn hostile(name: &str) -> PathBuf {
         &format!("hostile-{name}"),
         &compiler,
     )
-}
-
-/// Looks until it is so; the broker notices some things by itself.
-#[track_caller]
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_millis(PATIENCE.into());
-    while !is_so() {
-        assert!(Instant::now() < end, "not in time: {what}");
-        thread::yield_now();
-    }
 }
 
 /// `a` storms, `b` follows and checks each generation that it gets.
@@ -464,7 +313,7 @@ fn an_exporter_that_lies_harms_no_importer() {
                 "{line}"
             );
         }
-        a.requests = None;
+        a.end_input();
         assert_eq!(a.code(), 0);
         drop(b);
         pair.still_runs("b");
