@@ -72,6 +72,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "debug dump",
+        &[
+            "enclavectl debug dump a1",
+            "enclavectl debug dump a1 --json",
+        ],
+    ),
+    (
         "snap ls",
         &["enclavectl snap ls", "enclavectl snap ls flux --json"],
     ),
@@ -125,6 +132,7 @@ const ENCLAVES: &[(&str, &str)] = &[
     ("console", "name"),
     ("events", "name"),
     ("wait", "name"),
+    ("debug dump", "name"),
     ("destroy", "names"),
 ];
 

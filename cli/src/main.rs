@@ -93,6 +93,9 @@ enum Command {
     Logs(cmd::logs::Logs),
     /// Follow an enclave's console from now on; Ctrl-] leaves.
     Console(cmd::logs::Console),
+    /// Look below what an enclave's kernel says.
+    #[command(subcommand)]
+    Debug(cmd::debug::Debug),
     /// List, read and describe snapshots.
     #[command(subcommand)]
     Snap(cmd::snap::Snap),
@@ -142,6 +145,7 @@ fn main() -> ExitCode {
         Command::Wait(verb) => verb.run(format),
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
+        Command::Debug(verb) => verb.run(format),
         Command::Snap(verb) => verb.run(format),
         Command::Xemem(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),

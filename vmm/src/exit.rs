@@ -38,6 +38,22 @@ pub enum Exit {
     Other(String),
 }
 
+/// Names of the kinds of exits, by [`Exit::code`].
+const NAMES: [&str; 12] = [
+    "queue-doorbell",
+    "mmio-write",
+    "mmio-read",
+    "port-write",
+    "port-read",
+    "interrupted",
+    "halted",
+    "shutdown",
+    "internal-error",
+    "memory-fault",
+    "entry-failed",
+    "other",
+];
+
 /// What the vCPU loop does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -59,19 +75,44 @@ impl Exit {
     /// The name under which exits are counted.
     #[must_use]
     pub fn name(&self) -> &'static str {
+        Self::name_of(self.code())
+    }
+
+    /// The name of the exits of `code`.
+    #[must_use]
+    pub fn name_of(code: u8) -> &'static str {
+        NAMES.get(usize::from(code)).copied().unwrap_or("other")
+    }
+
+    /// The kind as a number, for where a name is too long: see
+    /// [`Exit::name_of`].
+    #[must_use]
+    pub fn code(&self) -> u8 {
         match self {
-            Self::MmioWrite(address) if is_queue_doorbell(*address) => "queue-doorbell",
-            Self::MmioWrite(_) => "mmio-write",
-            Self::MmioRead(_) => "mmio-read",
-            Self::PortWrite(_) => "port-write",
-            Self::PortRead(_) => "port-read",
-            Self::Interrupted => "interrupted",
-            Self::Halted => "halted",
-            Self::Shutdown => "shutdown",
-            Self::InternalError { .. } => "internal-error",
-            Self::MemoryFault => "memory-fault",
-            Self::EntryFailed(_) => "entry-failed",
-            Self::Other(_) => "other",
+            Self::MmioWrite(address) if is_queue_doorbell(*address) => 0,
+            Self::MmioWrite(_) => 1,
+            Self::MmioRead(_) => 2,
+            Self::PortWrite(_) => 3,
+            Self::PortRead(_) => 4,
+            Self::Interrupted => 5,
+            Self::Halted => 6,
+            Self::Shutdown => 7,
+            Self::InternalError { .. } => 8,
+            Self::MemoryFault => 9,
+            Self::EntryFailed(_) => 10,
+            Self::Other(_) => 11,
+        }
+    }
+
+    /// What it was about: a guest-physical address, a port, a privilege level;
+    /// 0 where there is nothing.
+    #[must_use]
+    pub fn detail(&self) -> u64 {
+        match self {
+            Self::MmioWrite(address) | Self::MmioRead(address) => *address,
+            Self::PortWrite(port) | Self::PortRead(port) => u64::from(*port),
+            Self::InternalError { cpl } => u64::from(*cpl),
+            _ => 0,
         }
     }
 
@@ -113,6 +154,29 @@ const _: () =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_has_a_code_and_a_name() {
+        let kinds = [
+            (Exit::MmioWrite(DOORBELL_PAGE), "queue-doorbell"),
+            (Exit::MmioWrite(1), "mmio-write"),
+            (Exit::MmioRead(1), "mmio-read"),
+            (Exit::PortWrite(1), "port-write"),
+            (Exit::PortRead(1), "port-read"),
+            (Exit::Interrupted, "interrupted"),
+            (Exit::Halted, "halted"),
+            (Exit::Shutdown, "shutdown"),
+            (Exit::InternalError { cpl: 3 }, "internal-error"),
+            (Exit::MemoryFault, "memory-fault"),
+            (Exit::EntryFailed(String::new()), "entry-failed"),
+            (Exit::Other(String::new()), "other"),
+        ];
+        for (exit, name) in &kinds {
+            assert_eq!(exit.name(), *name);
+        }
+        assert_eq!(kinds.len(), NAMES.len());
+        assert_eq!(Exit::name_of(200), "other");
+    }
 
     #[test]
     fn only_the_queue_doorbell_serves_the_queue() {

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::capability;
 use crate::config::MIN_MEM_BYTES;
 use crate::features::{self, Features};
-use crate::machine::{Backing, MachineError, add_ram};
+use crate::machine::{Backing, MachineError, Vm, add_ram};
 use crate::memory::{PrivateRam, Ram};
 use crate::stats::KvmStats;
 use crate::tables::{TableBuilder, TableError};
@@ -73,6 +73,7 @@ pub fn host() -> Result<Host, MachineError> {
     let memory = PrivateRam::new(MIN_MEM_BYTES, Backing::Small, false)?;
     let vm = kvm_fd
         .create_vm()
+        .map(Vm::new)
         .map_err(|error| MachineError::Kvm("KVM_CREATE_VM", error))?;
     vm.create_irq_chip()
         .map_err(|error| MachineError::Kvm("KVM_CREATE_IRQCHIP", error))?;

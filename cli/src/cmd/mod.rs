@@ -4,6 +4,7 @@ pub(crate) mod broker;
 pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod create;
+pub(crate) mod debug;
 pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -288,7 +288,11 @@ fn handle(
             Ok(None)
         }
         Reply::Finished { outcome, .. } => Ok(Some(outcome)),
-        Reply::Ok | Reply::Inspection(_) | Reply::Placement(_) | Reply::Error(_) => Ok(None),
+        Reply::Ok
+        | Reply::Inspection(_)
+        | Reply::Placement(_)
+        | Reply::Dump(_)
+        | Reply::Error(_) => Ok(None),
     }
 }
 

@@ -11,6 +11,7 @@ use super::channel::{ChannelError, Inbox, Progress, send_all};
 use super::protocol::{Inspection, Reply, Request, decode, encode};
 use crate::failure::{Class, Failure};
 use crate::ledger::EnclaveDir;
+use crate::machine::dump::Dump;
 use crate::placement::Placement;
 
 /// A connection to one enclave's VMM.
@@ -109,6 +110,17 @@ impl Client {
     pub fn placement(&mut self) -> Result<Box<Placement>, Failure> {
         match self.call(&Request::Placement {})? {
             Reply::Placement(placement) => Ok(placement),
+            _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
+        }
+    }
+
+    /// Asks what the machine is doing below what its kernel says.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub fn dump(&mut self) -> Result<Box<Dump>, Failure> {
+        match self.call(&Request::Dump {})? {
+            Reply::Dump(dump) => Ok(dump),
             _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
         }
     }

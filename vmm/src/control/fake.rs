@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Control;
 use crate::failure::Failure;
+use crate::machine::dump::Dump;
 use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// The fake. A program whose image begins with `exit N` ends at once.
@@ -94,6 +95,10 @@ impl Control for FakeMachine {
             kernel_mode: "fake".into(),
             ..MachineReport::default()
         }
+    }
+
+    fn dump(&self) -> Dump {
+        Dump::default()
     }
 
     fn run(&self, spec: RunSpec) -> Result<u64, RunError> {

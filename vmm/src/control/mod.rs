@@ -14,6 +14,7 @@ pub mod server;
 use std::time::Duration;
 
 use crate::failure::Failure;
+use crate::machine::dump::Dump;
 use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// What the control side needs from a machine. Every method may be called
@@ -30,6 +31,8 @@ pub trait Control: Send + Sync {
     fn state(&self) -> MachineState;
     /// Facts and counters.
     fn report(&self) -> MachineReport;
+    /// What it is doing below that.
+    fn dump(&self) -> Dump;
     /// Starts a program.
     ///
     /// # Errors

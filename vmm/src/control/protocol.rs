@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::EnclaveConfig;
 use crate::confine::Confinement;
 use crate::failure::{Class, Failure};
+use crate::machine::dump::Dump;
 use crate::machine::{MachineReport, MachineState, MemoryNode, RunOutcome};
 use crate::placement::Placement;
 
@@ -66,6 +67,8 @@ pub enum Request {
     /// Tell where cores and memory really are. Not part of `inspect`, because
     /// the host kernel looks at every page for it.
     Placement {},
+    /// Tell what vCPUs, queue and memslots are doing (`debug dump`).
+    Dump {},
     /// Stop the enclave and end.
     Stop {},
 }
@@ -92,6 +95,8 @@ pub enum Reply {
     Inspection(Box<Inspection>),
     /// Answer to `placement`.
     Placement(Box<Placement>),
+    /// Answer to `dump`.
+    Dump(Box<Dump>),
     /// Refused or failed.
     Error(Failure),
 }
@@ -230,6 +235,7 @@ mod tests {
         round(&Request::Ping {});
         round(&Request::Inspect {});
         round(&Request::Placement {});
+        round(&Request::Dump {});
         round(&Request::Stop {});
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {

@@ -283,6 +283,10 @@ impl Server {
                 let placement = Box::new(placement());
                 self.reply(fd, &Reply::Placement(placement), ops);
             }
+            Request::Dump {} => {
+                let dump = Box::new(self.control.dump());
+                self.reply(fd, &Reply::Dump(dump), ops);
+            }
             Request::Kill { run, signal } => {
                 if !(1..=64).contains(&signal) {
                     return self.protocol_error(fd, &format!("signal {signal}"), ops);

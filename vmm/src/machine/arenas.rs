@@ -23,7 +23,7 @@ use enclave_abi::lease::MAX_ARENAS;
 use enclave_abi::queue::doorbell;
 use enclave_abi::syscall::ArenaArgs;
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::IoEventAddress;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::eventfd::EventFd;
@@ -33,12 +33,13 @@ use xemem_host::{
 
 use super::bells::Rung;
 use super::leases::{LEASE_BYTES, LeasePage, Link};
+use super::vm::Vm;
 use crate::machine::{Backing, MemoryNode};
 use crate::memory::{Supply, populate};
 use crate::policy;
 
 /// Memslot numbers: RAM uses 0 and 1.
-const LEASE_SLOT: u32 = 2;
+pub(super) const LEASE_SLOT: u32 = 2;
 pub(crate) const FIRST_ARENA_SLOT: u32 = 3;
 
 /// A mapping of our own that is unmapped when dropped.
@@ -144,7 +145,7 @@ struct Arena {
 /// Everything the host holds for an enclave's arenas.
 #[derive(Debug)]
 pub struct ArenaTable {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     enclave: String,
     socket: PathBuf,
     backing: Backing,
@@ -164,7 +165,7 @@ impl ArenaTable {
     /// # Errors
     /// The broker's or KVM's, as text for the user.
     pub fn new(
-        vm: Arc<VmFd>,
+        vm: Arc<Vm>,
         enclave: &str,
         socket: PathBuf,
         backing: Backing,
@@ -498,7 +499,7 @@ impl ArenaTable {
 /// Sets a memslot; size 0 removes it. `flags` are KVM's. The host range is that
 /// of a [`Mapping`] which the caller keeps until its slot is removed or replaced.
 pub(super) fn set_memslot(
-    vm: &VmFd,
+    vm: &Vm,
     slot: u32,
     gpa: u64,
     bytes: u64,
@@ -515,8 +516,7 @@ pub(super) fn set_memslot(
     // SAFETY: the host range stays mapped until its slot is removed (both
     // tables' `forget`) or replaced (`connect`), and nobody holds references
     // into it.
-    unsafe { vm.set_user_memory_region(region) }
-        .map_err(|error| Errno::from_raw_os_error(error.errno()))
+    unsafe { vm.set_slot(region) }.map_err(|error| Errno::from_raw_os_error(error.errno()))
 }
 
 fn doorbell_address(slot: u32) -> IoEventAddress {

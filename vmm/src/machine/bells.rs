@@ -32,6 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 use xemem_host::Bells;
 
 use super::leases::ends_first;
+use super::vm::Vm;
 use crate::confine::{self, Role};
 use crate::vmm_log::note;
 
@@ -91,7 +92,7 @@ impl Rung {
     /// Puts in force what the broker says; which ones the kernel is to ring. One
     /// that KVM refuses is not rung: its importer hears of generations from the
     /// broker only.
-    pub(super) fn replace(&mut self, vm: &VmFd, slot: u32, bells: Bells) -> u64 {
+    pub(super) fn replace(&mut self, vm: &Vm, slot: u32, bells: Bells) -> u64 {
         let is_fresh = |bell| bells.fresh.iter().any(|&(number, _)| number == bell);
         for bell in 0..BELLS {
             if bells.all >> bell & 1 == 0 || is_fresh(bell) {
@@ -114,13 +115,13 @@ impl Rung {
     }
 
     /// Takes all of them out.
-    pub(super) fn clear(&mut self, vm: &VmFd, slot: u32) {
+    pub(super) fn clear(&mut self, vm: &Vm, slot: u32) {
         for bell in 0..BELLS {
             self.take_out(vm, slot, bell);
         }
     }
 
-    fn take_out(&mut self, vm: &VmFd, slot: u32, bell: usize) {
+    fn take_out(&mut self, vm: &Vm, slot: u32, bell: usize) {
         if let Some(fd) = self.bells.get_mut(bell).and_then(Option::take) {
             // It was put there; the eventfd goes in any case.
             let _ = vm.unregister_ioevent(&fd, &Self::address(slot, bell), 1u32);
@@ -138,14 +139,14 @@ impl Rung {
 /// pending in the guest when it ends stays there, and costs the next wait a look.
 #[derive(Debug)]
 pub(super) struct Heard {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     bell: EventFd,
     notice: EventFd,
 }
 
 impl Heard {
     /// Has KVM listen to both.
-    pub(super) fn new(vm: Arc<VmFd>, bell: OwnedFd, notice: OwnedFd) -> Result<Self, Errno> {
+    pub(super) fn new(vm: Arc<Vm>, bell: OwnedFd, notice: OwnedFd) -> Result<Self, Errno> {
         let (bell, notice) = (event(bell), event(notice));
         let heard = Self { vm, bell, notice };
         heard
@@ -213,7 +214,7 @@ pub(super) fn hear<'a>(
 /// gone: it may be asleep, and nobody else would tell it.
 #[derive(Debug)]
 pub(super) struct Watch {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     gone: Arc<EventFd>,
     stop: Arc<OwnedFd>,
     watcher: Option<JoinHandle<()>>,
@@ -221,7 +222,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches `socket`.
-    pub(super) fn new(vm: Arc<VmFd>, socket: OwnedFd) -> Result<Self, Errno> {
+    pub(super) fn new(vm: Arc<Vm>, socket: OwnedFd) -> Result<Self, Errno> {
         let gone = Arc::new(event(eventfd(0, EventfdFlags::CLOEXEC)?));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         vm.register_irqfd(&gone, GSI_NOTICE).map_err(errno)?;

@@ -27,7 +27,6 @@ use enclave_abi::syscall::{
     FOLLOW_EVERY, FOLLOW_LATEST, MAX_IMPORTS, NO_LIMIT, XEMEM_RDONLY, XEMEM_RDWR,
 };
 use kvm_bindings::KVM_MEM_READONLY;
-use kvm_ioctls::VmFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
@@ -39,10 +38,11 @@ use xemem_host::{
 use super::arenas::{FIRST_ARENA_SLOT, Mapping, set_memslot};
 use super::bells::{self, Heard, Listening, Watch};
 use super::given_back::Shares;
+use super::vm::Vm;
 use crate::machine::{Backing, MemoryNode};
 
 /// First memslot of imports.
-const FIRST_IMPORT_SLOT: u32 = FIRST_ARENA_SLOT + 32;
+pub(super) const FIRST_IMPORT_SLOT: u32 = FIRST_ARENA_SLOT + 32;
 const _: () = assert!(MAX_ARENAS == 32);
 /// Memslots that a machine may need: RAM, lease page, arenas, imports.
 pub(crate) const MEMSLOTS: i64 = FIRST_IMPORT_SLOT as i64 + MAX_IMPORTS as i64;
@@ -119,7 +119,7 @@ enum Tells {
 /// What the running program shares with others beside its own arenas.
 #[derive(Debug)]
 pub(super) struct ImportTable {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     /// Of this, what can lose pages.
     shares: Arc<Shares>,
     /// Name of the enclave.
@@ -179,7 +179,7 @@ pub(super) struct Wanted {
 impl ImportTable {
     /// Nothing attached.
     pub(super) fn new(
-        vm: Arc<VmFd>,
+        vm: Arc<Vm>,
         enclave: &str,
         socket: PathBuf,
         (backing, node): (Backing, MemoryNode),

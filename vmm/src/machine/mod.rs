@@ -6,7 +6,9 @@
 
 pub mod arenas;
 mod bells;
+pub mod dump;
 mod extended;
+mod gate;
 mod given_back;
 pub(crate) mod imports;
 mod kick;
@@ -16,9 +18,11 @@ mod running;
 mod segments;
 mod service;
 mod state;
+mod vm;
 
 pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
+pub use vm::Vm;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -15,19 +15,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, Mode};
 use enclave_abi::layout::VECTOR_COMMAND;
 use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::dump::{self, Dump};
 use super::extended;
+use super::gate::Gate;
 use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
 use super::kick::Kick;
 use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
 use super::state::Shared;
+use super::vm::Vm;
 use super::{
     BellCounts, MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec,
 };
@@ -86,6 +89,8 @@ pub struct Machine {
     stats: Arc<KvmStats>,
     ram: Ram,
     kick: Arc<Kick>,
+    gate: Arc<Gate>,
+    vm: Arc<Vm>,
     ready: Mutex<Option<Box<Loop>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     shares: Arc<Shares>,
@@ -93,8 +98,8 @@ pub struct Machine {
 
 /// What the vCPU thread owns.
 struct Loop {
-    vcpu: VcpuFd,
-    vm: Arc<VmFd>,
+    gate: Arc<Gate>,
+    vm: Arc<Vm>,
     service: Service,
     shared: Arc<Shared>,
     kick: Arc<Kick>,
@@ -151,7 +156,8 @@ impl Machine {
         capability::check(&kvm_fd)?;
         let exports = Exports::open(&config.exports)?;
         let cpu = CpuFacts::read(&kvm_fd)?;
-        let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?);
+        let vm = kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+        let vm = Arc::new(Vm::new(vm));
         phases.done("vm");
         let memory = PrivateRam::on(
             config.mem_bytes,
@@ -228,6 +234,7 @@ impl Machine {
         let kick = Arc::new(Kick::default());
         let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
         kick.set(byte.cast());
+        let gate = Arc::new(Gate::new(vcpu));
         let ram = memory.ram.clone();
         let service = Service::new(
             memory.ram,
@@ -238,8 +245,8 @@ impl Machine {
             Arc::clone(&stats),
         );
         let looped = Loop {
-            vcpu,
-            vm,
+            gate: Arc::clone(&gate),
+            vm: Arc::clone(&vm),
             service,
             shared: Arc::clone(&shared),
             kick: Arc::clone(&kick),
@@ -253,6 +260,8 @@ impl Machine {
             stats,
             ram,
             kick,
+            gate,
+            vm,
             ready: Mutex::new(Some(Box::new(looped))),
             thread: Mutex::new(None),
         })
@@ -297,6 +306,18 @@ impl Machine {
             report.bells = BellCounts { rung, ..counts };
         }
         report
+    }
+
+    /// What it is doing at this moment; the guest is left for it, and goes on.
+    #[must_use]
+    pub fn dump(&self) -> Dump {
+        let kick = || self.kick_vcpu();
+        let state = self.state();
+        Dump {
+            vcpus: vec![dump::vcpu(&self.gate, kick, &state)],
+            queue: dump::queue(&self.ram),
+            slots: self.vm.slots(),
+        }
     }
 
     /// Starts a program.
@@ -421,7 +442,7 @@ extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 
 /// Gives the machine its private RAM. The caller keeps `memory` as long as the
 /// machine runs.
-pub(crate) fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError> {
+pub(crate) fn add_ram(vm: &Vm, memory: &PrivateRam) -> Result<(), MachineError> {
     for (slot, region) in (0u32..).zip(memory.ram.iter()) {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
@@ -436,7 +457,7 @@ pub(crate) fn add_ram(vm: &VmFd, memory: &PrivateRam) -> Result<(), MachineError
         // SAFETY: the region stays mapped as long as `memory.ram`, which the
         // vCPU loop owns together with the VM, and which the probe's throw-away
         // machine does not outlive; nobody holds references into it.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_slot(slot) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
 }
@@ -512,7 +533,7 @@ impl Loop {
                 }
                 return MachineState::Stopped;
             }
-            let exit = classify(&mut self.vcpu);
+            let exit = self.gate.enter();
             self.shared.count_exit(exit.name());
             if !matches!(exit, Exit::MemoryFault | Exit::Interrupted) {
                 self.memory_faults = 0;
@@ -543,7 +564,7 @@ impl Loop {
             return served;
         };
         // Nonsense from a guest costs its own registers, not the machine.
-        if let Err(error) = extended::exchange(&self.vcpu, &self.service.ram, save, load) {
+        if let Err(error) = extended::exchange(&self.gate.vcpu(), &self.service.ram, save, load) {
             note(format_args!("the registers of a thread: {error}"));
         }
         served
@@ -594,12 +615,13 @@ impl Loop {
     /// Gives the program a general-protection fault for an access that KVM
     /// could not emulate.
     fn inject_fault(&mut self) -> Served {
-        let injected = self.vcpu.get_vcpu_events().and_then(|mut events| {
+        let vcpu = self.gate.vcpu();
+        let injected = vcpu.get_vcpu_events().and_then(|mut events| {
             events.exception.injected = 1;
             events.exception.nr = 13;
             events.exception.has_error_code = 1;
             events.exception.error_code = 0;
-            self.vcpu.set_vcpu_events(&events)
+            vcpu.set_vcpu_events(&events)
         });
         match injected {
             Ok(()) => Served::Continue,
@@ -609,43 +631,10 @@ impl Loop {
 
     /// `reason` with the registers that help to understand it.
     fn describe(&self, reason: &str) -> String {
-        match self.vcpu.get_regs() {
+        match self.gate.vcpu().get_regs() {
             Ok(regs) => format!("{reason} at rip {:#x}, rsp {:#x}", regs.rip, regs.rsp),
             Err(_) => reason.to_owned(),
         }
-    }
-}
-
-/// Runs the guest until it leaves, and says why it did.
-fn classify(vcpu: &mut VcpuFd) -> Exit {
-    let exit = match vcpu.run() {
-        Ok(VcpuExit::MmioWrite(address, _)) => Exit::MmioWrite(address),
-        Ok(VcpuExit::MmioRead(address, data)) => {
-            data.fill(0);
-            Exit::MmioRead(address)
-        }
-        Ok(VcpuExit::IoOut(port, _)) => Exit::PortWrite(port),
-        Ok(VcpuExit::IoIn(port, data)) => {
-            data.fill(0);
-            Exit::PortRead(port)
-        }
-        Ok(VcpuExit::Hlt) => Exit::Halted,
-        Ok(VcpuExit::Shutdown) => Exit::Shutdown,
-        Ok(VcpuExit::Intr) => Exit::Interrupted,
-        Ok(VcpuExit::FailEntry(reason, _)) => Exit::EntryFailed(format!("reason {reason:#x}")),
-        Ok(VcpuExit::InternalError) => Exit::InternalError { cpl: 0 },
-        Ok(VcpuExit::MemoryFault { .. }) => Exit::MemoryFault,
-        Ok(other) => Exit::Other(format!("{other:?}")),
-        Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Exit::Interrupted,
-        Err(error) if error.errno() == libc::EFAULT => Exit::MemoryFault,
-        Err(error) => Exit::EntryFailed(error.to_string()),
-    };
-    match exit {
-        Exit::InternalError { .. } => {
-            let cpl = vcpu.get_sregs().map_or(0, |sregs| sregs.cs.dpl);
-            Exit::InternalError { cpl }
-        }
-        other => other,
     }
 }
 
@@ -663,6 +652,9 @@ impl crate::control::Control for Machine {
     }
     fn report(&self) -> MachineReport {
         self.report()
+    }
+    fn dump(&self) -> Dump {
+        self.dump()
     }
     fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
         self.run(spec)

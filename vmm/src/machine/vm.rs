@@ -1,0 +1,78 @@
+//! The VM with a list of its memslots, which KVM takes and never tells.
+//!
+//! Made by [`super::running`]; whoever gives or takes memory does so through
+//! [`Vm::set_slot`], so that `debug dump` shows what KVM really has.
+
+// UNSAFETY: KVM memslots.
+#![expect(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+
+use super::dump::{SlotDump, SlotUse};
+
+/// A VM.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    slots: Mutex<BTreeMap<u32, kvm_userspace_memory_region>>,
+}
+
+impl Deref for Vm {
+    type Target = VmFd;
+
+    fn deref(&self) -> &VmFd {
+        &self.fd
+    }
+}
+
+impl Vm {
+    /// A VM without memory.
+    #[must_use]
+    pub fn new(fd: VmFd) -> Self {
+        Self {
+            fd,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// Sets a memslot, or removes it if it has no bytes.
+    ///
+    /// # Errors
+    /// KVM's; the slot is as it was before.
+    ///
+    /// # Safety
+    /// The host range stays mapped until the slot is removed or replaced, and
+    /// nobody holds references into it.
+    pub(super) unsafe fn set_slot(
+        &self,
+        region: kvm_userspace_memory_region,
+    ) -> Result<(), kvm_ioctls::Error> {
+        // Held across the call: two threads that change one slot stay in order.
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as the caller promises.
+        unsafe { self.fd.set_user_memory_region(region) }?;
+        match region.memory_size {
+            0 => slots.remove(&region.slot),
+            _ => slots.insert(region.slot, region),
+        };
+        Ok(())
+    }
+
+    /// Every memslot there is.
+    pub(super) fn slots(&self) -> Vec<SlotDump> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = slots.values().map(|slot| SlotDump {
+            slot: slot.slot,
+            gpa: slot.guest_phys_addr,
+            bytes: slot.memory_size,
+            is_read_only: slot.flags & KVM_MEM_READONLY != 0,
+            holds: SlotUse::of(slot.slot),
+        });
+        told.collect()
+    }
+}
