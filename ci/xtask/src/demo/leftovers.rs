@@ -16,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What may stay in a run directory: lock files that nobody holds (removing one
-/// would race with its next owner) and the broker's log.
+/// would race with its next owner), the broker's log, and what happened to
+/// enclaves, which outlives them.
 fn stays_by_design(path: &Path) -> bool {
     let is = |ending| {
         path.extension()
@@ -25,7 +26,10 @@ fn stays_by_design(path: &Path) -> bool {
     let folder = path.parent().and_then(Path::file_name);
     let in_ledger = folder.is_some_and(|name| name == "ledger");
     let of_broker = path.file_stem().is_some_and(|stem| stem == "xemem");
-    (is("lock") && (in_ledger || of_broker)) || (is("log") && of_broker)
+    let of_events = path
+        .file_name()
+        .is_some_and(|name| name == "events.jsonl" || name == "events.jsonl.1");
+    (is("lock") && (in_ledger || of_broker)) || (is("log") && of_broker) || of_events
 }
 
 /// What a run held while it lived.
@@ -111,6 +115,7 @@ mod tests {
         File::create(folder.join("socket")).unwrap();
         fs::create_dir(folder.join("ledger")).unwrap();
         File::create(folder.join("ledger/core-2.lock")).unwrap();
+        File::create(folder.join("events.jsonl")).unwrap();
         let found = inventory.leftovers();
         drop(locked);
         fs::remove_dir_all(&folder).unwrap();
