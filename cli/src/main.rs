@@ -120,6 +120,17 @@ enum Command {
     Version(cmd::version::Version),
 }
 
+impl Command {
+    /// Whether it is about this host's enclaves, and so clears up behind those
+    /// that were killed.
+    const fn looks_at_enclaves(&self) -> bool {
+        !matches!(
+            self,
+            Self::Check(_) | Self::Init(_) | Self::Completion(_) | Self::Man(_) | Self::Version(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     CompleteEnv::with_factory(help::command)
         .var(cmd::completion::VARIABLE)
@@ -130,6 +141,9 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let format = if cli.json { Format::Json } else { Format::Text };
+    if cli.command.looks_at_enclaves() {
+        cmd::isolate::tidy();
+    }
     let result = match &cli.command {
         Command::Create(verb) => verb.run(format),
         Command::Check(verb) => verb.run(format),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 use crate::features::Features;
+use crate::isolation::Isolation;
 use crate::machine::{Backing, Export, MachineConfig, MemoryNode, Ring};
 
 /// Least private RAM of an enclave in bytes.
@@ -62,6 +63,9 @@ pub struct EnclaveConfig {
     /// May the cores be shared with other enclaves that say so too?
     #[serde(default)]
     pub share_cores: bool,
+    /// How far the rest of the host is to be kept off the cores.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Private RAM in bytes.
     pub mem_bytes: u64,
     /// NUMA node that cores and memory have to come from; without one the
@@ -122,6 +126,9 @@ pub enum ConfigError {
     /// The same guest path twice.
     #[error("two exports have the guest path {0}")]
     ExportTwice(String),
+    /// Cores cannot be shared and isolated.
+    #[error("cores cannot be shared and isolated at once")]
+    SharedAndIsolated,
     /// Too many exports.
     #[error("{0} exports: at most {MAX_EXPORTS} are possible")]
     TooManyExports(usize),
@@ -151,6 +158,9 @@ impl EnclaveConfig {
             return Err(ConfigError::Node(node.to_string()));
         }
         check_cores(&self.cores)?;
+        if self.share_cores && self.isolation == Isolation::Require {
+            return Err(ConfigError::SharedAndIsolated);
+        }
         if self.exports.len() > MAX_EXPORTS {
             return Err(ConfigError::TooManyExports(self.exports.len()));
         }
@@ -361,6 +371,7 @@ mod tests {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
             share_cores: false,
+            isolation: Isolation::Auto,
             mem_bytes: 64 << 20,
             node: None,
             exports: Vec::new(),

@@ -206,6 +206,9 @@ fn boot(
     make: impl FnOnce(&MachineConfig, Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure>,
 ) -> Result<(Arc<dyn Control>, Facts, UnixListener), Failure> {
     let created = Instant::now();
+    if !config.share_cores {
+        stay_off(&grant);
+    }
     let what = format!("create enclave {}", config.name);
     let log = ConsoleLog::create(reservation.dir().fd()).map_err(|e| Failure::io(&what, e))?;
     let log = Arc::new(log);
@@ -254,6 +257,20 @@ fn boot(
         log,
     };
     Ok((control, facts, listener))
+}
+
+/// Keeps this thread, and those it will make, off the enclave's cores, which are
+/// its vCPUs'. These go there by themselves.
+fn stay_off(grant: &Grant) {
+    let taken = || grant.cores.iter().chain(&grant.idle);
+    let Ok(mut set) = rustix::thread::sched_getaffinity(None) else {
+        return;
+    };
+    taken().for_each(|&core| set.unset(core));
+    if set.count() > 0 {
+        // Only where they run is at stake, and `inspect` shows it.
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
 }
 
 /// A warning when memory lies elsewhere than on the node it is preferred on; a
@@ -335,6 +352,7 @@ mod tests {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
             share_cores: false,
+            isolation: crate::isolation::Isolation::Auto,
             mem_bytes: 64 << 20,
             node: None,
             exports: Vec::new(),

@@ -49,7 +49,7 @@ pub use client::{
     PlainAttachment, Segment, SegmentGrant, SegmentRequest, Signals, Stream, Unmovable, Waited,
 };
 pub use enclave_abi::arena::{Geometry, VarDesc};
-pub use rundir::{RunDirError, SOCKET_NAME, run_dir};
+pub use rundir::{RunDirError, SOCKET_NAME, run_dir, run_dir_path};
 pub use shared::{AccessError, SharedMemory};
 pub use snapshot::{
     ByteRange, Diff, DiffSource, MapCounts, OwnedSnapshot, Pool, Snapshot, VarView, placement_name,

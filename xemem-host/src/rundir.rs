@@ -38,23 +38,29 @@ pub enum RunDirError {
     Writable(PathBuf),
 }
 
-/// The run directory, made if it is not there: `$ENCLAVE_RUNDIR`, else
-/// `/run/enclave` for root, else `$XDG_RUNTIME_DIR/enclave`, else
-/// `/tmp/enclave-UID`.
+/// The run directory, [`run_dir_path`], made if it is not there.
 ///
 /// # Errors
 /// It cannot be made, is no directory of ours or root's, or others may write in it.
 pub fn run_dir() -> Result<PathBuf, RunDirError> {
+    let path = run_dir_path();
+    check_or_make(&path, rustix::process::geteuid().as_raw())?;
+    Ok(path)
+}
+
+/// Where the run directory is, or would be: `$ENCLAVE_RUNDIR`, else
+/// `/run/enclave` for root, else `$XDG_RUNTIME_DIR/enclave`, else
+/// `/tmp/enclave-UID`.
+#[must_use]
+pub fn run_dir_path() -> PathBuf {
     let uid = rustix::process::geteuid().as_raw();
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let path = match (variable("ENCLAVE_RUNDIR"), uid, variable("XDG_RUNTIME_DIR")) {
+    match (variable("ENCLAVE_RUNDIR"), uid, variable("XDG_RUNTIME_DIR")) {
         (Some(path), _, _) => PathBuf::from(path),
         (None, 0, _) => PathBuf::from("/run/enclave"),
         (None, _, Some(runtime)) => Path::new(&runtime).join("enclave"),
         (None, uid, None) => PathBuf::from(format!("/tmp/enclave-{uid}")),
-    };
-    check_or_make(&path, uid)?;
-    Ok(path)
+    }
 }
 
 fn check_or_make(path: &Path, uid: u32) -> Result<(), RunDirError> {

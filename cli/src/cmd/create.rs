@@ -13,10 +13,12 @@ use enclave_vmm::config::{
 use enclave_vmm::control::protocol::Started;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::features::{Features, parse_without};
+use enclave_vmm::isolation::{Isolation, Report};
 use enclave_vmm::machine::{Backing, Export, Ring};
 use enclave_vmm::topology::{Topology, cpu_list};
+use serde::Serialize;
 
-use super::{check, plan, timeline};
+use super::{check, isolate, plan, timeline};
 use crate::launch::{Launch, Lifetime, Word};
 use crate::output::{self, Format};
 use crate::part_file::PartFile;
@@ -70,6 +72,10 @@ pub(crate) struct Create {
     /// Show where the time went (--json has it under report.phases).
     #[arg(long)]
     timeline: bool,
+    /// How far other work of the host is kept off the cores (default: auto, as
+    /// far as the host allows; require: no enclave without it).
+    #[arg(long, value_enum)]
+    isolation: Option<IsolationChoice>,
     /// Kernel image.
     #[arg(long, value_name = "PATH", env = "ENCLAVE_KERNEL")]
     kernel: Option<PathBuf>,
@@ -91,6 +97,13 @@ enum BackingChoice {
     Small,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IsolationChoice {
+    Auto,
+    Require,
+    Off,
+}
+
 impl Create {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
         let begin = Instant::now();
@@ -100,7 +113,7 @@ impl Create {
         }
         let vmm = locate::program("enclave-vmm")?;
         // Makes the run directory, so that broker and VMM find the same one.
-        locate::run_dir()?;
+        let run = locate::run_dir()?;
         let (socket, mut broker) = cmd::broker::ensure_running()?;
         let config = EnclaveConfig {
             broker_socket: socket,
@@ -118,10 +131,11 @@ impl Create {
         {
             output::warning(warning);
         }
+        let isolation = isolate::fresh(&run, &config.name, config.isolation)?;
         match format {
-            Format::Json => output::json("enclave", &started),
+            Format::Json => output::json("enclave", &Fresh { started, isolation }),
             Format::Text => {
-                output::line(&summary(&started))?;
+                output::line(&summary(&started, isolation.as_ref()))?;
                 if self.timeline {
                     let table = timeline::table(&started.report.phases, begin.elapsed());
                     output::bytes(table.as_bytes())?;
@@ -171,6 +185,11 @@ impl Create {
                 .or_else(|| part.cores.clone())
                 .unwrap_or(CoreRequest::Count(1)),
             share_cores: self.share_cores || part.share_cores.unwrap_or(false),
+            isolation: self
+                .isolation
+                .map(Isolation::from)
+                .or(part.isolation)
+                .unwrap_or_default(),
             mem_bytes: mem_bytes.ok_or_else(|| self.lacking_in_file("mem", "--mem SIZE"))?,
             node: self.node.or(part.node),
             exports,
@@ -208,6 +227,16 @@ impl From<RingChoice> for Ring {
             RingChoice::Auto => Self::Auto,
             RingChoice::Ring0 => Self::Ring0,
             RingChoice::Ring3 => Self::Ring3,
+        }
+    }
+}
+
+impl From<IsolationChoice> for Isolation {
+    fn from(choice: IsolationChoice) -> Self {
+        match choice {
+            IsolationChoice::Auto => Self::Auto,
+            IsolationChoice::Require => Self::Require,
+            IsolationChoice::Off => Self::Off,
         }
     }
 }
@@ -298,7 +327,15 @@ fn start(vmm: &Path, config: &EnclaveConfig) -> Result<Box<Started>, Failure> {
     Err(failure)
 }
 
-fn summary(started: &Started) -> String {
+/// What `create --json` tells.
+#[derive(Debug, Serialize)]
+struct Fresh {
+    #[serde(flatten)]
+    started: Box<Started>,
+    isolation: Option<Report>,
+}
+
+fn summary(started: &Started, isolation: Option<&Report>) -> String {
     let cores: Vec<String> = started
         .effective
         .cores
@@ -306,15 +343,23 @@ fn summary(started: &Started) -> String {
         .map(usize::to_string)
         .collect();
     format!(
-        "{}: core {}{}, {} of memory in {} pages{}, kernel in {}",
+        "{}: core {}{}{}, {} of memory in {} pages{}, kernel in {}",
         started.effective.config.name,
         cores.join(","),
         idle_threads(started),
+        alone(started, isolation),
         output::size(started.effective.config.mem_bytes),
         output::size(started.report.backing_page_bytes),
         where_it_is(started),
         started.report.kernel_mode,
     )
+}
+
+/// How far it has its cores alone, where they are not shared.
+fn alone(started: &Started, isolation: Option<&Report>) -> String {
+    let asked = started.effective.config.isolation != Isolation::Off;
+    let report = isolation.filter(|_| asked && !started.effective.config.share_cores);
+    report.map_or_else(String::new, |report| format!(" {}", isolate::words(report)))
 }
 
 /// The threads that nobody uses, so that the enclave has its cores alone.

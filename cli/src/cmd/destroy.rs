@@ -16,6 +16,7 @@ use enclave_vmm::ledger::{EnclaveDir, Occupancy, RunDir};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::cmd::isolate;
 use crate::locate;
 use crate::output::{self, Format};
 
@@ -79,6 +80,7 @@ impl Destroy {
                 Err(failure) => note(failure),
             }
         }
+        isolate::tidy_in(&run);
         match format {
             Format::Json => output::json("destroyed", &destroyed)?,
             Format::Text => {

@@ -2,12 +2,14 @@
 //! from files alone.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::{Effective, Inspection};
 use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::isolation::{Report, report};
 use enclave_vmm::ledger::{EnclaveDir, Occupancy, Record, RunDir};
 use enclave_vmm::lifecycle::Phase;
 use enclave_vmm::machine::MachineState;
@@ -259,6 +261,8 @@ struct Document {
     live: Option<Box<Inspection>>,
     /// Where cores and memory really are, as the host kernel tells it.
     placement: Option<Box<Placement>>,
+    /// How far it has its cores alone, as the host kernel tells it.
+    isolation: Option<Report>,
 }
 
 impl Inspect {
@@ -272,6 +276,10 @@ impl Inspect {
         };
         // One that has gone since it answered is somewhere no more.
         let placement = seen.inspection.as_ref().and_then(|_| placement(&dir).ok());
+        let isolation = seen
+            .record
+            .as_ref()
+            .map(|record| report(Path::new("/"), &self.name, record));
         output::json(
             "enclave",
             &Document {
@@ -282,6 +290,7 @@ impl Inspect {
                 effective,
                 live: seen.inspection,
                 placement,
+                isolation,
             },
         )
     }

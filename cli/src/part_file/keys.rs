@@ -3,11 +3,12 @@
 use super::values::Wrong;
 
 /// All keys, in the order of the template.
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 12] = [
     "name",
     "cores",
     "node",
     "share-cores",
+    "isolation",
     "mem",
     "backing",
     "prefault",

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use enclave_vmm::config::CoreRequest;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::features::Features;
+use enclave_vmm::isolation::Isolation;
 use enclave_vmm::machine::{Backing, Export, Ring};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -43,6 +44,7 @@ pub(crate) struct PartFile {
     pub(crate) backing: Option<Backing>,
     pub(crate) prefault: Option<bool>,
     pub(crate) share_cores: Option<bool>,
+    pub(crate) isolation: Option<Isolation>,
     pub(crate) kernel: Option<PathBuf>,
 }
 
@@ -133,6 +135,7 @@ impl PartFile {
             "backing" => self.backing = Some(values::backing(value.get_ref()).map_err(at)?),
             "prefault" => self.prefault = Some(values::yes_no(value.get_ref()).map_err(at)?),
             "share-cores" => self.share_cores = Some(values::yes_no(value.get_ref()).map_err(at)?),
+            "isolation" => self.isolation = Some(values::isolation(value.get_ref()).map_err(at)?),
             "kernel" => self.kernel = Some(values::path(value.get_ref()).map_err(at)?),
             other => return Err((key.span(), keys::unknown(other))),
         }

@@ -60,6 +60,10 @@ cores = 1
 # Share cores with other enclaves that do, and with the host [false].
 # share-cores = true
 
+# Keep other work of the host off the cores: \"auto\", as far as the host allows,
+# \"require\", or \"off\".
+# isolation = \"require\"
+
 # Private memory, in steps of 2 MiB: a number and K, M, G or T (binary).
 mem = \"{}\"
 
@@ -153,7 +157,7 @@ mod tests {
         let is_key = |line: &str| line.contains(" = ") && !line.contains(": a number");
         let lines = keys.lines().filter(|line| is_key(line));
         let all: Vec<&str> = lines.map(|line| line.trim_start_matches("# ")).collect();
-        assert_eq!(all.len(), 11, "{all:#?}");
+        assert_eq!(all.len(), 12, "{all:#?}");
         let file = PartFile::parse(&all.join("\n")).expect("it is right");
         assert_eq!(file.exports.len(), 2);
         assert_eq!((file.prefault, file.share_cores), (Some(false), Some(true)));

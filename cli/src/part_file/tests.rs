@@ -59,6 +59,7 @@ fn every_key_is_taken_over() {
         backing: Some(Backing::Huge2m),
         prefault: Some(false),
         share_cores: Some(true),
+        isolation: None,
         kernel: Some("/k".into()),
     };
     assert_eq!(file, wanted);

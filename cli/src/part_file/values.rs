@@ -10,6 +10,7 @@ use enclave_vmm::config::{
     self, CoreRequest, MAX_CORE, MAX_EXPORTS, MAX_NODE, check_cores, check_memory, check_name,
 };
 use enclave_vmm::features::{Features, parse_without};
+use enclave_vmm::isolation::Isolation;
 use enclave_vmm::machine::{Backing, Export, Ring};
 use toml::Spanned;
 use toml::de::{DeArray, DeInteger, DeValue};
@@ -155,6 +156,15 @@ pub(super) fn backing(value: &DeValue<'_>) -> Result<Backing, Wrong> {
         ("auto", Backing::Auto),
         ("huge", Backing::Huge2m),
         ("small", Backing::Small),
+    ];
+    word(value, &words)
+}
+
+pub(super) fn isolation(value: &DeValue<'_>) -> Result<Isolation, Wrong> {
+    let words = [
+        ("auto", Isolation::Auto),
+        ("require", Isolation::Require),
+        ("off", Isolation::Off),
     ];
     word(value, &words)
 }

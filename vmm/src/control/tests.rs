@@ -36,6 +36,7 @@ fn effective(scratch: &Scratch) -> Effective {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
             share_cores: false,
+            isolation: crate::isolation::Isolation::Auto,
             mem_bytes: 64 << 20,
             node: None,
             exports: vec![parse_export(&format!("{}=/data", scratch.path().display())).unwrap()],

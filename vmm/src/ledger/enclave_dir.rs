@@ -54,6 +54,9 @@ pub struct Record {
     pub idle: Vec<usize>,
     /// Are they shared?
     pub share_cores: bool,
+    /// Is the rest of the host to be kept off its cores?
+    #[serde(default)]
+    pub isolated: bool,
     /// Private RAM in bytes.
     pub mem_bytes: u64,
     /// The NUMA node it comes from, if one was asked for.

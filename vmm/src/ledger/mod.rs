@@ -5,6 +5,7 @@
 //!   ledger/admission.lock       held while one enclave is being admitted
 //!   ledger/core-N.lock          held by the enclave-vmm that owns core N
 //!   events.jsonl, events.jsonl.1
+//!   ledger/isolation.*          interrupts moved off cores, see `isolation`
 //!   enclaves/NAME/lock          held by the enclave-vmm of NAME; its record
 //!   enclaves/NAME/config.json   the effective configuration
 //!   enclaves/NAME/control.sock, console.log, console.log.1, vmm.log, crash

@@ -18,6 +18,7 @@ use super::enclave_dir::write_record;
 use super::{EnclaveDir, Occupancy, Record, RunDir};
 use crate::config::EnclaveConfig;
 use crate::failure::{Class, Failure};
+use crate::isolation::Isolation;
 use crate::machine::{Backing, MemoryNode};
 use crate::topology::Topology;
 
@@ -102,6 +103,7 @@ impl Reservation {
             cores: grant.cores.clone(),
             idle: grant.idle.clone(),
             share_cores: config.share_cores,
+            isolated: !config.share_cores && config.isolation != Isolation::Off,
             mem_bytes: config.mem_bytes,
             node: config.node,
             ..Record::of_this_process()

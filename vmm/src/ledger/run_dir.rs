@@ -7,6 +7,7 @@
 //! a file of someone else's opened.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -114,11 +115,43 @@ impl RunDir {
     }
 
     /// Opens (making it if needed) a lock file below `ledger/`.
-    pub(super) fn ledger_file(&self, name: &str) -> Result<File, Failure> {
+    pub(crate) fn ledger_file(&self, name: &str) -> Result<File, Failure> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
         beneath(self.dir.as_fd(), &format!("ledger/{name}"), flags)
             .map(File::from)
             .map_err(|e| Failure::io(format!("open {}/ledger/{name}", self.path.display()), e))
+    }
+
+    /// Whether there is such a file below `ledger/`.
+    pub(crate) fn has_ledger_file(&self, name: &str) -> bool {
+        let flags = OFlags::PATH;
+        beneath(self.dir.as_fd(), &format!("ledger/{name}"), flags).is_ok()
+    }
+
+    /// Replaces a file below `ledger/` as a whole. The caller holds the lock that
+    /// goes with it.
+    pub(crate) fn replace_ledger_file(&self, name: &str, text: &str) -> Result<(), Failure> {
+        let what = || format!("write {}/ledger/{name}", self.path.display());
+        let (new, old) = (format!("ledger/{name}.new"), format!("ledger/{name}"));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK;
+        let written = beneath(self.dir.as_fd(), &new, flags)
+            .map_err(std::io::Error::from)
+            .and_then(|file| File::from(file).write_all(text.as_bytes()));
+        written
+            .and_then(|()| Ok(rustix::fs::renameat(&self.dir, &new, &self.dir, &old)?))
+            .map_err(|error| Failure::io(what(), error))
+    }
+
+    /// Removes a file below `ledger/`, if it is there.
+    pub(crate) fn remove_ledger_file(&self, name: &str) -> Result<(), Failure> {
+        let path = format!("ledger/{name}");
+        match rustix::fs::unlinkat(&self.dir, &path, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(Failure::io(
+                format!("remove {}/{path}", self.path.display()),
+                error,
+            )),
+        }
     }
 
     /// Opens the directory of enclave `name`, making it if `make` says so.

@@ -19,6 +19,7 @@ fn config(name: &str, cores: &str) -> EnclaveConfig {
         name: name.into(),
         cores: parse_cores(cores).unwrap(),
         share_cores: false,
+        isolation: crate::isolation::Isolation::Auto,
         mem_bytes: 64 << 20,
         node: None,
         exports: Vec::new(),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use enclave_vmm::capability::{self, Lack, NEEDED};
 use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::isolation::{Offer, offer};
 use enclave_vmm::ledger::allowed_cores;
 use enclave_vmm::platform::Platform;
 use enclave_vmm::probe;
@@ -160,7 +161,8 @@ fn host_checks(root: &Path) -> Vec<Check> {
             "mount -t sysfs sysfs /sys",
         )),
     }
-    checks.extend([map_count(root), cgroup(root), tsc(root), udmabuf(root)]);
+    checks.extend([isolation(root), interrupts(root)]);
+    checks.extend([map_count(root), tsc(root), udmabuf(root)]);
     checks
 }
 
@@ -236,6 +238,45 @@ fn smt(topology: &Topology) -> Check {
     ok("smt", "one thread per core")
 }
 
+fn isolation(root: &Path) -> Check {
+    let name = "isolation";
+    match offer(root) {
+        Offer::Partition(_) => ok(
+            name,
+            "cgroup v2: cores of enclaves become isolated partitions",
+        ),
+        Offer::Exclusive(_) => warn(
+            name,
+            "cgroup v1: cores of enclaves become exclusive sets, which other work of the \
+             host is not kept out of",
+            "systemd.unified_cgroup_hierarchy=1 on the host kernel's command line",
+        ),
+        Offer::Affinity(why) => warn(
+            name,
+            format!("other work may run on the cores of enclaves: {why}"),
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        ),
+    }
+}
+
+fn interrupts(root: &Path) -> Check {
+    let processes = fs::read_dir(root.join("proc")).into_iter().flatten();
+    let mut comms = processes.flatten().map(|entry| entry.path().join("comm"));
+    let is_balancer =
+        |comm: PathBuf| fs::read_to_string(comm).is_ok_and(|comm| comm.trim() == "irqbalance");
+    if comms.any(is_balancer) {
+        return warn(
+            "interrupts",
+            "irqbalance moves interrupts back to the cores of enclaves",
+            "systemctl disable --now irqbalance",
+        );
+    }
+    ok(
+        "interrupts",
+        "they leave the cores of enclaves, as far as devices allow",
+    )
+}
+
 fn memory(topology: &Topology) -> Check {
     let available = topology.mem_available_bytes;
     let text = format!(
@@ -309,25 +350,6 @@ fn map_count(root: &Path) -> Check {
         );
     }
     ok("map_count", text)
-}
-
-fn cgroup(root: &Path) -> Check {
-    let path = root.join("sys/fs/cgroup/cgroup.controllers");
-    match fs::read_to_string(path) {
-        Ok(controllers) if controllers.split_whitespace().any(|c| c == "cpuset") => {
-            ok("cgroup", "version 2 with cpuset")
-        }
-        Ok(_) => warn(
-            "cgroup",
-            "version 2 without cpuset: other tasks may run on the enclaves' cores",
-            "echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control",
-        ),
-        Err(_) => warn(
-            "cgroup",
-            "version 1 or hybrid: other tasks may run on the enclaves' cores",
-            "boot with systemd.unified_cgroup_hierarchy=1",
-        ),
-    }
 }
 
 fn tsc(root: &Path) -> Check {
@@ -468,6 +490,10 @@ mod tests {
                 (&format!("{huge}/free_hugepages"), "8"),
                 ("proc/meminfo", MEMINFO),
                 ("proc/sys/vm/max_map_count", "65530\n"),
+                (
+                    "proc/self/mounts",
+                    "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+                ),
                 ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu memory\n"),
                 ("proc/cpuinfo", "flags\t\t: fpu constant_tsc\n"),
             ],

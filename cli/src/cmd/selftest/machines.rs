@@ -185,6 +185,7 @@ fn small(ring: Ring, selftest: u32) -> EnclaveConfig {
         name: NAME.into(),
         cores: CoreRequest::Count(1),
         share_cores: true,
+        isolation: enclave_vmm::isolation::Isolation::Auto,
         mem_bytes: MEM_BYTES,
         node: None,
         exports: Vec::new(),
