@@ -174,6 +174,31 @@ fn a_plan_takes_nothing_and_a_file_makes_what_was_planned() {
     let other = plan(&["a2", "--mem", "64M", "--backing", "auto"]);
     assert_eq!(other["config"]["name"], "a2");
     assert_eq!(other["config"]["mem_bytes"], 64 << 20);
+    // The environment goes between them.
+    let with_environment = |args: &[&str]| -> Value {
+        let mut command = enclavectl(&host.0);
+        command
+            .args(["create", "--dry-run", "--json", "-f"])
+            .arg(&file);
+        command.args(args);
+        command.envs([("ENCLAVE_MEM", "160M"), ("ENCLAVE_RING", "3")]);
+        let ended = finish(command.env("ENCLAVE_SHARE_CORES", "1"), b"");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        serde_json::from_str::<Value>(&ended.stdout).unwrap()["plan"]["config"].clone()
+    };
+    let config = with_environment(&[]);
+    assert_eq!(
+        (&config["mem_bytes"], &config["ring"]),
+        (&(160 << 20).into(), &"ring3".into())
+    );
+    assert_eq!(with_environment(&["--mem", "64M"])["mem_bytes"], 64 << 20);
+    let nonsense = finish(
+        enclavectl(&host.0)
+            .args(["create", "a2"])
+            .env("ENCLAVE_MEM", "1MB"),
+        b"",
+    );
+    assert_eq!(nonsense.code, 2, "{}", nonsense.stderr);
     let text = host.with(&["create", "--dry-run", "-f"], &file, 0).stdout;
     assert!(text.contains("96M in 4 KiB pages"), "{text}");
     assert!(text.contains("as /data (rw)"), "{text}");

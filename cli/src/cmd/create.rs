@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use enclave_abi::addr::LARGE_PAGE_SIZE;
 use enclave_vmm::config::{
@@ -41,40 +42,40 @@ pub(crate) struct Create {
     dry_run: bool,
     /// How many cores, or which: a list such as 2,4-5 (2-2 is core 2);
     /// default: 1. Other hardware threads of these cores are kept idle.
-    #[arg(long, value_name = "N|LIST", value_parser = parse_cores)]
+    #[arg(long, value_name = "N|LIST", env = "ENCLAVE_CORES", value_parser = parse_cores)]
     cores: Option<CoreRequest>,
     /// Private memory, such as 512M or 1G.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "file")]
+    #[arg(long, value_name = "SIZE", env = "ENCLAVE_MEM", value_parser = parse_size, required_unless_present = "file")]
     mem: Option<u64>,
     /// NUMA node that cores and memory come from (default: any cores, and
     /// memory from their node while it has some).
-    #[arg(long, value_name = "N", value_parser = parse_node)]
+    #[arg(long, value_name = "N", env = "ENCLAVE_NODE", value_parser = parse_node)]
     node: Option<usize>,
     /// Directory the programs may reach; read-only unless :rw.
     #[arg(long, value_name = "HOST[=GUEST][:rw]", value_parser = parse_export)]
     export: Vec<Export>,
     /// Privilege ring of the kernel (default: auto).
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "ENCLAVE_RING")]
     ring: Option<RingChoice>,
     /// Leave processor features off, to find out what one of them does.
     #[arg(long, value_name = "FEATURE,…", value_delimiter = ',', value_parser = parse_without)]
     without: Vec<Features>,
     /// Pages behind the memory: 2 MiB (huge), 4 KiB (small), or what there is
     /// (auto, the default).
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "ENCLAVE_BACKING")]
     backing: Option<BackingChoice>,
     /// Do not touch all memory at create.
-    #[arg(long)]
+    #[arg(long, env = "ENCLAVE_NO_PREFAULT", value_parser = FalseyValueParser::new())]
     no_prefault: bool,
     /// Share cores with other enclaves that do, and with the host.
-    #[arg(long)]
+    #[arg(long, env = "ENCLAVE_SHARE_CORES", value_parser = FalseyValueParser::new())]
     share_cores: bool,
     /// Show where the time went (--json has it under report.phases).
     #[arg(long)]
     timeline: bool,
     /// How far other work of the host is kept off the cores (default: auto, as
     /// far as the host allows; require: no enclave without it).
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, env = "ENCLAVE_ISOLATION")]
     isolation: Option<IsolationChoice>,
     /// Kernel image.
     #[arg(long, value_name = "PATH", env = "ENCLAVE_KERNEL")]
