@@ -102,10 +102,11 @@ impl CoreQuery<'_> {
             .all(|holder| holder.shares && self.shares)
     }
 
-    /// Cores that could be used at all, highest first.
+    /// Cores that could be used at all, highest first: those of other enclaves
+    /// count, although an isolated one takes its cores out of everybody's cpuset.
     fn usable(&self) -> impl Iterator<Item = usize> {
         let descending = self.topology.online.iter().rev().copied();
-        descending.filter(|core| self.allowed.contains(core))
+        descending.filter(|&core| self.allowed.contains(&core) || !self.holders(core).is_empty())
     }
 
     /// Whether the core is of the node asked for.
@@ -169,6 +170,12 @@ impl CoreQuery<'_> {
             let failure = self.fail(Class::Resources, format!("core {core} is offline"));
             return Err(failure.with_hint(hint));
         }
+        if !self.is_on_node(core) {
+            return Err(self.of_another_node(core));
+        }
+        if !self.is_open(core) {
+            return Err(self.taken(core, ""));
+        }
         if !self.allowed.contains(&core) {
             let why = format!(
                 "core {core} is outside this process's cpuset {}",
@@ -176,14 +183,11 @@ impl CoreQuery<'_> {
             );
             return Err(self.fail(Class::Resources, why));
         }
-        if !self.is_on_node(core) {
-            return Err(self.of_another_node(core));
-        }
-        if !self.is_open(core) {
-            return Err(self.taken(core, ""));
-        }
         for sibling in self.unit(core) {
             let relation = format!(", the other thread of core {core},");
+            if !self.is_open(sibling) {
+                return Err(self.taken(sibling, &relation));
+            }
             if !self.allowed.contains(&sibling) {
                 let why = format!(
                     "core {sibling}{relation} is outside this process's cpuset {}",
@@ -191,9 +195,6 @@ impl CoreQuery<'_> {
                 );
                 let failure = self.fail(Class::Resources, why);
                 return Err(failure.with_hint("enclavectl create --share-cores …"));
-            }
-            if !self.is_open(sibling) {
-                return Err(self.taken(sibling, &relation));
             }
         }
         Ok(())

@@ -144,6 +144,19 @@ fn a_named_core_that_is_taken_names_its_holder() {
     assert!(failure.why.contains("enclave a1 (pid 7)"), "{failure}");
 }
 
+/// The cores 6 and 7 are in nobody's cpuset but that of the enclaves.
+#[test]
+fn cores_isolated_for_other_enclaves_are_taken_and_count() {
+    let held: Held = &[(6, "a1", false), (7, "a2", false)];
+    let named = CoreRequest::List(vec![7]);
+    let failure = decide(&[0, 6, 7], &named, false, held).unwrap_err();
+    assert_eq!(failure.class, Class::Busy);
+    assert!(failure.why.contains("enclave a2"), "{failure}");
+    let failure = decide(&[6, 7], &CoreRequest::Count(1), false, held).unwrap_err();
+    let words = "1 wanted, 0 of 2 usable cores";
+    assert!(failure.why.contains(words), "{failure}");
+}
+
 #[test]
 fn cores_that_are_not_there_are_a_matter_of_resources() {
     for (core, word) in [(9, "does not exist"), (3, "offline"), (7, "cpuset")] {
