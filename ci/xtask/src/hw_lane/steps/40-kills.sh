@@ -1,6 +1,6 @@
 # Killed brokers and VMMs: who is left goes on, and everything comes back.
 create t --cores 1 --mem 64M --backing huge --export /data=/data
-simulate t snap/flux long
+simulate t snap/flux longer
 begin "the broker is killed, another one takes over"
 await seen t 2
 broker() {
