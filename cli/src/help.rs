@@ -56,6 +56,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["enclavectl logs -f a1", "enclavectl logs --vmm a1"],
     ),
     ("console", &["enclavectl console a1"]),
+    ("freeze", &["enclavectl freeze a1"]),
+    ("thaw", &["enclavectl thaw a1"]),
     (
         "events",
         &[
@@ -133,6 +135,8 @@ const ENCLAVES: &[(&str, &str)] = &[
     ("events", "name"),
     ("wait", "name"),
     ("debug dump", "name"),
+    ("freeze", "name"),
+    ("thaw", "name"),
     ("destroy", "names"),
 ];
 

@@ -110,6 +110,10 @@ enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Run the kernel's self-tests here, and print a report for a bug.
     Selftest(cmd::selftest::Selftest),
+    /// Hold an enclave where it is; what it has published stays readable.
+    Freeze(cmd::freeze::Freeze),
+    /// Let a frozen enclave go on.
+    Thaw(cmd::freeze::Thaw),
     /// Stop enclaves and give their cores and memory back.
     #[command(alias = "rm")]
     Destroy(cmd::destroy::Destroy),
@@ -168,6 +172,8 @@ fn main() -> ExitCode {
         Command::Xemem(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),
         Command::Selftest(verb) => return verb.run(format),
+        Command::Freeze(verb) => verb.run(),
+        Command::Thaw(verb) => verb.run(),
         Command::Destroy(verb) => verb.run(format),
         Command::Broker(verb) => verb.run(format),
         Command::Completion(verb) => verb.run(),

@@ -56,6 +56,8 @@ pub enum Phase {
     Idle,
     /// A program runs.
     Running,
+    /// Its vCPUs are held.
+    Frozen,
     /// The kernel or the vCPU failed.
     Failed,
     /// Stopped, the process is about to end.
@@ -76,6 +78,7 @@ impl Phase {
             MachineState::Booting => Self::Booting,
             MachineState::Idle => Self::Idle,
             MachineState::Running { .. } => Self::Running,
+            MachineState::Frozen { .. } => Self::Frozen,
             MachineState::Failed { .. } => Self::Failed,
             MachineState::Stopped => Self::Stopped,
         }
@@ -89,6 +92,7 @@ impl fmt::Display for Phase {
             Self::Booting => "booting",
             Self::Idle => "idle",
             Self::Running => "running",
+            Self::Frozen => "frozen",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
             Self::Unresponsive => "unresponsive",

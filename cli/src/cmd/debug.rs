@@ -90,6 +90,7 @@ fn text(name: &str, state: &MachineState, dump: &Dump) -> String {
         MachineState::Idle => "idle".to_owned(),
         MachineState::Running { program } => format!("running {}", output::printable(program)),
         MachineState::Failed { reason } => format!("failed: {}", output::printable(reason)),
+        MachineState::Frozen { .. } => "frozen".to_owned(),
         MachineState::Stopped => "stopped".to_owned(),
     };
     let mut text = format!("enclave {name}: {doing}\n");

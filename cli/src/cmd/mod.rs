@@ -8,6 +8,7 @@ pub(crate) mod debug;
 pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod freeze;
 pub(crate) mod isolate;
 pub(crate) mod logs;
 pub(crate) mod openmetrics;

@@ -199,7 +199,9 @@ fn row(dir: &EnclaveDir, seen: &Seen) -> Row {
     }
     let inspection = seen.inspection.as_ref();
     let program = match inspection.map(|i| &i.machine) {
-        Some(MachineState::Running { program }) => program.clone(),
+        Some(MachineState::Running { program } | MachineState::Frozen { program }) => {
+            program.clone()
+        }
         _ => String::new(),
     };
     Row {

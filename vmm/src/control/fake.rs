@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Control;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
-use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use crate::machine::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// The fake. A program whose image begins with `exit N` ends at once.
 #[derive(Debug, Default)]
@@ -26,6 +26,7 @@ struct State {
     current: Option<(u64, String)>,
     outcomes: BTreeMap<u64, RunOutcome>,
     stopped: bool,
+    frozen: bool,
     cwds: Vec<String>,
 }
 
@@ -83,6 +84,9 @@ impl Control for FakeMachine {
         }
         match &state.current {
             _ if state.stopped => MachineState::Stopped,
+            current if state.frozen => MachineState::Frozen {
+                program: current.clone().map_or_else(String::new, |(_, path)| path),
+            },
             Some((_, program)) => MachineState::Running {
                 program: program.clone(),
             },
@@ -135,6 +139,22 @@ impl Control for FakeMachine {
         let mut state = self.state.lock().unwrap();
         let report = String::new();
         self.end(&mut state, run, RunOutcome::Signaled { signal, report });
+    }
+
+    fn freeze(&self) -> Result<(), FreezeError> {
+        let mut state = self.state.lock().unwrap();
+        match std::mem::replace(&mut state.frozen, true) {
+            true => Err(FreezeError::Frozen),
+            false => Ok(()),
+        }
+    }
+
+    fn thaw(&self) -> Result<(), FreezeError> {
+        let mut state = self.state.lock().unwrap();
+        match std::mem::replace(&mut state.frozen, false) {
+            true => Ok(()),
+            false => Err(FreezeError::NotFrozen),
+        }
     }
 
     fn stop(&self) {

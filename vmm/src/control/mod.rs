@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
-use crate::machine::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use crate::machine::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// What the control side needs from a machine. Every method may be called
 /// from any thread; the waits and [`Control::stop`] may block.
@@ -42,6 +42,16 @@ pub trait Control: Send + Sync {
     fn wait(&self, run: u64) -> RunOutcome;
     /// Kills the program of that run, if it still runs.
     fn kill(&self, run: u64, signal: u8);
+    /// Holds the vCPUs, whatever they do.
+    ///
+    /// # Errors
+    /// When they are held already, or cannot be; then nothing has changed.
+    fn freeze(&self) -> Result<(), FreezeError>;
+    /// Lets the vCPUs go on.
+    ///
+    /// # Errors
+    /// When they are not held.
+    fn thaw(&self) -> Result<(), FreezeError>;
     /// Stops the machine and ends every wait; may be called again.
     fn stop(&self);
 }

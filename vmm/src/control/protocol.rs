@@ -69,6 +69,10 @@ pub enum Request {
     Placement {},
     /// Tell what vCPUs, queue and memslots are doing (`debug dump`).
     Dump {},
+    /// Hold the vCPUs.
+    Freeze {},
+    /// Let the vCPUs go on.
+    Thaw {},
     /// Stop the enclave and end.
     Stop {},
 }
@@ -236,6 +240,8 @@ mod tests {
         round(&Request::Inspect {});
         round(&Request::Placement {});
         round(&Request::Dump {});
+        round(&Request::Freeze {});
+        round(&Request::Thaw {});
         round(&Request::Stop {});
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {

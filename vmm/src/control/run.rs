@@ -100,7 +100,7 @@ pub(super) fn run_spec(
 /// Why a run was not accepted, as the user sees it.
 pub(super) fn run_failure(error: &RunError) -> Failure {
     let class = match error {
-        RunError::Busy(_) => Class::Busy,
+        RunError::Busy(_) | RunError::Frozen => Class::Busy,
         RunError::NotRunning(_) => Class::Failure,
         RunError::ArgumentsTooLong { .. } => Class::Usage,
     };

@@ -24,7 +24,7 @@ use crate::confine::{self, Confinement, Role};
 use crate::console_log::ConsoleLog;
 use crate::event_log::{self, Happened};
 use crate::failure::{Class, Failure};
-use crate::machine::{MachineState, RunOutcome};
+use crate::machine::{FreezeError, MachineState, RunOutcome};
 use crate::placement::Placement;
 use crate::signals::{SIGHUP, SignalFd};
 use crate::topology::Topology;
@@ -294,11 +294,43 @@ impl Server {
                 self.control.kill(run, signal);
                 self.reply(fd, &Reply::Ok, ops);
             }
+            Request::Freeze {} => {
+                let frozen = self.control.freeze();
+                self.answer_freeze(fd, "freeze", frozen, ops);
+            }
+            Request::Thaw {} => {
+                let thawed = self.control.thaw();
+                self.answer_freeze(fd, "thaw", thawed, ops);
+            }
             Request::Stop {} => {
                 self.reply(fd, &Reply::Ok, ops);
                 self.ended.get_or_insert(Ended::Requested);
             }
             run @ Request::Run { .. } => self.start_run(fd, run, line.fds, ops),
+        }
+    }
+
+    fn answer_freeze(
+        &mut self,
+        fd: RawFd,
+        verb: &str,
+        done: Result<(), FreezeError>,
+        ops: &mut EventOps,
+    ) {
+        let name = &self.facts.effective.config.name;
+        let hint = match done {
+            Ok(()) => return self.reply(fd, &Reply::Ok, ops),
+            Err(FreezeError::Frozen) => format!("enclavectl thaw {name}"),
+            Err(FreezeError::NotFrozen) => format!("enclavectl freeze {name}"),
+            Err(_) => format!("enclavectl inspect {name}"),
+        };
+        if let Err(error) = done {
+            let class = match error {
+                FreezeError::Stuck => Class::Timeout,
+                _ => Class::Busy,
+            };
+            let failure = Failure::new(class, format!("{verb} enclave {name}"), error);
+            self.reply(fd, &Reply::Error(failure.with_hint(hint)), ops);
         }
     }
 

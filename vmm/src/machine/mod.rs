@@ -8,6 +8,7 @@ pub mod arenas;
 mod bells;
 pub mod dump;
 mod extended;
+mod frozen;
 mod gate;
 mod given_back;
 pub(crate) mod imports;
@@ -169,6 +170,11 @@ pub enum MachineState {
         /// Its path.
         program: String,
     },
+    /// Its vCPUs are held; kernel, memory and what is attached stay.
+    Frozen {
+        /// Path of the program that runs, empty if none.
+        program: String,
+    },
     /// The kernel or the vCPU failed; the VMM still answers.
     Failed {
         /// Why.
@@ -184,6 +190,9 @@ pub enum RunError {
     /// One program at a time in this version.
     #[error("the enclave already runs {0}")]
     Busy(String),
+    /// It has to be thawed first.
+    #[error("the enclave is frozen")]
+    Frozen,
     /// The machine is not up.
     #[error("the enclave is not running: {0}")]
     NotRunning(String),
@@ -196,6 +205,26 @@ pub enum RunError {
         max: usize,
     },
 }
+
+/// Why a machine was not frozen or thawed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FreezeError {
+    /// It is so already.
+    #[error("it is frozen already")]
+    Frozen,
+    /// There is nothing to thaw.
+    #[error("it is not frozen")]
+    NotFrozen,
+    /// Its kernel is not up, or not any more.
+    #[error("its kernel is not up")]
+    NotUp,
+    /// A vCPU did not leave the guest; nothing has changed.
+    #[error("a vCPU did not stop within {} s", FREEZE_TIMEOUT.as_secs())]
+    Stuck,
+}
+
+/// How long the vCPUs may take to leave the guest.
+pub const FREEZE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How the self-test asked for at boot ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

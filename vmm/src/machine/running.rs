@@ -32,7 +32,8 @@ use super::service::{Served, Service};
 use super::state::Shared;
 use super::vm::Vm;
 use super::{
-    BellCounts, MachineConfig, MachineReport, MachineState, Ring, RunError, RunOutcome, RunSpec,
+    BellCounts, FreezeError, MachineConfig, MachineReport, MachineState, Ring, RunError,
+    RunOutcome, RunSpec,
 };
 use crate::capability;
 use crate::confine::{self, Role};
@@ -85,7 +86,7 @@ pub enum MachineError {
 /// A running or stopped machine.
 #[derive(Debug)]
 pub struct Machine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     stats: Arc<KvmStats>,
     ram: Ram,
     kick: Arc<Kick>,
@@ -367,6 +368,9 @@ impl Machine {
     pub fn kill(&self, run: u64, signal: u8) {
         const PAUSE: Duration = Duration::from_millis(10);
         const TRIES: usize = 100;
+        if self.shared.keep_kill(run, signal) {
+            return;
+        }
         if !self.shared.submit_kill(run, signal) {
             return;
         }
@@ -418,7 +422,7 @@ impl Machine {
         self.shared.ended(MachineState::Stopped);
     }
 
-    fn kick_vcpu(&self) {
+    pub(super) fn kick_vcpu(&self) {
         self.kick.request();
         if let Some(thread) = self
             .thread
@@ -533,8 +537,11 @@ impl Loop {
                 }
                 return MachineState::Stopped;
             }
+            if !self.shared.enter() {
+                continue;
+            }
             let exit = self.gate.enter();
-            self.shared.count_exit(exit.name());
+            self.shared.left(exit.name());
             if !matches!(exit, Exit::MemoryFault | Exit::Interrupted) {
                 self.memory_faults = 0;
             }
@@ -664,6 +671,12 @@ impl crate::control::Control for Machine {
     }
     fn kill(&self, run: u64, signal: u8) {
         self.kill(run, signal);
+    }
+    fn freeze(&self) -> Result<(), FreezeError> {
+        self.freeze()
+    }
+    fn thaw(&self) -> Result<(), FreezeError> {
+        self.thaw()
     }
     fn stop(&self) {
         self.stop();

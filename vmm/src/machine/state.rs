@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use super::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// A command for the kernel that the vCPU thread has to deliver.
 #[derive(Debug)]
@@ -30,6 +30,26 @@ struct Inner {
     outcomes: BTreeMap<u64, RunOutcome>,
     report: MachineReport,
     stopping: bool,
+    /// No vCPU may enter the guest.
+    frozen: bool,
+    /// vCPUs in the guest, or about to be.
+    inside: usize,
+    /// A kill that came while the machine was frozen: run and signal.
+    kill_at_thaw: Option<(u64, u8)>,
+}
+
+impl Inner {
+    fn state(&self) -> MachineState {
+        match (&self.state, self.frozen) {
+            (MachineState::Idle, true) => MachineState::Frozen {
+                program: String::new(),
+            },
+            (MachineState::Running { program }, true) => MachineState::Frozen {
+                program: program.clone(),
+            },
+            (state, _) => state.clone(),
+        }
+    }
 }
 
 /// The shared state.
@@ -56,6 +76,9 @@ impl Shared {
                 outcomes: BTreeMap::new(),
                 report,
                 stopping: false,
+                frozen: false,
+                inside: 0,
+                kill_at_thaw: None,
             }),
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -72,7 +95,7 @@ impl Shared {
     }
 
     pub(super) fn state(&self) -> MachineState {
-        self.lock().state.clone()
+        self.lock().state()
     }
 
     pub(super) fn report(&self) -> MachineReport {
@@ -83,9 +106,76 @@ impl Shared {
         update(&mut self.lock().report);
     }
 
+    /// Waits until the guest may be entered, which it counts as; `false` when
+    /// the machine stops. [`Shared::left`] goes with it.
+    pub(super) fn enter(&self) -> bool {
+        let mut inner = self.lock();
+        while inner.frozen && !inner.stopping {
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if inner.stopping {
+            return false;
+        }
+        inner.inside += 1;
+        true
+    }
+
     /// Counts an exit to user space: at once, `stats` looks while it runs.
-    pub(super) fn count_exit(&self, name: &str) {
-        count(&mut self.lock().report.exits, name);
+    pub(super) fn left(&self, name: &str) {
+        let mut inner = self.lock();
+        count(&mut inner.report.exits, name);
+        inner.inside = inner.inside.saturating_sub(1);
+        if inner.frozen {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Keeps the vCPUs from entering the guest; those inside still have to leave.
+    pub(super) fn freeze(&self) -> Result<(), FreezeError> {
+        let mut inner = self.lock();
+        match inner.state {
+            _ if inner.stopping => Err(FreezeError::NotUp),
+            MachineState::Idle | MachineState::Running { .. } if inner.frozen => {
+                Err(FreezeError::Frozen)
+            }
+            MachineState::Idle | MachineState::Running { .. } => {
+                inner.frozen = true;
+                Ok(())
+            }
+            _ => Err(FreezeError::NotUp),
+        }
+    }
+
+    /// Waits `time` for the last vCPU to leave the guest; whether it has.
+    pub(super) fn wait_outside(&self, time: Duration) -> bool {
+        let is_inside = |inner: &mut Inner| inner.inside > 0;
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), time, is_inside);
+        waited.unwrap_or_else(PoisonError::into_inner).0.inside == 0
+    }
+
+    /// Lets the vCPUs go on; the kill that came meanwhile, if one did.
+    pub(super) fn thaw(&self) -> Result<Option<(u64, u8)>, FreezeError> {
+        let mut inner = self.lock();
+        if !inner.frozen {
+            return Err(FreezeError::NotFrozen);
+        }
+        inner.frozen = false;
+        self.changed.notify_all();
+        Ok(inner.kill_at_thaw.take())
+    }
+
+    /// Keeps a kill until the machine is thawed; `false` when it is not frozen.
+    pub(super) fn keep_kill(&self, run: u64, signal: u8) -> bool {
+        let mut inner = self.lock();
+        if inner.frozen {
+            inner.kill_at_thaw = Some((run, signal));
+        }
+        inner.frozen
     }
 
     /// Counts a forwarded call.
@@ -101,6 +191,9 @@ impl Shared {
     pub(super) fn submit(&self, spec: RunSpec) -> Result<u64, RunError> {
         let mut inner = self.lock();
         match &inner.state {
+            MachineState::Idle | MachineState::Running { .. } if inner.frozen => {
+                return Err(RunError::Frozen);
+            }
             MachineState::Idle if inner.current.is_none() && !inner.stopping => {}
             MachineState::Booting | MachineState::Failed { .. } | MachineState::Stopped => {
                 return Err(RunError::NotRunning(format!("{:?}", inner.state)));
