@@ -81,6 +81,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "gdb",
+        &[
+            "enclavectl gdb a1",
+            "enclavectl gdb a1 --listen 127.0.0.1:1234",
+        ],
+    ),
+    (
         "snap ls",
         &["enclavectl snap ls", "enclavectl snap ls flux --json"],
     ),
@@ -137,6 +144,7 @@ const ENCLAVES: &[(&str, &str)] = &[
     ("debug dump", "name"),
     ("freeze", "name"),
     ("thaw", "name"),
+    ("gdb", "name"),
     ("destroy", "names"),
 ];
 

@@ -100,6 +100,8 @@ enum Command {
     /// Look below what an enclave's kernel says.
     #[command(subcommand)]
     Debug(cmd::debug::Debug),
+    /// Connect gdb with an enclave's program and kernel.
+    Gdb(cmd::gdb::Gdb),
     /// List, read and describe snapshots.
     #[command(subcommand)]
     Snap(cmd::snap::Snap),
@@ -168,6 +170,7 @@ fn main() -> ExitCode {
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
         Command::Debug(verb) => verb.run(format),
+        Command::Gdb(verb) => verb.run(),
         Command::Snap(verb) => verb.run(format),
         Command::Xemem(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),

@@ -38,8 +38,11 @@ pub enum Exit {
     Other(String),
 }
 
+/// Where the entry for debuggers stores.
+const DEBUG: u64 = DOORBELL_PAGE + doorbell::DEBUG;
+
 /// Names of the kinds of exits, by [`Exit::code`].
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "queue-doorbell",
     "mmio-write",
     "mmio-read",
@@ -52,6 +55,7 @@ const NAMES: [&str; 12] = [
     "memory-fault",
     "entry-failed",
     "other",
+    "debug-trap",
 ];
 
 /// What the vCPU loop does next.
@@ -61,6 +65,8 @@ pub enum Action {
     ServeQueue,
     /// Nothing to do; loads read zero.
     Continue,
+    /// A debugger's trap: stop there if there is one.
+    DebugTrap,
     /// Look at pending commands and stop requests.
     CheckPending,
     /// Give the program a general-protection fault and go on.
@@ -90,6 +96,7 @@ impl Exit {
     pub fn code(&self) -> u8 {
         match self {
             Self::MmioWrite(address) if is_queue_doorbell(*address) => 0,
+            Self::MmioWrite(DEBUG) => 12,
             Self::MmioWrite(_) => 1,
             Self::MmioRead(_) => 2,
             Self::PortWrite(_) => 3,
@@ -124,6 +131,7 @@ impl Exit {
     pub fn action(&self) -> Action {
         match self {
             Self::MmioWrite(address) if is_queue_doorbell(*address) => Action::ServeQueue,
+            Self::MmioWrite(DEBUG) => Action::DebugTrap,
             Self::MmioWrite(_) | Self::MmioRead(_) | Self::PortWrite(_) | Self::PortRead(_) => {
                 Action::Continue
             }
@@ -170,6 +178,7 @@ mod tests {
             (Exit::MemoryFault, "memory-fault"),
             (Exit::EntryFailed(String::new()), "entry-failed"),
             (Exit::Other(String::new()), "other"),
+            (Exit::MmioWrite(DEBUG), "debug-trap"),
         ];
         for (exit, name) in &kinds {
             assert_eq!(exit.name(), *name);

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod failure;
 pub mod features;
 pub mod forward;
+pub mod gdb;
 pub mod isolation;
 pub mod ledger;
 pub mod lifecycle;

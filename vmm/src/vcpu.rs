@@ -107,6 +107,15 @@ fn segment(selector: u16, kind: u8, code: bool) -> kvm_segment {
     }
 }
 
+/// Code and stack segment of a program.
+#[must_use]
+pub fn user_segments() -> (kvm_segment, kvm_segment) {
+    (
+        segment(SEL_USER_CS, 11, true),
+        segment(SEL_USER_SS, 3, false),
+    )
+}
+
 const CR0: u64 = 0x8005_0033 & !(1 << 18) | 1 << 16; // PE MP ET NE WP PG
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSFXSR: u64 = 1 << 9;

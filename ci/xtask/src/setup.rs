@@ -45,6 +45,11 @@ const NEEDS: &[Need] = &[
         purpose: Purpose::Test,
     },
     Need {
+        program: "gdb",
+        package: "gdb",
+        purpose: Purpose::Test,
+    },
+    Need {
         program: "g++",
         package: "g++",
         purpose: Purpose::Test,

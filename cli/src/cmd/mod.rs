@@ -9,6 +9,7 @@ pub(crate) mod destroy;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod freeze;
+pub(crate) mod gdb;
 pub(crate) mod isolate;
 pub(crate) mod logs;
 pub(crate) mod openmetrics;

@@ -83,6 +83,9 @@ pub const VECTOR_BELL: u8 = 0x30;
 pub const VECTOR_NOTICE: u8 = 0x31;
 /// Interrupt that tells the kernel to look at the command queue.
 pub const VECTOR_COMMAND: u8 = 0x40;
+/// Gate of the entry for debuggers; never raised, the VMM has #DB lead there while
+/// a debugger is attached.
+pub const VECTOR_DEBUG: u8 = 22;
 /// Interrupt that one core of the enclave sends another or itself.
 pub const VECTOR_IPI: u8 = 0x41;
 /// Task priority (SDM vol. 3 §12.8.3.1) that keeps [`VECTOR_BELL`] and

@@ -265,6 +265,8 @@ pub const CONSOLE_DATA_BYTES: u32 = 0x8000;
 pub mod doorbell {
     /// Leaves to the VMM's vCPU thread, which drains the command queue.
     pub const QUEUE: u64 = 0;
+    /// Rung by the kernel's entry for debuggers ([`crate::layout::VECTOR_DEBUG`]).
+    pub const DEBUG: u64 = 0xf0;
     /// First arena doorbell; slot `n` is at `ARENA_BASE + 8 n`, 4 bytes wide.
     pub const ARENA_BASE: u64 = 0x100;
     /// First bell of importers; bell `b` of arena slot `n` is at

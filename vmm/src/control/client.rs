@@ -53,7 +53,7 @@ impl Client {
         })
     }
 
-    /// Sends a request; `fds` only with [`Request::Run`].
+    /// Sends a request; `fds` only with [`Request::Run`] and [`Request::Gdb`].
     ///
     /// # Errors
     /// Those of the socket, classed.
@@ -123,6 +123,15 @@ impl Client {
             Reply::Dump(dump) => Ok(dump),
             _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
         }
+    }
+
+    /// Has gdb at the other end of these descriptors debug the machine.
+    ///
+    /// # Errors
+    /// [`Class::Busy`] when somebody does already; as [`Client::inspect`].
+    pub fn debug(&mut self, input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> Result<(), Failure> {
+        self.send(&Request::Gdb {}, &[input, output])?;
+        self.receive().map(drop)
     }
 
     /// Whether a reply or the end of the connection can be read; for callers

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -99,6 +100,10 @@ impl Control for FakeMachine {
             kernel_mode: "fake".into(),
             ..MachineReport::default()
         }
+    }
+
+    fn debug(&self, _input: OwnedFd, _output: OwnedFd) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn dump(&self) -> Dump {

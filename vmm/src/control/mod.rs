@@ -11,6 +11,7 @@ pub mod protocol;
 mod run;
 pub mod server;
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::failure::Failure;
@@ -33,6 +34,11 @@ pub trait Control: Send + Sync {
     fn report(&self) -> MachineReport;
     /// What it is doing below that.
     fn dump(&self) -> Dump;
+    /// Has gdb at the other end of these descriptors debug it.
+    ///
+    /// # Errors
+    /// When somebody does already.
+    fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure>;
     /// Starts a program.
     ///
     /// # Errors

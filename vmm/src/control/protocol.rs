@@ -3,7 +3,7 @@
 //! One JSON object per line, at most [`MAX_LINE_BYTES`], over a stream
 //! socket. Each carries the protocol number, checked before anything else is
 //! read. `run` brings four descriptors ([`RUN_FDS`]) with its first byte; no
-//! other message may bring any.
+//! other message but `gdb`, which brings two, may bring any.
 //!
 //! ```text
 //! client                              server
@@ -73,6 +73,9 @@ pub enum Request {
     Freeze {},
     /// Let the vCPUs go on.
     Thaw {},
+    /// Serve gdb on the two descriptors that come along: what to read from, what
+    /// to write to.
+    Gdb {},
     /// Stop the enclave and end.
     Stop {},
 }
@@ -242,6 +245,7 @@ mod tests {
         round(&Request::Dump {});
         round(&Request::Freeze {});
         round(&Request::Thaw {});
+        round(&Request::Gdb {});
         round(&Request::Stop {});
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {

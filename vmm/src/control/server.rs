@@ -268,8 +268,8 @@ impl Server {
             Ok(request) => request,
             Err(failure) => return self.reply_and_close(fd, failure, ops),
         };
-        let is_run = matches!(request, Request::Run { .. });
-        if !is_run && !line.fds.is_empty() {
+        let takes_fds = matches!(request, Request::Run { .. } | Request::Gdb {});
+        if !takes_fds && !line.fds.is_empty() {
             return self.protocol_error(fd, "descriptors with a message that takes none", ops);
         }
         match request {
@@ -286,6 +286,15 @@ impl Server {
             Request::Dump {} => {
                 let dump = Box::new(self.control.dump());
                 self.reply(fd, &Reply::Dump(dump), ops);
+            }
+            Request::Gdb {} => {
+                let Ok([input, output]) = <[OwnedFd; 2]>::try_from(line.fds) else {
+                    return self.protocol_error(fd, "gdb takes two descriptors", ops);
+                };
+                match self.control.debug(input, output) {
+                    Ok(()) => self.reply(fd, &Reply::Ok, ops),
+                    Err(failure) => self.reply_and_close(fd, failure, ops),
+                }
             }
             Request::Kill { run, signal } => {
                 if !(1..=64).contains(&signal) {

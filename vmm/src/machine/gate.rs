@@ -6,7 +6,7 @@
 //! While the thread serves a call on the host nobody has to wait for it. After
 //! the thread's end the vCPU stays as it stopped.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub(super) struct Gate {
     vcpu: Mutex<VcpuFd>,
     /// Threads that want to look.
     lookers: Mutex<u32>,
+    /// The machine stops: nobody waits any more.
+    is_closed: AtomicBool,
     changed: Condvar,
     /// Fast form of "somebody wants to look".
     is_wanted: AtomicU32,
@@ -50,6 +52,7 @@ impl Gate {
         Self {
             vcpu: Mutex::new(vcpu),
             lookers: Mutex::new(0),
+            is_closed: AtomicBool::new(false),
             changed: Condvar::new(),
             is_wanted: AtomicU32::new(0),
             exits: LastExits::default(),
@@ -68,7 +71,9 @@ impl Gate {
         if self.is_wanted.load(Ordering::Acquire) != 0 {
             let lookers = self.lookers.lock().unwrap_or_else(PoisonError::into_inner);
             // An error is a poisoned count, which is a number all the same.
-            drop(self.changed.wait_while(lookers, |lookers| *lookers != 0));
+            let waits =
+                |lookers: &mut u32| *lookers != 0 && !self.is_closed.load(Ordering::Acquire);
+            drop(self.changed.wait_while(lookers, waits));
         }
         let exit = classify(&mut self.vcpu());
         self.exits.note(&exit);
@@ -82,7 +87,7 @@ impl Gate {
         kick: impl Fn(),
         body: impl FnOnce(&mut VcpuFd) -> T,
     ) -> Option<Looked<T>> {
-        self.count_lookers(|lookers| *lookers += 1);
+        self.hold_here();
         let mut was_inside = false;
         let deadline = Instant::now() + PATIENCE;
         let vcpu = loop {
@@ -102,8 +107,35 @@ impl Gate {
             }
         };
         let answer = vcpu.map(|mut vcpu| body(&mut vcpu));
-        self.count_lookers(|lookers| *lookers -= 1);
+        self.release();
         answer.map(|answer| Looked { answer, was_inside })
+    }
+
+    /// Keeps the vCPU outside the guest until [`Gate::release`]; false when it
+    /// could not be left.
+    pub(super) fn hold(&self, kick: impl Fn()) -> bool {
+        self.hold_here();
+        let is_out = self.look(kick, |_| ()).is_some();
+        if !is_out {
+            self.release();
+        }
+        is_out
+    }
+
+    /// The same for the vCPU thread itself, which is outside.
+    pub(super) fn hold_here(&self) {
+        self.count_lookers(|lookers| *lookers += 1);
+    }
+
+    /// Takes one [`Gate::hold`] back.
+    pub(super) fn release(&self) {
+        self.count_lookers(|lookers| *lookers = lookers.saturating_sub(1));
+    }
+
+    /// From now on nobody keeps the vCPU thread from seeing that it has to end.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        self.count_lookers(|_| ());
     }
 
     fn count_lookers(&self, change: impl FnOnce(&mut u32)) {

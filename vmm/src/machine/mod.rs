@@ -6,6 +6,7 @@
 
 pub mod arenas;
 mod bells;
+mod debugger;
 pub mod dump;
 mod extended;
 mod frozen;
@@ -19,6 +20,7 @@ mod running;
 mod segments;
 mod service;
 mod state;
+mod virtual_memory;
 mod vm;
 
 pub(crate) use running::add_ram;

@@ -7,7 +7,7 @@
 // UNSAFETY: KVM memslots for RAM, a borrowed eventfd.
 #![expect(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,15 +18,16 @@ use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::debugger::{self, Debugger};
 use super::dump::{self, Dump};
 use super::extended;
 use super::gate::Gate;
 use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
-use super::kick::Kick;
+use super::kick::{Kick, kick_thread};
 use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
 use super::state::Shared;
@@ -39,6 +40,7 @@ use crate::capability;
 use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
+use crate::failure::Failure;
 use crate::features::{self, Features};
 use crate::forward::Exports;
 use crate::loader::{self, BootFacts};
@@ -93,13 +95,15 @@ pub struct Machine {
     gate: Arc<Gate>,
     vm: Arc<Vm>,
     ready: Mutex<Option<Box<Loop>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    debugger: Arc<Debugger>,
     shares: Arc<Shares>,
 }
 
 /// What the vCPU thread owns.
 struct Loop {
     gate: Arc<Gate>,
+    debugger: Arc<Debugger>,
     vm: Arc<Vm>,
     service: Service,
     shared: Arc<Shared>,
@@ -237,6 +241,14 @@ impl Machine {
         kick.set(byte.cast());
         let gate = Arc::new(Gate::new(vcpu));
         let ram = memory.ram.clone();
+        let host = debugger::Host {
+            stays_at_int1: interpreted,
+            is_kernel_interpreted: interpreted && mode == Mode::Ring0,
+        };
+        let memory_of_it = (ram.clone(), Arc::clone(&vm));
+        let debugger = Debugger::new(Arc::clone(&gate), memory_of_it, host)
+            .map_err(|e| MachineError::System("eventfd", e))?;
+        let debugger = Arc::new(debugger);
         let service = Service::new(
             memory.ram,
             Arc::clone(&shared),
@@ -247,6 +259,7 @@ impl Machine {
         );
         let looped = Loop {
             gate: Arc::clone(&gate),
+            debugger: Arc::clone(&debugger),
             vm: Arc::clone(&vm),
             service,
             shared: Arc::clone(&shared),
@@ -264,7 +277,8 @@ impl Machine {
             gate,
             vm,
             ready: Mutex::new(Some(Box::new(looped))),
-            thread: Mutex::new(None),
+            thread: Arc::default(),
+            debugger,
         })
     }
 
@@ -374,6 +388,8 @@ impl Machine {
         if !self.shared.submit_kill(run, signal) {
             return;
         }
+        // A program that is being looked at could not be killed.
+        self.debugger.end();
         for _ in 0..TRIES {
             self.kick_vcpu();
             if self.shared.wait_gone(run, PAUSE) {
@@ -409,6 +425,8 @@ impl Machine {
     /// Stops the machine and waits for its thread; may be called again.
     pub fn stop(&self) {
         self.shared.request_stop();
+        self.debugger.end();
+        self.gate.close();
         self.kick_vcpu();
         let thread = self
             .thread
@@ -423,16 +441,17 @@ impl Machine {
     }
 
     pub(super) fn kick_vcpu(&self) {
-        self.kick.request();
-        if let Some(thread) = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-        {
-            // Fails only when the thread has ended.
-            let _ = thread.kill(SIGRTMIN());
-        }
+        kick_thread(&self.kick, &self.thread);
+    }
+
+    /// Has gdb at the other end of `input` and `output` debug the machine.
+    ///
+    /// # Errors
+    /// When somebody does already, or there is no thread to be had.
+    pub fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure> {
+        let (kick, thread) = (Arc::clone(&self.kick), Arc::clone(&self.thread));
+        let kick = move || kick_thread(&kick, &thread);
+        debugger::start(&self.debugger, kick, input, output)
     }
 }
 
@@ -548,6 +567,10 @@ impl Loop {
             let served = match exit.action() {
                 Action::ServeQueue => self.serve_queue(),
                 Action::Continue => Served::Continue,
+                Action::DebugTrap => match self.debugger.trapped() {
+                    Ok(()) => Served::Continue,
+                    Err(error) => Served::Failed(self.describe(&error.to_string())),
+                },
                 Action::CheckPending => self.after_kick(),
                 Action::InjectFault => self.inject_fault(),
                 Action::AwaitMemory => self.await_memory(),
@@ -646,9 +669,9 @@ impl Loop {
 }
 
 impl crate::control::Control for Machine {
-    fn start(&self) -> Result<(), crate::failure::Failure> {
+    fn start(&self) -> Result<(), Failure> {
         self.start().map_err(|error| {
-            crate::failure::Failure::new(crate::failure::Class::Failure, "start the machine", error)
+            Failure::new(crate::failure::Class::Failure, "start the machine", error)
         })
     }
     fn wait_ready(&self, timeout: Duration) -> MachineState {
@@ -662,6 +685,9 @@ impl crate::control::Control for Machine {
     }
     fn dump(&self) -> Dump {
         self.dump()
+    }
+    fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure> {
+        self.debug(input, output)
     }
     fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
         self.run(spec)

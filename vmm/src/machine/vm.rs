@@ -63,6 +63,29 @@ impl Vm {
         Ok(())
     }
 
+    /// Reads guest memory that is not RAM; false where there is none that can be
+    /// read. That of others is not: its owner may have given it back.
+    pub(super) fn read(&self, gpa: u64, bytes: &mut [u8]) -> bool {
+        // Held while reading: what is in a slot is unmapped after its removal.
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = |slot: &&kvm_userspace_memory_region| {
+            let offset = gpa.checked_sub(slot.guest_phys_addr);
+            let left = offset.and_then(|offset| slot.memory_size.checked_sub(offset));
+            left.is_some_and(|left| left >= bytes.len() as u64)
+        };
+        let slot = slots.values().find(holds);
+        let Some(slot) = slot.filter(|slot| SlotUse::of(slot.slot) != SlotUse::Import) else {
+            return false;
+        };
+        let from = (slot.userspace_addr + (gpa - slot.guest_phys_addr)) as *const u8;
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: inside the slot's host range by `holds`, which is mapped as
+            // long as the slot is listed; shared with the guest, so volatile.
+            *byte = unsafe { from.add(at).read_volatile() };
+        }
+        true
+    }
+
     /// Every memslot there is.
     pub(super) fn slots(&self) -> Vec<SlotDump> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -52,6 +52,11 @@ const _: () = assert!(size_of::<TrapFrame>() == 23 * 8);
 
 /// Where the VMM learns that the interrupt stack is free again.
 const INTERRUPTS_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, interrupts_taken) as u64;
+const _: () = assert!(
+    enclave_abi::layout::DOORBELL_PAGE + enclave_abi::queue::doorbell::DEBUG == 0xd000_00f0
+        && enclave_abi::layout::VECTOR_DEBUG == 22,
+    "entry.S repeats address and vector"
+);
 const _: () = assert!(INTERRUPTS_TAKEN == 0x1400c, "entry.S repeats the address");
 /// The other counters of what ends a sleep, which the VMM reads.
 const BELLS_TAKEN: u64 = QUEUE + core::mem::offset_of!(QueuePage, bells_taken) as u64;
