@@ -45,12 +45,12 @@ impl Enclave {
         if let Some(enclave) = shared.upgrade() {
             return enclave;
         }
-        let enclave = Arc::new(Self::create());
+        let enclave = Arc::new(Self::create(&[]));
         *shared = Arc::downgrade(&enclave);
         enclave
     }
 
-    fn create() -> Self {
+    fn create(more: &[&str]) -> Self {
         support::require_programs();
         let enclave = Self {
             home: unique_dir("enclave"),
@@ -68,7 +68,7 @@ impl Enclave {
             "--share-cores",
         ];
         let mut command = enclave.command(&create);
-        command.args(["--export", &export]);
+        command.args(["--export", &export]).args(more);
         let ended = finish(&mut command, b"");
         assert_eq!(ended.code, 0, "create: {}", ended.stderr);
         enclave
@@ -117,8 +117,16 @@ struct Comparison {
 
 impl Comparison {
     fn new() -> Self {
+        Self::inside(Enclave::shared())
+    }
+
+    /// In an enclave of its own, whose kernel is in ring 0.
+    fn in_ring0() -> Self {
+        Self::inside(Arc::new(Enclave::create(&["--ring", "0"])))
+    }
+
+    fn inside(enclave: Arc<Enclave>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let enclave = Enclave::shared();
         let name = format!("work{}", NEXT.fetch_add(1, Ordering::Relaxed));
         fs::create_dir(enclave.export().join(&name)).unwrap();
         Self {
@@ -260,8 +268,9 @@ fn the_documented_calls_are_those_that_are_served() {
     };
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let mut served: BTreeSet<u64> = ended.stdout.lines().map(|nr| nr.parse().unwrap()).collect();
-    // The program could not have ended without them.
-    served.extend([60, 231]);
+    // The program could not have ended without exit; of a return from a handler
+    // and `pause` the programs of handlers speak.
+    served.extend([15, 34, 60, 231]);
     let listed = |title: &str, wanted: &dyn Fn(u64) -> bool| {
         let calls = (0..1024).filter(|&nr| wanted(nr));
         let name = |nr| syscall_name(nr).map(|name| format!("`{name}` {nr}"));
@@ -383,6 +392,83 @@ fn c_threads_work_as_on_linux() {
     both.same_in_c("threads", &["4"], b"", 4);
     both.same_in_c("threads", &["leave"], b"", 0);
     both.same_in_c("pipes", &[], b"", 0);
+}
+
+/// Handlers, their frames, stacks and masks, and the calls that they interrupt.
+fn handlers(both: &Comparison) {
+    both.same_in_c("signals", &[], b"", 0);
+    both.same_in_c("signals-threads", &[], b"", 0);
+    both.same_in_c("signals", &["abort"], b"", 128 + 6);
+    for end in ["blocked", "nowhere", "wild"] {
+        both.same_in_c("signals", &[end], b"", 128 + 11);
+    }
+}
+
+#[test]
+fn handlers_are_called_as_on_linux() {
+    handlers(&Comparison::new());
+}
+
+#[test]
+fn handlers_are_called_as_on_linux_in_ring0() {
+    handlers(&Comparison::in_ring0());
+}
+
+/// Runs `told` until it has said that it waits in its way, sends `enclavectl run`
+/// a signal, and returns what else it said and its exit code.
+fn tell(both: &Comparison, way: &str, signals: &[Signal]) -> (String, i32) {
+    let program = c_program("told", "musl");
+    let mut command = both.enclave.run(GUEST_DIR, &program, &[way]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // Kept open: what ends the wait is the signal.
+    let _input = child.stdin.take().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut first = [0; 6];
+    output.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"ready\n");
+    for &signal in signals {
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+    }
+    let code = wait(&mut child);
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    (rest, code)
+}
+
+/// What a user's Ctrl-C does to a program that has a handler, wherever it is.
+fn told_by_the_host(both: &Comparison) {
+    let turn = lock(&both.enclave.turn);
+    let told = |text: &str| (text.to_owned(), 7);
+    for way in ["read", "poll", "pause", "sleep", "threads"] {
+        assert_eq!(tell(both, way, &[Signal::TERM]), told("told\n"), "{way}");
+    }
+    for way in ["spin", "ppoll", "suspend"] {
+        let expected = told("told\ninterrupted\n");
+        assert_eq!(tell(both, way, &[Signal::TERM]), expected, "{way}");
+    }
+    let expected = told("still there\ntold\ninterrupted\n");
+    assert_eq!(tell(both, "block", &[Signal::TERM]), expected);
+    // The second one does not ask; which is read first is nobody's business.
+    let (said, code) = tell(both, "ignore", &[Signal::TERM, Signal::INT]);
+    assert!(
+        said.is_empty() && [128 + 2, 128 + 15].contains(&code),
+        "{code}"
+    );
+    let ended = (String::new(), 128 + 15);
+    assert_eq!(tell(both, "default", &[Signal::TERM]), ended);
+    drop(turn);
+    both.same_in_c("args", &["afterwards"], b"", 2);
+}
+
+#[test]
+fn a_program_handles_what_its_user_sends() {
+    told_by_the_host(&Comparison::new());
+}
+
+#[test]
+fn a_program_handles_what_its_user_sends_in_ring0() {
+    told_by_the_host(&Comparison::in_ring0());
 }
 
 #[test]

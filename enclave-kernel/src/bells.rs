@@ -73,7 +73,7 @@ pub(crate) fn wait(
 
 /// Nanoseconds that may yet be slept.
 fn left(deadline_ns: u64) -> Result<u64, Errno> {
-    if host::poll_kill() {
+    if host::is_interrupted() {
         return Err(Errno::EINTR);
     }
     if deadline_ns == u64::MAX {

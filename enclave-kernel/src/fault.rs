@@ -1,16 +1,17 @@
-//! Faults: copy-on-write of an arena, or the end of the program.
+//! Faults: copy-on-write of an arena, a signal, or the end of the program.
 //!
 //! Called by the trap entries. There is no demand paging: a page fault that no
-//! arena resolves kills the program with a report, never the enclave. A fault
-//! of the kernel itself is a panic.
+//! arena resolves is a signal, which kills the program with a report unless it
+//! has a handler, and never the enclave. A fault of the kernel itself is a panic.
 
 use alloc::format;
 use alloc::string::String;
 
 use enclave_abi::layout::USER_END;
+use enclave_core::signal::{Fault, float_code, of_vector};
 
-use crate::arch::TrapFrame;
-use crate::{arenas, process};
+use crate::arch::{TrapFrame, extended};
+use crate::{arenas, process, signals};
 
 /// Page fault on a present page by a write (SDM vol. 3 §4.7).
 const PRESENT_WRITE: u64 = 0b11;
@@ -26,8 +27,9 @@ pub(crate) fn resolve(address: u64, error: u64) -> bool {
     error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE && arenas::copy_on_write(address)
 }
 
-/// Ends the program that caused an exception.
-pub(crate) fn exception(frame: &TrapFrame) -> ! {
+/// Sends the program that caused an exception its signal: it goes on with the
+/// handler, or ends.
+pub(crate) fn exception(frame: &mut TrapFrame) {
     if !frame.is_program() && !is_wild_jump(frame) {
         panic!(
             "{} in the kernel at {:#x}, address {:#x}, error {:#x}",
@@ -37,9 +39,31 @@ pub(crate) fn exception(frame: &TrapFrame) -> ! {
             frame.error
         );
     }
-    let signal = signal(frame.vector);
-    let report = report(frame);
-    process::end_by_signal(signal, report)
+    let fault = describe(frame);
+    if !signals::fault(frame, &fault) {
+        let report = report(frame);
+        process::end_by_signal(of_vector(frame.vector), report);
+    }
+}
+
+/// What `enclave-core` has to know of an exception.
+fn describe(frame: &TrapFrame) -> Fault {
+    let float_code = match frame.vector {
+        16 | 19 => {
+            let (control, status, mxcsr) = extended::float_state();
+            float_code(frame.vector, control, status, mxcsr)
+        }
+        _ => 0,
+    };
+    Fault {
+        vector: frame.vector,
+        error: frame.error,
+        address: frame.cr2,
+        rip: frame.rip,
+        rflags: frame.rflags,
+        is_mapped: process::with(|p| p.aspace.at(frame.cr2).is_some()),
+        float_code,
+    }
 }
 
 /// Whether a program jumped out of its own half: to the kernel's, where it found
@@ -50,17 +74,6 @@ fn is_wild_jump(frame: &TrapFrame) -> bool {
         13 => (USER_END..KERNEL_HALF).contains(&frame.rip),
         14 => frame.error & USER_FETCH == USER_FETCH && frame.cr2 == frame.rip,
         _ => false,
-    }
-}
-
-/// SIGFPE, SIGTRAP, SIGILL, SIGBUS or SIGSEGV, as Linux maps vectors.
-fn signal(vector: u64) -> u8 {
-    match vector {
-        0 | 16 | 19 => 8,
-        1 | 3 => 5,
-        6 => 4,
-        17 => 7,
-        _ => 11,
     }
 }
 

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use enclave_abi::boot::Mode;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, QUEUE};
 use enclave_abi::queue::{Call, Command, QueuePage, RECORD_VERSION, RING_RECORDS, Record, Ring};
+use enclave_core::signal::bit;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::phys;
@@ -26,6 +27,12 @@ const PATIENCE: u32 = 64;
 static SEQ: AtomicU32 = AtomicU32::new(1);
 /// A kill command that came along with an answer: run id << 8 | signal.
 static KILL: AtomicU64 = AtomicU64::new(0);
+/// Signals that the program may handle, as a set, and the run they are for.
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+static SIGNALS_RUN: AtomicU64 = AtomicU64::new(0);
+/// Whether there may be something to do before the program goes on: one word
+/// for all that can be, because it is looked at on every way back.
+static ATTENTION: AtomicU64 = AtomicU64::new(0);
 /// Calls forwarded so far.
 pub(crate) static FORWARDED: AtomicU64 = AtomicU64::new(0);
 
@@ -60,12 +67,19 @@ fn take() -> Option<Record> {
 
 /// Notes an unasked command that is not for the idle loop.
 fn note(record: &Record) {
-    if Command::try_from(record.kind) == Ok(Command::Kill) {
-        KILL.store(
-            record.args[0] << 8 | record.args[1] & 0xff,
-            Ordering::Release,
-        );
+    if Command::try_from(record.kind) != Ok(Command::Kill) {
+        return;
     }
+    let [run, signal, may_handle, ..] = record.args;
+    if may_handle == 0 {
+        KILL.store(run << 8 | signal & 0xff, Ordering::Release);
+    } else {
+        if SIGNALS_RUN.swap(run, Ordering::Relaxed) != run {
+            SIGNALS.store(0, Ordering::Relaxed);
+        }
+        SIGNALS.fetch_or(bit((signal & 0xff) as u8), Ordering::Release);
+    }
+    call_attention();
 }
 
 /// Asks the VMM and returns the answer's arguments.
@@ -100,14 +114,45 @@ pub(crate) fn idle() -> Record {
     }
 }
 
-/// Takes in commands that came meanwhile; whether a kill is pending.
+/// Takes in commands that came meanwhile; whether there may be something to do
+/// before the program goes on.
 #[inline]
-pub(crate) fn poll_kill() -> bool {
+pub(crate) fn poll_attention() -> bool {
     let head = phys::low32::<{ TO_GUEST + HEAD }>().load(Ordering::Acquire);
     if head != phys::low32::<{ TO_GUEST + TAIL }>().load(Ordering::Relaxed) {
         drain();
     }
-    KILL.load(Ordering::Relaxed) != 0
+    ATTENTION.load(Ordering::Relaxed) != 0
+}
+
+/// Has somebody look before the program goes on.
+pub(crate) fn call_attention() {
+    ATTENTION.store(1, Ordering::Relaxed);
+}
+
+/// Somebody looks now.
+pub(crate) fn attended() {
+    ATTENTION.store(0, Ordering::Relaxed);
+}
+
+/// Takes in commands that came meanwhile; whether one is to interrupt a wait.
+pub(crate) fn is_interrupted() -> bool {
+    poll_attention() && (KILL.load(Ordering::Relaxed) | SIGNALS.load(Ordering::Relaxed)) != 0
+}
+
+/// The signals for run `run` that came, as a set, once. The host is told: until
+/// then it ends every wait on behalf of the program.
+pub(crate) fn take_signals(run: u64) -> u64 {
+    if SIGNALS.load(Ordering::Acquire) == 0 {
+        return 0;
+    }
+    call(Call::SignalsTaken, [run, 0, 0, 0, 0, 0, 0]);
+    let set = SIGNALS.swap(0, Ordering::AcqRel);
+    if SIGNALS_RUN.load(Ordering::Relaxed) == run {
+        set
+    } else {
+        0
+    }
 }
 
 #[cold]

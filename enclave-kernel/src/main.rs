@@ -61,6 +61,8 @@ mod process;
 #[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]
+mod signals;
+#[cfg(target_os = "none")]
 mod syscall;
 #[cfg(target_os = "none")]
 mod threads;

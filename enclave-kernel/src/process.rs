@@ -21,7 +21,7 @@ use zerocopy::FromBytes;
 
 use crate::arch::{self, TrapFrame, paging};
 use crate::threads::{self, Context};
-use crate::{arenas, boot, clock, console, host, imports, memory, phys, syscall};
+use crate::{arenas, boot, clock, console, host, imports, memory, phys, signals};
 
 /// Where position-independent programs go.
 const PIE_BASE: u64 = 0x5555_5555_0000;
@@ -56,8 +56,8 @@ pub(crate) struct Process {
     pub(crate) threads: Threads<Context>,
     /// Exit code of the first thread, once that has ended.
     pub(crate) first_code: Option<u64>,
-    /// Signal handlers.
-    pub(crate) signals: syscall::Signals,
+    /// Signal handlers, and signals for any of its threads.
+    pub(crate) signals: signals::Program,
     /// Monotonic nanoseconds at start.
     pub(crate) started_ns: u64,
     /// Unknown calls already logged, one bit per number below 512.
@@ -214,7 +214,7 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
         stack_bytes: 0,
         threads: Threads::new(threads::PID, Context::first(name_of(&request.path))),
         first_code: None,
-        signals: syscall::Signals::default(),
+        signals: signals::Program::default(),
         started_ns: clock::monotonic_ns(),
         logged: [0; 8],
         report: String::new(),
@@ -399,16 +399,7 @@ pub(crate) fn end_by_signal(signal: u8, report: String) -> ! {
     arch::leave_user(u64::from(signal & 0x7f))
 }
 
-/// After an interrupt or a system call: ends the program if it is to be killed.
-#[inline]
-pub(crate) fn check_commands() {
-    if host::poll_kill() {
-        end_if_killed();
-    }
-}
-
 /// Ends the program if it is to be killed.
-#[cold]
 pub(crate) fn end_if_killed() {
     let run = with(|p| p.run);
     if let Some(signal) = host::take_kill(run) {

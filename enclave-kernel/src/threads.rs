@@ -7,13 +7,16 @@
 //! another frame where the gate will take it from. There is one kernel stack.
 //! Who is next is decided in `enclave-core`; when nobody is, the host sleeps.
 
+use alloc::format;
+
 use enclave_core::errno::Errno;
+use enclave_core::signal::Restart;
+use enclave_core::signal::number::SIGKILL;
 use enclave_core::thread::{Next, Request, Threads, Tid, Wait};
 
 use crate::arch::TrapFrame;
 use crate::arch::extended::{self, Area};
-use crate::syscall::ThreadSignals;
-use crate::{arch, clock, host, process};
+use crate::{arch, clock, host, process, signals};
 
 /// Number of the program and of its first thread.
 pub(crate) const PID: Tid = 2;
@@ -36,8 +39,8 @@ pub(crate) struct Context {
     gs: u64,
     /// `None` as long as the program has had one thread only.
     extended: Option<Area>,
-    /// Signal mask and alternate stack.
-    pub(crate) signals: ThreadSignals,
+    /// Its signals.
+    pub(crate) signals: signals::Thread,
     /// The word to clear and wake when it ends; 0 = none.
     pub(crate) clear_tid: u64,
     /// Its robust mutexes.
@@ -59,7 +62,7 @@ impl Context {
             fs: 0,
             gs: 0,
             extended: None,
-            signals: ThreadSignals::default(),
+            signals: signals::Thread::default(),
             clear_tid: 0,
             robust: RobustList::default(),
             name,
@@ -110,7 +113,10 @@ pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> 
         with(|t| t.extended = Some(own));
     }
     let area = Area::new().ok_or(Errno::EAGAIN)?;
-    extended::exchange(Some(&area), None);
+    if let Err(errno) = extended::exchange(Some(&area), None) {
+        area.free();
+        return Err(errno);
+    }
     let mut frame = *frame;
     if let Some(stack) = request.stack {
         frame.rsp = stack;
@@ -143,7 +149,13 @@ pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> 
 /// Lets the running thread wait; the answer of the thread that runs then.
 pub(crate) fn block(frame: &mut TrapFrame, wait: Wait) -> u64 {
     let tid = current();
-    process::with(|p| p.threads.block(wait));
+    frame.keep_call_number();
+    process::with(|p| {
+        if let Some(context) = p.threads.context(tid) {
+            context.signals.note_wait(wait.deadline);
+        }
+        p.threads.block(wait);
+    });
     go_on(frame, Some(tid))
 }
 
@@ -187,7 +199,9 @@ pub(crate) fn again_later(frame: &mut TrapFrame) -> u64 {
         futex: None,
         deadline: Some(clock::monotonic_ns().saturating_add(PAUSE_NS)),
         late: frame.rax,
+        broken: Restart::of_call(frame.rax).to_answer(true),
     };
+    with(|t| t.signals.note_again());
     block(frame, wait)
 }
 
@@ -204,7 +218,13 @@ pub(crate) fn step_back(frame: &mut TrapFrame) -> u64 {
 
 /// Ends the running thread; `None` when it was the last one.
 pub(crate) fn exit(frame: &mut TrapFrame) -> Option<u64> {
-    let (context, left) = process::with(|p| (p.threads.exit(), p.threads.count()));
+    let (context, left) = process::with(|p| {
+        let mut context = p.threads.exit();
+        if let Some(context) = &mut context {
+            signals::thread_gone(p, &mut context.signals);
+        }
+        (context, p.threads.count())
+    });
     if let Some(mut context) = context {
         context.free();
     }
@@ -218,6 +238,7 @@ fn go_on(frame: &mut TrapFrame, before: Option<Tid>) -> u64 {
     if before != Some(tid) {
         change(frame, before, tid);
     }
+    signals::resumed(tid, answer);
     answer
 }
 
@@ -231,7 +252,9 @@ fn next() -> (Tid, u64) {
             // Callers leave at least one.
             Next::Ended => panic!("a program without threads goes on"),
         }
-        process::check_commands();
+        if host::poll_attention() {
+            signals::attend_idle();
+        }
     }
 }
 
@@ -246,22 +269,31 @@ fn sleep(ns: Option<u64>) {
 fn change(frame: &mut TrapFrame, before: Option<Tid>, tid: Tid) {
     let now = clock::monotonic_ns();
     let bases = (arch::fs_base(), arch::gs_base());
-    let (fs, gs) = process::with(|p| {
+    let bases = process::with(|p| {
         let save = before.and_then(|before| leave(&mut p.threads, before, frame, bases, now));
         let Some(context) = p.threads.context(tid) else {
             panic!("thread {tid} is next and is not there");
         };
         *frame = context.frame;
         context.since_ns = now;
-        extended::exchange(save.as_ref(), context.extended.as_ref());
+        let exchanged = extended::exchange(save.as_ref(), context.extended.as_ref());
         let bases = (context.fs, context.gs);
         if let Some(context) = before.and_then(|before| p.threads.context(before)) {
             context.extended = save;
         }
-        bases
+        exchanged.map(|()| bases)
     });
-    arch::set_fs_base(fs);
-    arch::set_gs_base(gs);
+    match bases {
+        Ok((fs, gs)) => {
+            arch::set_fs_base(fs);
+            arch::set_gs_base(gs);
+        }
+        // Whose registers they are nobody knows any more.
+        Err(errno) => {
+            let report = format!("the host did not take the registers of thread {tid}: {errno}");
+            process::end_by_signal(SIGKILL, report);
+        }
+    }
 }
 
 /// Keeps the registers of thread `tid`; where its extended ones go.

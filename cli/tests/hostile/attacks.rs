@@ -10,6 +10,8 @@ use crate::support::{Ended, build};
 
 const SIGILL: i32 = 128 + 4;
 const SIGTRAP: i32 = 128 + 5;
+const SIGBUS: i32 = 128 + 7;
+const SIGFPE: i32 = 128 + 8;
 const SIGSEGV: i32 = 128 + 11;
 
 /// Runs an attack that must kill its program and nothing else.
@@ -87,6 +89,31 @@ fn software_interrupts_and_invalid_instructions_kill_the_program() {
     for how in ["ud2", "lock"] {
         dies(&stage, &instructions, how, &[SIGILL]);
     }
+}
+
+#[test]
+fn forged_signal_frames_and_handlers_without_a_place_hurt_the_program_only() {
+    let stage = Stage::new();
+    let sigreturn = hostile("sigreturn");
+    for how in [
+        "handler",
+        "noncanonical-handler",
+        "kernel-stack",
+        "noncanonical-stack",
+        "no-stack",
+        "read-only-stack",
+        "kernel-alternate",
+        "kernel-frame",
+        "dive",
+    ] {
+        dies(&stage, &sigreturn, how, &[SIGSEGV]);
+    }
+    // 3: it survived two thousand frames of noise, or a flood.
+    for how in ["forged", "flood", "kernel-info"] {
+        dies(&stage, &sigreturn, how, &[3]);
+    }
+    let faults = [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE];
+    dies(&stage, &sigreturn, "wild", &faults);
 }
 
 #[test]

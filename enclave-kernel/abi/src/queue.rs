@@ -206,8 +206,13 @@ numbers! {
         AwaitBell = 27,
         /// Exchange the vCPU's extended state (x87 and vector registers): save it
         /// to the page at guest-physical `args[0]`, then load the one at `args[1]`;
-        /// 0 = not. Where ring 0 is interpreted and cannot do it. Answer: 0.
+        /// 0 = not. Where ring 0 is interpreted and cannot do it. Answer: 0 or
+        /// -errno, when KVM refuses the state to load.
         ExtendedState = 28,
+        /// The kernel has taken the signals of run `args[0]` that
+        /// [`Command::Kill`] brought for its program: waits on its behalf need
+        /// not end any more. Answer: 0.
+        SignalsTaken = 29,
     }
 }
 
@@ -217,7 +222,8 @@ numbers! {
         /// Start a program: `args` = {run id, image bytes, bytes of the bounce
         /// area that hold [`RunArgs`] strings}.
         Run = 1,
-        /// Kill the running process of run `args[0]` with signal `args[1]`.
+        /// Signal `args[1]` for the program of run `args[0]`: it ends by it, or,
+        /// if `args[2]` is 1, does what it does by default or has a handler for.
         Kill = 2,
         /// Stop: answer with nothing, go idle for ever.
         Stop = 3,

@@ -14,6 +14,7 @@
 //! | [`exec`]       | whether and where a program is loaded                    |
 //! | [`stack`]      | the bytes of a program's first stack                     |
 //! | [`thread`]     | who runs, who waits, whom a wake-up reaches               |
+//! | [`signal`]     | which signal is next, what it does, what its frame says   |
 //! | [`user_slice`] | whether an alleged user range can be one                 |
 //! | [`names`]      | what to call a system call in the log                    |
 //! | [`errno`]      | the error numbers a program sees                         |
@@ -33,6 +34,7 @@ pub mod exec;
 pub mod frame;
 pub mod import;
 pub mod names;
+pub mod signal;
 pub mod stack;
 pub mod thread;
 pub mod user_slice;

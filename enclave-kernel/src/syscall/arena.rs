@@ -140,7 +140,7 @@ fn wait_for(timeout_ms: u32, mut look: impl FnMut() -> Result<Option<u64>, Errno
         if let Some(value) = look()? {
             return Ok(value);
         }
-        if host::poll_kill() {
+        if host::is_interrupted() {
             return Err(Errno::EINTR);
         }
         if timeout_ms != 0 && clock::monotonic_ns() >= end {

@@ -7,10 +7,11 @@
 
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, USER_END};
 use enclave_core::errno::Errno;
+use enclave_core::signal::number::SIGPIPE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Outcome, signal};
-use crate::{clock, host, phys, threads, user};
+use crate::{clock, host, phys, signals, threads, user};
 
 /// poll(2).
 const POLL: u64 = 7;
@@ -19,8 +20,6 @@ const POLLOUT: u16 = 4;
 const NS_PER_MS: u64 = 1_000_000;
 /// Offset of second paths and of in-out structures.
 const SECOND: u64 = 4096;
-/// What a write to a pipe without a reader raises.
-const SIGPIPE: u64 = 13;
 /// Most pieces of a vectored transfer (Linux's UIO_MAXIOV).
 const IOV_MAX: u64 = 1024;
 
@@ -166,7 +165,7 @@ fn write(fd: u64, base: u64, len: u64, offset: Option<u64>) -> Outcome {
             Err(_) if done > 0 => return Ok(done),
             Err(errno) => {
                 if errno == Errno::EPIPE {
-                    signal::raise(SIGPIPE)?;
+                    signal::raise(SIGPIPE);
                 }
                 return Err(errno);
             }
@@ -375,7 +374,7 @@ fn ioctl(fd: u64, request: u64, argument: u64) -> Outcome {
     Ok(value)
 }
 
-/// ppoll(2); no signal comes while it waits, so the mask makes no difference.
+/// ppoll(2).
 fn ppoll([list, count, timeout, mask, mask_bytes, _]: [u64; 6]) -> Outcome {
     const FOR_EVER: u64 = u64::MAX;
     let milliseconds = if timeout == 0 {
@@ -390,10 +389,18 @@ fn ppoll([list, count, timeout, mask, mask_bytes, _]: [u64; 6]) -> Outcome {
         // What poll(2) can say: about 24 days.
         whole.saturating_add(part).min(i32::MAX as u64)
     };
-    if mask != 0 && mask_bytes != 8 {
+    if mask == 0 {
+        return poll(list, count, milliseconds);
+    }
+    if mask_bytes != 8 {
         return Err(Errno::EINVAL);
     }
-    poll(list, count, milliseconds)
+    signals::with_mask(user::read(mask)?)?;
+    let outcome = poll(list, count, milliseconds);
+    if !matches!(outcome, Err(Errno::EINTR | threads::LATER)) {
+        signals::end_mask();
+    }
+    outcome
 }
 
 /// poll(2) on the program's descriptors.

@@ -5,13 +5,14 @@
 
 use enclave_abi::layout::USER_END;
 use enclave_core::errno::Errno;
+use enclave_core::signal::Restart;
 use enclave_core::thread::{Wait, WakeOp};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Outcome;
 use super::misc::{SECOND, now};
 use crate::arch::TrapFrame;
-use crate::{clock, process, threads, user};
+use crate::{clock, process, signals, threads, user};
 
 const CLOCK_REALTIME: u64 = 0;
 const CLOCK_MONOTONIC: u64 = 1;
@@ -26,13 +27,13 @@ struct Timespec {
 /// nanosleep, futex, clock_nanosleep.
 pub(super) fn serve(nr: u64, a: [u64; 6], frame: &mut TrapFrame) -> Outcome {
     match nr {
-        35 => sleep(relative(a[0])?, frame),
+        35 => sleep(relative(a[0])?, Restart::Timed, frame),
         230 => clock_nanosleep(a, frame),
         _ => futex(a, frame),
     }
 }
 
-fn read_time(from: u64) -> Result<u64, Errno> {
+pub(super) fn read_time(from: u64) -> Result<u64, Errno> {
     let time: Timespec = user::read(from)?;
     let seconds = u64::try_from(time.seconds).map_err(|_| Errno::EINVAL)?;
     if time.nanoseconds >= SECOND {
@@ -43,9 +44,10 @@ fn read_time(from: u64) -> Result<u64, Errno> {
         .saturating_add(time.nanoseconds))
 }
 
-/// The deadline that a time from now means.
-fn relative(from: u64) -> Result<u64, Errno> {
-    Ok(clock::monotonic_ns().saturating_add(read_time(from)?))
+/// The deadline that a time from now means, or from when the call first began.
+pub(super) fn relative(from: u64) -> Result<u64, Errno> {
+    let time = read_time(from)?;
+    Ok(signals::resumed_end().unwrap_or_else(|| clock::monotonic_ns().saturating_add(time)))
 }
 
 /// The deadline that a time of clock `id` means.
@@ -54,11 +56,12 @@ fn absolute(id: u64, from: u64) -> Result<u64, Errno> {
     Ok(clock::monotonic_ns().saturating_add(left))
 }
 
-fn sleep(deadline: u64, frame: &mut TrapFrame) -> Outcome {
+fn sleep(deadline: u64, broken: Restart, frame: &mut TrapFrame) -> Outcome {
     let wait = Wait {
         futex: None,
         deadline: Some(deadline),
         late: 0,
+        broken: broken.to_answer(false),
     };
     Ok(threads::block(frame, wait))
 }
@@ -70,12 +73,11 @@ fn clock_nanosleep([id, flags, from, ..]: [u64; 6], frame: &mut TrapFrame) -> Ou
         return Err(Errno::EOPNOTSUPP);
     }
     now(id)?;
-    let deadline = if flags & ABSTIME != 0 {
-        absolute(id, from)?
+    if flags & ABSTIME != 0 {
+        sleep(absolute(id, from)?, Restart::Never, frame)
     } else {
-        relative(from)?
-    };
-    sleep(deadline, frame)
+        sleep(relative(from)?, Restart::Timed, frame)
+    }
 }
 
 fn futex([word, op, value, timeout, second, code]: [u64; 6], frame: &mut TrapFrame) -> Outcome {
@@ -149,6 +151,10 @@ fn wait(
         futex: Some((word, mask)),
         deadline,
         late: Errno::ETIMEDOUT.to_result(),
+        broken: match deadline {
+            None => Restart::IfWanted.to_answer(false),
+            Some(_) => Restart::Timed.to_answer(false),
+        },
     };
     Ok(threads::block(frame, wait))
 }

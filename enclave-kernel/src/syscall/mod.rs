@@ -16,16 +16,15 @@ mod segment;
 mod signal;
 mod thread;
 
-pub(crate) use signal::{Signals, ThreadSignals};
-
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::syscall as ours;
 use enclave_core::errno::Errno;
 use enclave_core::names::syscall_name;
+use enclave_core::signal::Restart;
 
 use crate::arch::TrapFrame;
-use crate::{console, process, threads};
+use crate::{console, host, process, signals, threads};
 
 /// Result of a system call.
 type Outcome = Result<u64, Errno>;
@@ -58,7 +57,9 @@ pub(crate) fn dispatch(frame: &mut TrapFrame) {
         Ok(value) => value,
         Err(errno) => refused(frame, errno),
     };
-    process::check_commands();
+    if host::poll_attention() {
+        signals::attend(frame);
+    }
 }
 
 /// What a call that failed answers, or the thread that runs instead of one whose
@@ -76,8 +77,22 @@ fn refused(frame: &mut TrapFrame, errno: Errno) -> u64 {
     match outcome {
         Ok(value) => value,
         Err(threads::LATER) => threads::again_later(frame),
-        Err(errno) => errno.to_result(),
+        Err(errno) => interrupted(frame, errno),
     }
+}
+
+/// What a call answers that failed; one that a signal interrupted is decided
+/// about on the way back.
+fn interrupted(frame: &mut TrapFrame, errno: Errno) -> u64 {
+    let answer = match errno {
+        Errno::EINTR => Restart::of_call(frame.rax).to_answer(false),
+        _ => errno.to_result(),
+    };
+    if Restart::from_answer(answer).is_some() {
+        frame.keep_call_number();
+        host::call_attention();
+    }
+    answer
 }
 
 /// Apart from [`dispatch`], which has no registers to save for this.
@@ -96,16 +111,10 @@ fn serve(frame: &mut TrapFrame) -> Outcome {
         25 => mem::mremap(a),
         28 => mem::madvise(a[0], a[1], a[2]),
         26 | 27 | 149..=152 | 325 => mem::resident(nr, a),
-        13 => signal::rt_sigaction(a),
-        14 => signal::rt_sigprocmask(a),
-        127 => signal::rt_sigpending(a[0], a[1]),
-        62 => signal::kill(a[0], a[1]),
-        131 => signal::sigaltstack(a[0], a[1]),
-        200 => signal::tkill(a[0], a[1]),
-        234 => signal::tgkill(a[0], a[1], a[2]),
         231 => process::end_by_exit(a[0]),
         ours::BASE.. => arena::serve(nr, a),
         _ => thread::serve(nr, a, frame)
+            .or_else(|| signal::serve(nr, a, frame))
             .or_else(|| misc::serve(nr, a))
             .or_else(|| identity::serve(nr, a))
             .or_else(|| scheduling::serve(nr, a))

@@ -1,207 +1,172 @@
-//! Signals as far as start-up, abort and death need them.
+//! Signal calls: actions, masks, sending, waiting, coming back from a handler.
 //!
-//! Handlers and masks are kept and given back, and signals a program sends to
-//! itself act by default: terminate or ignore, at once or when they are unblocked. A handler is not called in this
-//! version: a signal that has one ends the program with a report that says so.
-
-use alloc::format;
-use alloc::string::ToString;
+//! Each checks its arguments as Linux does and leaves the rest to
+//! [`crate::signals`].
 
 use enclave_core::errno::Errno;
-use enclave_core::thread::Tid;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use enclave_core::signal::number::{SIGKILL, SIGSTOP};
+use enclave_core::signal::{Action, AltStack, Disposition, Info, code, known, mask_after};
 
 use super::misc::PID;
-use super::{Outcome, scheduling};
+use super::{Outcome, futex, scheduling};
+use crate::arch::TrapFrame;
+use crate::signals::{self, Target};
 use crate::{process, threads, user};
 
-const NR_SIGNALS: usize = 64;
-const SIGKILL: u64 = 9;
-const SIGSTOP: u64 = 19;
-/// What no mask blocks.
-const UNBLOCKABLE: u64 = 1 << (SIGKILL - 1) | 1 << (SIGSTOP - 1);
-/// Least bytes of an alternate stack (MINSIGSTKSZ).
-const LEAST_STACK: u64 = 2048;
-const SIG_DFL: u64 = 0;
-const SIG_IGN: u64 = 1;
+/// Bytes of a set.
+const SET_BYTES: u64 = 8;
 
-/// The kernel's struct sigaction on x86-64.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Action {
-    handler: u64,
-    flags: u64,
-    restorer: u64,
-    mask: u64,
+/// Serves `nr` if it is a signal call; `None` otherwise. The answer is that of
+/// the thread that `frame` is then about.
+pub(super) fn serve(nr: u64, a: [u64; 6], frame: &mut TrapFrame) -> Option<Outcome> {
+    Some(match nr {
+        13 => rt_sigaction(a),
+        14 => rt_sigprocmask(a),
+        15 => Ok(rt_sigreturn(frame)),
+        34 => signals::suspend(None, frame), // pause
+        62 => kill(a[0], a[1]),
+        127 => rt_sigpending(a[0], a[1]),
+        128 => rt_sigtimedwait(a, frame),
+        129 => rt_sigqueueinfo(a[0], a[1], a[2]),
+        130 => rt_sigsuspend(a[0], a[1], frame),
+        131 => sigaltstack(a[0], a[1], frame),
+        200 => tkill(a[0], a[1]),
+        234 => tgkill(a[0], a[1], a[2]),
+        297 => rt_tgsigqueueinfo(a),
+        _ => return None,
+    })
 }
 
-/// Alternate signal stack (stack_t).
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct AltStack {
-    base: u64,
-    flags: u64,
-    size: u64,
-}
-
-/// There is no alternate stack.
-const SS_DISABLE: u64 = 2;
-
-/// Handlers of a program.
-#[derive(Clone, Debug)]
-pub(crate) struct Signals {
-    actions: [Action; NR_SIGNALS],
-}
-
-impl Default for Signals {
-    fn default() -> Self {
-        Self {
-            actions: [Action::default(); NR_SIGNALS],
-        }
+fn read_optional<const N: usize>(from: u64) -> Result<Option<[u64; N]>, Errno> {
+    if from == 0 {
+        return Ok(None);
     }
+    let mut words = [0; N];
+    user::copy_in(from, zerocopy::IntoBytes::as_mut_bytes(&mut words))?;
+    Ok(Some(words))
 }
 
-/// Mask and alternate stack of a thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ThreadSignals {
-    mask: u64,
-    /// Raised while they were blocked.
-    pending: u64,
-    alt: AltStack,
-}
-
-impl Default for ThreadSignals {
-    fn default() -> Self {
-        Self {
-            mask: 0,
-            pending: 0,
-            alt: AltStack {
-                base: 0,
-                flags: SS_DISABLE,
-                size: 0,
-            },
-        }
-    }
-}
-
-impl ThreadSignals {
-    /// Those of a thread that this one's thread makes.
-    pub(crate) fn of_new_thread(&self) -> Self {
-        Self {
-            mask: self.mask,
-            ..Self::default()
-        }
-    }
-}
-
-fn index(signal: u64) -> Result<usize, Errno> {
-    match usize::try_from(signal) {
-        Ok(n @ 1..=NR_SIGNALS) => Ok(n - 1),
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-/// rt_sigaction(2).
-pub(super) fn rt_sigaction([signal, new, old, size, ..]: [u64; 6]) -> Outcome {
-    let n = index(signal)?;
-    if size != 8 || (new != 0 && (signal == SIGKILL || signal == SIGSTOP)) {
+fn rt_sigaction([signal, new, old, size, ..]: [u64; 6]) -> Outcome {
+    if size != SET_BYTES {
         return Err(Errno::EINVAL);
     }
-    let wanted: Option<Action> = if new == 0 {
-        None
-    } else {
-        Some(user::read(new)?)
-    };
-    let before = process::with(|p| p.signals.actions[n]);
-    if old != 0 {
-        user::write(old, &before)?;
-    }
-    if let Some(action) = wanted {
-        process::with(|p| p.signals.actions[n] = action);
-    }
-    Ok(0)
-}
-
-/// rt_sigprocmask(2).
-pub(super) fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
-    if size != 8 {
+    let wanted = read_optional(new)?.map(Action::from_words);
+    let signal = known(signal)?;
+    if wanted.is_some() && (signal == SIGKILL || signal == SIGSTOP) {
         return Err(Errno::EINVAL);
     }
-    let wanted: Option<u64> = if new == 0 {
-        None
-    } else {
-        Some(user::read(new)?)
-    };
-    let before = threads::with(|t| t.signals.mask);
-    let after = match (wanted, how) {
-        (None, _) => before,
-        (Some(set), 0) => before | set,
-        (Some(set), 1) => before & !set,
-        (Some(set), 2) => set,
-        _ => return Err(Errno::EINVAL),
-    };
-    if old != 0 {
-        user::write(old, &before)?;
-    }
-    let mut due = threads::with(|t| {
-        t.signals.mask = after & !UNBLOCKABLE;
-        let due = t.signals.pending & !t.signals.mask;
-        t.signals.pending &= t.signals.mask;
-        due
+    let before = process::with(|p| {
+        let before = p.signals.actions.of(signal);
+        if let Some(action) = wanted {
+            p.signals.actions.set(signal, action);
+            if action.disposition(signal) == Disposition::Ignore {
+                signals::forget(p, signal);
+            }
+        }
+        before
     });
-    while due != 0 {
-        raise(u64::from(due.trailing_zeros()) + 1)?;
-        due &= due - 1;
+    if old != 0 {
+        user::write(old, &before.to_words())?;
     }
     Ok(0)
 }
 
-/// rt_sigpending(2).
-pub(super) fn rt_sigpending(to: u64, size: u64) -> Outcome {
-    if size > 8 {
+fn rt_sigprocmask([how, new, old, size, ..]: [u64; 6]) -> Outcome {
+    if size != SET_BYTES {
         return Err(Errno::EINVAL);
     }
-    let pending = threads::with(|t| t.signals.pending);
+    let before = signals::mask();
+    if let Some([set]) = read_optional(new)? {
+        signals::set_mask(mask_after(before, how, set)?);
+    }
+    if old != 0 {
+        user::write(old, &before)?;
+    }
+    Ok(0)
+}
+
+/// Goes on where a handler was called; without a frame that says where, as Linux:
+/// with SIGSEGV.
+fn rt_sigreturn(frame: &mut TrapFrame) -> u64 {
+    if signals::give_back(frame).is_err() {
+        signals::force_segv();
+    }
+    frame.rax
+}
+
+fn rt_sigpending(to: u64, size: u64) -> Outcome {
+    if size > SET_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let pending = signals::pending() & signals::mask();
     user::write(to, &pending)?;
     Ok(0)
 }
 
-/// sigaltstack(2).
-pub(super) fn sigaltstack(new: u64, old: u64) -> Outcome {
-    let wanted: Option<AltStack> = if new == 0 {
-        None
-    } else {
-        Some(user::read(new)?)
+fn rt_sigsuspend(from: u64, size: u64, frame: &mut TrapFrame) -> Outcome {
+    if size != SET_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let wanted: u64 = user::read(from)?;
+    signals::suspend(Some(wanted), frame)
+}
+
+fn rt_sigtimedwait([from, info_to, timeout, size, ..]: [u64; 6], frame: &mut TrapFrame) -> Outcome {
+    if size != SET_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let set: u64 = user::read(from)?;
+    let deadline = match timeout {
+        0 => None,
+        from => match futex::read_time(from)? {
+            0 => Some(0),
+            _ => Some(futex::relative(from)?),
+        },
     };
-    if let Some(alt) = wanted {
-        if alt.flags & !SS_DISABLE != 0 {
-            return Err(Errno::EINVAL);
+    signals::timed_wait(set, info_to, deadline, frame)
+}
+
+fn sigaltstack(new: u64, old: u64, frame: &TrapFrame) -> Outcome {
+    let before = signals::alt_stack();
+    if let Some(words) = read_optional(new)? {
+        if before.is_in_use(frame.rsp) {
+            return Err(Errno::EPERM);
         }
-        if alt.flags == 0 && alt.size < LEAST_STACK {
-            return Err(Errno::ENOMEM);
-        }
+        signals::set_alt_stack(AltStack::from_words(words)?);
     }
     if old != 0 {
-        let before = threads::with(|t| t.signals.alt);
-        user::write(old, &before)?;
-    }
-    if let Some(alt) = wanted {
-        threads::with(|t| t.signals.alt = alt);
+        let [base, flags, size] = before.to_words(frame.rsp);
+        user::write(old, &[base, flags, size])?;
     }
     Ok(0)
 }
 
+/// A signal number that may be 0: nothing but a look whether somebody is there.
+fn wanted(signal: u64) -> Result<Option<u8>, Errno> {
+    match signal as u32 {
+        0 => Ok(None),
+        number => known(u64::from(number)).map(Some),
+    }
+}
+
+fn sent(signal: u8, code: i32) -> Info {
+    Info::sent(signal, code, threads::PID, 0)
+}
+
 /// kill(2): only the program itself is there.
-pub(super) fn kill(pid: u64, signal: u64) -> Outcome {
+fn kill(pid: u64, signal: u64) -> Outcome {
     let own_group = 0u64.wrapping_sub(PID);
+    let pid = i64::from(pid as i32).cast_unsigned();
     if pid != PID && pid != 0 && pid != own_group && pid != u64::MAX {
         return Err(Errno::ESRCH);
     }
-    raise(signal)
+    if let Some(signal) = wanted(signal)? {
+        signals::send(Target::Program, sent(signal, code::SI_USER))?;
+    }
+    Ok(0)
 }
 
-/// tgkill(2).
-pub(super) fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
+fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
     if pid as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
@@ -211,52 +176,59 @@ pub(super) fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
     tkill(tid, signal)
 }
 
-/// tkill(2). What a signal does by default it does to the whole program.
-pub(super) fn tkill(tid: u64, signal: u64) -> Outcome {
+fn tkill(tid: u64, signal: u64) -> Outcome {
     if tid as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
     let tid = scheduling::known(tid)?;
-    raise_in(tid, signal)
+    if let Some(signal) = wanted(signal)? {
+        signals::send(Target::Thread(tid), sent(signal, code::SI_TKILL))?;
+    }
+    Ok(0)
 }
 
-/// Signals whose default is to be ignored: CHLD, CONT, URG, WINCH, and the
-/// stop signals, because nobody could continue the program.
-fn ignored_by_default(signal: u64) -> bool {
-    matches!(signal, 17 | 18 | 19 | 20 | 21 | 22 | 23 | 28)
+/// What a program itself says about a signal.
+fn told(signal: u64, from: u64) -> Result<Option<Info>, Errno> {
+    let words: [u64; Info::WORDS] = user::read(from)?;
+    let Some(signal) = wanted(signal)? else {
+        return Ok(None);
+    };
+    Info::from_words(signal, &words)
+        .ok_or(Errno::E2BIG)
+        .map(Some)
 }
 
-/// Acts on a signal that the program caused: terminates it, or nothing.
-pub(super) fn raise(signal: u64) -> Outcome {
-    raise_in(threads::current(), signal)
+fn rt_sigqueueinfo(pid: u64, signal: u64, from: u64) -> Outcome {
+    let info = told(signal, from)?;
+    if pid != PID {
+        return Err(Errno::ESRCH);
+    }
+    if let Some(info) = info {
+        signals::send(Target::Program, info)?;
+    }
+    Ok(0)
 }
 
-/// The same for the signal of one thread, which may block it.
-fn raise_in(tid: Tid, signal: u64) -> Outcome {
-    if signal == 0 {
-        return Ok(0);
+fn rt_tgsigqueueinfo([pid, tid, signal, from, ..]: [u64; 6]) -> Outcome {
+    let info = told(signal, from)?;
+    if pid as i32 <= 0 || tid as i32 <= 0 {
+        return Err(Errno::EINVAL);
     }
-    let n = index(signal)?;
-    let (handler, is_blocked) = process::with(|p| {
-        let handler = p.signals.actions[n].handler;
-        let Some(thread) = p.threads.context(tid) else {
-            return (handler, false);
-        };
-        let is_blocked = thread.signals.mask & 1 << n != 0;
-        thread.signals.pending |= u64::from(is_blocked) << n;
-        (handler, is_blocked)
-    });
-    if is_blocked {
-        return Ok(0);
+    if pid != PID {
+        return Err(Errno::ESRCH);
     }
-    let number = u8::try_from(signal).map_err(|_| Errno::EINVAL)?;
-    match handler {
-        SIG_IGN => Ok(0),
-        SIG_DFL if ignored_by_default(signal) => Ok(0),
-        SIG_DFL => process::end_by_signal(number, "raised by the program itself".to_string()),
-        handler => process::end_by_signal(
-            number,
-            format!("raised by the program itself; its handler {handler:#x} is not called"),
-        ),
+    let tid = scheduling::known(tid)?;
+    if let Some(info) = info {
+        signals::send(Target::Thread(tid), info)?;
     }
+    Ok(0)
+}
+
+/// Sends the running thread a signal that a call of its own caused.
+pub(super) fn raise(signal: u8) {
+    // An ordinary signal always finds a place.
+    let _ = signals::send(
+        Target::Thread(threads::current()),
+        sent(signal, code::SI_USER),
+    );
 }

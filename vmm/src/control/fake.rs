@@ -140,6 +140,10 @@ impl Control for FakeMachine {
         state.outcomes[&run].clone()
     }
 
+    fn signal(&self, run: u64, signal: u8) {
+        self.kill(run, signal);
+    }
+
     fn kill(&self, run: u64, signal: u8) {
         let mut state = self.state.lock().unwrap();
         let report = String::new();

@@ -58,6 +58,8 @@ pub trait Control: Send + Sync {
     /// # Errors
     /// When they are not held.
     fn thaw(&self) -> Result<(), FreezeError>;
+    /// Sends that program a signal, which it may handle or ignore; SIGKILL kills.
+    fn signal(&self, run: u64, signal: u8);
     /// Stops the machine and ends every wait; may be called again.
     fn stop(&self);
 }

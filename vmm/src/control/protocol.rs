@@ -55,7 +55,7 @@ pub enum Request {
         /// Stack bytes; 0 = default.
         stack_bytes: u64,
     },
-    /// Kill a running program.
+    /// Send a running program a signal, which it may handle.
     Kill {
         /// Which.
         run: u64,

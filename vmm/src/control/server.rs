@@ -300,7 +300,7 @@ impl Server {
                 if !(1..=64).contains(&signal) {
                     return self.protocol_error(fd, &format!("signal {signal}"), ops);
                 }
-                self.control.kill(run, signal);
+                self.control.signal(run, signal);
                 self.reply(fd, &Reply::Ok, ops);
             }
             Request::Freeze {} => {

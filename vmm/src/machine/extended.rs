@@ -3,13 +3,15 @@
 //! XSAVE.
 //!
 //! Called by the vCPU thread between two entries. The state is the guest's own:
-//! what is refused of it leaves the registers as they were, and is noted.
+//! what is refused of it leaves the registers as they were, is noted, and the
+//! kernel is told.
 
 // UNSAFETY: hands KVM a state to load, by its size a contract.
 #![expect(unsafe_code)]
 
 use kvm_bindings::kvm_xsave;
 use kvm_ioctls::VcpuFd;
+use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::Ram;
@@ -23,6 +25,16 @@ pub(super) enum ExtendedError {
     /// KVM refused.
     #[error("KVM refused {0}: {1}")]
     Kvm(&'static str, kvm_ioctls::Error),
+}
+
+impl ExtendedError {
+    /// What the kernel is told.
+    pub(super) fn errno(&self) -> Errno {
+        match self {
+            Self::NotRam(_) => Errno::FAULT,
+            Self::Kvm(_, error) => Errno::from_raw_os_error(error.errno()),
+        }
+    }
 }
 
 /// Saves the state to guest-physical `save`, then loads what is at `load`; 0 =

@@ -20,6 +20,7 @@ mod running;
 mod segments;
 mod service;
 mod state;
+mod telling;
 mod virtual_memory;
 mod vm;
 

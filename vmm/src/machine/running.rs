@@ -96,7 +96,7 @@ pub struct Machine {
     vm: Arc<Vm>,
     ready: Mutex<Option<Box<Loop>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    debugger: Arc<Debugger>,
+    pub(super) debugger: Arc<Debugger>,
     shares: Arc<Shares>,
 }
 
@@ -373,49 +373,6 @@ impl Machine {
         }
     }
 
-    /// Kills the program of run `run` if it still runs; returns when it is gone
-    /// or has not reacted for a second. Ten seconds without a reaction are a
-    /// failed machine.
-    ///
-    /// The interrupt that carries the command can arrive between the kernel's
-    /// last look at its queue and its return to the program, so it is repeated.
-    pub fn kill(&self, run: u64, signal: u8) {
-        const PAUSE: Duration = Duration::from_millis(10);
-        const TRIES: usize = 100;
-        if self.shared.keep_kill(run, signal) {
-            return;
-        }
-        if !self.shared.submit_kill(run, signal) {
-            return;
-        }
-        // A program that is being looked at could not be killed.
-        self.debugger.end();
-        for _ in 0..TRIES {
-            self.kick_vcpu();
-            if self.shared.wait_gone(run, PAUSE) {
-                return;
-            }
-        }
-        self.give_up_later(run);
-    }
-
-    /// Declares the machine failed if its kernel does not take the kill of
-    /// `run` at all: a program may have overwritten it (ring-3 mode). Whoever
-    /// asked for the kill does not wait for that.
-    fn give_up_later(&self, run: u64) {
-        const PATIENCE: Duration = Duration::from_secs(9);
-        let shared = Arc::clone(&self.shared);
-        let watch = move || {
-            if !shared.wait_gone(run, PATIENCE) {
-                shared.ended(MachineState::Failed {
-                    reason: "the kernel does not take a kill".into(),
-                });
-            }
-        };
-        // Without a thread the machine only looks busy until it is destroyed.
-        let _ = confine::spawn(Role::Helper, "kill-watch", watch);
-    }
-
     /// Blocks until the kernel has reported or `timeout` is over.
     #[must_use]
     pub fn wait_ready(&self, timeout: Duration) -> MachineState {
@@ -590,14 +547,20 @@ impl Loop {
 
     fn serve_queue(&mut self) -> Served {
         let served = self.service.serve();
-        let Some([save, load]) = self.service.take_extended() else {
+        let Some(wanted) = self.service.take_extended() else {
             return served;
         };
-        // Nonsense from a guest costs its own registers, not the machine.
-        if let Err(error) = extended::exchange(&self.gate.vcpu(), &self.service.ram, save, load) {
+        let (save, load) = (wanted.save, wanted.load);
+        let done = extended::exchange(&self.gate.vcpu(), &self.service.ram, save, load);
+        // Nonsense from a guest is its kernel's to deal with, not the machine's.
+        let done = done.map_err(|error| {
             note(format_args!("the registers of a thread: {error}"));
+            error.errno()
+        });
+        match self.service.answer_extended(&wanted, done) {
+            Ok(()) => served,
+            Err(error) => Served::Failed(error.to_string()),
         }
-        served
     }
 
     /// After a kick: posts what is pending.
@@ -703,6 +666,9 @@ impl crate::control::Control for Machine {
     }
     fn thaw(&self) -> Result<(), FreezeError> {
         self.thaw()
+    }
+    fn signal(&self, run: u64, signal: u8) {
+        self.signal(run, signal);
     }
     fn stop(&self) {
         self.stop();

@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::arenas::ArenaTable;
 use super::imports::{ImportTable, Next, Wanted};
 use super::queue::{HostQueue, QueueError, drain_console};
-use super::state::{Pending, Shared};
+use super::state::{Pending, Shared, Urgency};
 use super::{MachineState, RunOutcome, RunSpec, Selftest};
 use crate::console_log::ConsoleLog;
 use crate::forward::{self, Exports, Reply, Session};
@@ -45,6 +45,17 @@ pub(super) enum Served {
     Failed(String),
 }
 
+/// An exchange of the vCPU's extended state that the kernel waits for.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    /// Number of the call.
+    seq: u32,
+    /// Where to save it; 0 = nowhere.
+    pub(super) save: u64,
+    /// Where to load it from; 0 = nowhere.
+    pub(super) load: u64,
+}
+
 /// The program that runs.
 struct Running {
     run: u64,
@@ -65,10 +76,12 @@ pub(super) struct Service {
     running: Option<Running>,
     malformed: u64,
     is_killing: bool,
+    /// A signal was posted that the kernel has not taken yet.
+    is_telling: bool,
     /// The kernel asked for an interrupt that was not sent yet.
     is_interrupt_wanted: bool,
     /// Where the kernel wants the vCPU's extended state saved to and loaded from.
-    extended: Option<[u64; 2]>,
+    extended: Option<Exchange>,
 }
 
 impl Service {
@@ -92,6 +105,7 @@ impl Service {
             running: None,
             malformed: 0,
             is_killing: false,
+            is_telling: false,
             is_interrupt_wanted: false,
             extended: None,
         }
@@ -127,10 +141,10 @@ impl Service {
         }
     }
 
-    /// Posts kills that arrived meanwhile.
+    /// Posts signals that arrived meanwhile.
     pub(super) fn deliver(&mut self) -> Served {
-        while let Some(Pending::Kill(run, signal)) = self.shared.take_pending(false) {
-            if let Err(error) = self.post_kill(run, signal) {
+        while let Some(Pending::Signal(run, urgency, signal)) = self.shared.take_pending(false) {
+            if let Err(error) = self.post_signal(run, urgency, signal) {
                 return Served::Failed(error.to_string());
             }
         }
@@ -138,14 +152,25 @@ impl Service {
     }
 
     /// Whether the kernel is to be interrupted: a kill was posted whose program
-    /// has not ended yet, or the kernel asked for it.
+    /// has not ended yet, or a signal that it has not taken, or it asked for it.
     pub(super) fn wants_interrupt(&self) -> bool {
-        self.is_killing || self.is_interrupt_wanted
+        self.is_killing || self.is_telling || self.is_interrupt_wanted
     }
 
     /// What is to be done to the vCPU's extended state before it goes on, once.
-    pub(super) fn take_extended(&mut self) -> Option<[u64; 2]> {
+    pub(super) fn take_extended(&mut self) -> Option<Exchange> {
         self.extended.take()
+    }
+
+    /// Answers what [`Service::take_extended`] gave.
+    pub(super) fn answer_extended(
+        &mut self,
+        exchange: &Exchange,
+        done: Result<(), Errno>,
+    ) -> Result<(), QueueError> {
+        let answer = [result(done.map(|()| 0)), 0, 0, 0, 0, 0, 0];
+        self.queue
+            .post(Call::ExtendedState as u16, exchange.seq, answer)
     }
 
     /// Notes that an interrupt was sent.
@@ -153,12 +178,17 @@ impl Service {
         self.is_interrupt_wanted = false;
     }
 
-    fn post_kill(&mut self, run: u64, signal: u8) -> Result<(), QueueError> {
-        self.is_killing = true;
+    fn post_signal(&mut self, run: u64, urgency: Urgency, signal: u8) -> Result<(), QueueError> {
+        let may_handle = urgency == Urgency::Tell;
+        if may_handle {
+            self.is_telling = true;
+        } else {
+            self.is_killing = true;
+        }
         self.queue.post(
             Command::Kill as u16,
             0,
-            [run, u64::from(signal), 0, 0, 0, 0, 0],
+            [run, u64::from(signal), u64::from(may_handle), 0, 0, 0, 0],
         )
     }
 
@@ -255,7 +285,15 @@ impl Service {
                 [0, bell.into(), notice.into(), 0, 0, 0, 0]
             }
             Call::ExtendedState => {
-                self.extended = Some([a[0], a[1]]);
+                // Answered by the vCPU thread, which does it.
+                let [save, load, ..] = a;
+                let seq = record.seq;
+                self.extended = Some(Exchange { seq, save, load });
+                return Ok(Served::Continue);
+            }
+            Call::SignalsTaken => {
+                self.is_telling = false;
+                self.shared.signals_taken(a[0]);
                 [0; 7]
             }
             Call::Interrupt => {
@@ -297,8 +335,8 @@ impl Service {
     fn idle(&mut self) -> Result<Served, QueueError> {
         match self.shared.wait_pending() {
             None => Ok(Served::Stop),
-            Some(Pending::Kill(run, signal)) => {
-                self.post_kill(run, signal)?;
+            Some(Pending::Signal(run, urgency, signal)) => {
+                self.post_signal(run, urgency, signal)?;
                 Ok(Served::Continue)
             }
             Some(Pending::Run(run, spec)) => {
@@ -361,7 +399,7 @@ impl Service {
     }
 
     fn process_exit(&mut self, a: [u64; 7]) {
-        self.is_killing = false;
+        (self.is_killing, self.is_telling) = (false, false);
         let report = self.bounce_text(a[2]);
         let outcome = match a[1] {
             STATUS_REFUSED => RunOutcome::Refused { reason: report },

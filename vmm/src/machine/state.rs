@@ -16,8 +16,17 @@ use super::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunS
 pub(super) enum Pending {
     /// Start this program (delivered when the kernel is idle).
     Run(u64, Box<RunSpec>),
-    /// Kill a run with a signal (delivered at once).
-    Kill(u64, u8),
+    /// A signal for a run (delivered at once).
+    Signal(u64, Urgency, u8),
+}
+
+/// Whether a program is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// It ends by the signal.
+    Kill,
+    /// It may handle, block or ignore it.
+    Tell,
 }
 
 #[derive(Debug)]
@@ -36,6 +45,10 @@ struct Inner {
     inside: usize,
     /// A kill that came while the machine was frozen: run and signal.
     kill_at_thaw: Option<(u64, u8)>,
+    /// The current run is to end, whatever it does.
+    killing: bool,
+    /// Signals that the kernel has not said it took.
+    untaken: bool,
 }
 
 impl Inner {
@@ -79,6 +92,8 @@ impl Shared {
                 frozen: false,
                 inside: 0,
                 kill_at_thaw: None,
+                killing: false,
+                untaken: false,
             }),
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -217,8 +232,8 @@ impl Shared {
         Ok(run)
     }
 
-    /// Asks for a kill; `false` when that run is not the current one.
-    pub(super) fn submit_kill(&self, run: u64, signal: u8) -> bool {
+    /// Asks for a signal; `false` when that run is not the current one.
+    pub(super) fn submit_signal(&self, run: u64, urgency: Urgency, signal: u8) -> bool {
         let mut inner = self.lock();
         if inner
             .current
@@ -227,7 +242,13 @@ impl Shared {
         {
             return false;
         }
-        inner.pending.push_back(Pending::Kill(run, signal));
+        inner
+            .pending
+            .push_back(Pending::Signal(run, urgency, signal));
+        match urgency {
+            Urgency::Kill => inner.killing = true,
+            Urgency::Tell => inner.untaken = true,
+        }
         // A full counter is readable, too.
         let _ = self.cancel.write(1);
         self.changed.notify_all();
@@ -240,7 +261,7 @@ impl Shared {
         let position = inner
             .pending
             .iter()
-            .position(|p| idle || matches!(p, Pending::Kill(..)))?;
+            .position(|p| idle || matches!(p, Pending::Signal(..)))?;
         inner.pending.remove(position)
     }
 
@@ -277,6 +298,39 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// The kernel has taken the signals for run `run` that were posted. Waits on
+    /// its behalf go on, unless there are more.
+    pub(super) fn signals_taken(&self, run: u64) {
+        let mut inner = self.lock();
+        let is_current = inner
+            .current
+            .as_ref()
+            .is_some_and(|(current, _)| *current == run);
+        let more = inner
+            .pending
+            .iter()
+            .any(|p| matches!(p, Pending::Signal(..)));
+        if is_current && !more && !inner.killing && !inner.stopping {
+            inner.untaken = false;
+            let _ = self.cancel.read();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until the kernel has taken the signals of run `run`, or that ended,
+    /// at most `timeout`; whether it is so.
+    pub(super) fn wait_taken(&self, run: u64, timeout: Duration) -> bool {
+        let waits = |inner: &Inner| {
+            let current = inner.current.as_ref();
+            inner.untaken && current.is_some_and(|(current, _)| *current == run)
+        };
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |inner| waits(inner))
+            .unwrap_or_else(PoisonError::into_inner);
+        !waits(&inner)
+    }
+
     /// Run `run` ended.
     pub(super) fn finished(&self, run: u64, outcome: RunOutcome) {
         let mut inner = self.lock();
@@ -288,9 +342,10 @@ impl Shared {
             return;
         }
         inner.current = None;
+        (inner.killing, inner.untaken) = (false, false);
         inner
             .pending
-            .retain(|p| !matches!(p, Pending::Kill(killed, _) if *killed == run));
+            .retain(|p| !matches!(p, Pending::Signal(told, ..) if *told == run));
         // No blocking call of the next program may see this one's kill.
         let _ = self.cancel.read();
         inner.outcomes.insert(run, outcome);

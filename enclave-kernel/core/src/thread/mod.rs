@@ -38,6 +38,8 @@ pub struct Wait {
     pub deadline: Option<u64>,
     /// What the call answers when the deadline has passed.
     pub late: u64,
+    /// What it answers when a signal ends the wait.
+    pub broken: u64,
 }
 
 /// Who runs next.
@@ -203,6 +205,48 @@ impl<C> Threads<C> {
             None if self.all.is_empty() => Next::Ended,
             None => Next::Idle(self.deadlines.first().map(|&(deadline, _)| deadline)),
         }
+    }
+
+    /// Ends the wait of thread `tid`, if it waits, as it said of signals; whether
+    /// it did.
+    pub fn interrupt(&mut self, tid: Tid) -> bool {
+        let Some(wait) = self.wait_of(tid) else {
+            return false;
+        };
+        self.finish_wait(tid, wait, wait.broken);
+        true
+    }
+
+    /// Ends the wait of thread `tid`, if it waits, with an answer of its own;
+    /// whether it did.
+    pub fn complete(&mut self, tid: Tid, answer: u64) -> bool {
+        let Some(wait) = self.wait_of(tid) else {
+            return false;
+        };
+        self.finish_wait(tid, wait, answer);
+        true
+    }
+
+    fn wait_of(&self, tid: Tid) -> Option<Wait> {
+        self.all.get(&tid).and_then(|thread| thread.wait)
+    }
+
+    fn finish_wait(&mut self, tid: Tid, wait: Wait, answer: u64) {
+        if let Some((address, _)) = wait.futex {
+            self.leave_queue(address, tid);
+        }
+        self.end_wait(tid, answer);
+    }
+
+    /// Whether thread `tid` waits.
+    #[must_use]
+    pub fn is_waiting(&self, tid: Tid) -> bool {
+        self.wait_of(tid).is_some()
+    }
+
+    /// The numbers of all threads, in order.
+    pub fn numbers(&self) -> impl Iterator<Item = Tid> {
+        self.all.keys().copied()
     }
 
     /// Whether somebody else may run before the running thread does anything for

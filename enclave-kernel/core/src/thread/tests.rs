@@ -9,12 +9,15 @@ const MAIN: Tid = 2;
 const FOREVER: Option<u64> = None;
 /// What waits answer that end by time.
 const LATE: u64 = 110;
+/// What waits answer that a signal ends.
+const BROKEN: u64 = 4;
 
 fn at(address: u64, deadline: Option<u64>) -> Wait {
     Wait {
         futex: Some((address, u32::MAX)),
         deadline,
         late: LATE,
+        broken: BROKEN,
     }
 }
 
@@ -69,6 +72,7 @@ fn a_wake_finds_those_who_named_one_of_its_bits() {
             futex: Some((8, mask)),
             deadline: None,
             late: LATE,
+            broken: BROKEN,
         });
         threads.next(0);
     }
@@ -87,6 +91,7 @@ fn waits_end_by_time_and_say_so() {
         futex: None,
         deadline: Some(50),
         late: 0,
+        broken: BROKEN,
     });
     assert_eq!(threads.next(49), Next::Idle(Some(50)));
     assert!(threads.others_may_run());
@@ -278,6 +283,7 @@ enum Step {
         wake: usize,
         most: usize,
     },
+    Interrupt(Tid),
     Pass(u64),
 }
 
@@ -304,6 +310,7 @@ fn step() -> impl Strategy<Value = Step> {
                 most,
             }
         }),
+        (MAIN..8).prop_map(Step::Interrupt),
         (0..10u64).prop_map(Step::Pass),
     ]
 }
@@ -332,6 +339,15 @@ impl Model {
         }
         self.waits = left;
         woken
+    }
+
+    fn interrupt(&mut self, tid: Tid) -> bool {
+        let Some(at) = self.waits.iter().position(|wait| wait.0 == tid) else {
+            return false;
+        };
+        self.waits.remove(at);
+        self.ready.push((tid, BROKEN));
+        true
     }
 
     fn requeue(&mut self, from: u64, to: u64, wake: usize, most: usize) -> usize {
@@ -365,6 +381,30 @@ impl Model {
         self.ready
             .extend(due.into_iter().map(|(_, tid, late)| (tid, late)));
     }
+}
+
+#[test]
+fn signals_end_waits_of_every_kind_once() {
+    let mut threads = Threads::new(MAIN, ());
+    let [sleeper, waiter] = [(); 2].map(|()| threads.spawn(()).unwrap());
+    threads.block(Wait {
+        futex: None,
+        deadline: Some(50),
+        late: 0,
+        broken: BROKEN,
+    });
+    assert_eq!(threads.next(0), Next::Run(sleeper, 0));
+    threads.block(at(8, Some(60)));
+    assert_eq!(threads.next(0), Next::Run(waiter, 0));
+    assert!(!threads.interrupt(waiter), "it runs");
+    assert!(!threads.interrupt(99), "it is not there");
+    assert!(threads.interrupt(sleeper) && !threads.interrupt(sleeper));
+    assert!(threads.complete(MAIN, 7) && !threads.is_waiting(MAIN));
+    assert_eq!((threads.waiting(), threads.wake(8, u32::MAX, 9)), (0, 0));
+    threads.exit();
+    assert_eq!(threads.next(99), Next::Run(sleeper, BROKEN));
+    threads.exit();
+    assert_eq!(threads.next(99), Next::Run(MAIN, 7));
 }
 
 proptest! {
@@ -451,6 +491,7 @@ fn apply(
                     futex,
                     deadline,
                     late: LATE,
+                    broken: BROKEN,
                 },
             );
             return Ok(false);
@@ -463,6 +504,7 @@ fn apply(
                     futex: None,
                     deadline,
                     late: 0,
+                    broken: BROKEN,
                 },
             );
             return Ok(false);
@@ -481,6 +523,9 @@ fn apply(
                 model.requeue(from, to, wake, most),
             );
             prop_assert_eq!(both.0, both.1);
+        }
+        Step::Interrupt(tid) => {
+            prop_assert_eq!(threads.interrupt(tid), model.interrupt(tid));
         }
         Step::Pass(time) => *now += time,
     }

@@ -28,7 +28,7 @@ use enclave_abi::boot::{
 use crate::memory;
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
-const _: () = assert!(enclave_abi::ABI_VERSION == 7, "entry.S repeats the version");
+const _: () = assert!(enclave_abi::ABI_VERSION == 8, "entry.S repeats the version");
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);

@@ -17,7 +17,10 @@ use enclave_abi::layout::{
 use enclave_abi::queue::QueuePage;
 
 use super::{apic, probes};
-use crate::{boot, fault, host, phys, process, syscall};
+use crate::{boot, fault, host, phys, signals, syscall};
+
+/// The vector of a frame that is about a system call, as in `entry.S`.
+const VECTOR_SYSCALL: u64 = 0x100;
 
 /// Registers of an interrupted program, as `entry.S` pushes them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,6 +76,21 @@ impl TrapFrame {
             rflags: 0x202,
             ..Self::default()
         }
+    }
+
+    /// Whether it is about a system call.
+    pub(crate) fn is_call(&self) -> bool {
+        self.vector == VECTOR_SYSCALL
+    }
+
+    /// Keeps the number of the call, whose answer takes its place.
+    pub(crate) fn keep_call_number(&mut self) {
+        self.error = self.rax;
+    }
+
+    /// The number of a call that waits or was interrupted.
+    pub(crate) fn call_number(&self) -> u64 {
+        self.error
     }
 
     /// Whether a program, not the kernel, was interrupted.
@@ -143,6 +161,7 @@ extern "C" fn syscall_entry(frame: &mut TrapFrame) {
     // nested gate) must not reach IRETQ.
     if frame.rip >= USER_END {
         fault::exception(frame);
+        return;
     }
     syscall::dispatch(frame);
 }
@@ -168,8 +187,8 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) {
         apic::eoi();
         phys::low32::<INTERRUPTS_TAKEN>().fetch_add(1, Ordering::Release);
-        if host::poll_kill() {
-            kill(frame);
+        if host::poll_attention() {
+            attend(frame);
         }
     } else {
         trap_seldom(frame);
@@ -179,9 +198,9 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
 /// Ring-3 mode passes on only what interrupted a program (`entry.S`); ring-0 mode
 /// may have been asleep, and looks at its commands itself then.
 #[cold]
-fn kill(frame: &TrapFrame) {
+fn attend(frame: &mut TrapFrame) {
     if frame.is_program() {
-        process::end_if_killed();
+        signals::attend(frame);
     }
 }
 

@@ -12,6 +12,15 @@ done
 step "threads take turns on the core" 0 ./enclavectl run t -- ./threads
 step "the last thread ends its program" 0 ./enclavectl run t -- ./threads leave
 
+begin "handlers are called as by Linux"
+./signals > /tmp/expected 2>&1 < /dev/null
+timeout -s KILL $limit ./enclavectl run t -- ./signals > /tmp/found 2>&1 < /dev/null
+diff /tmp/expected /tmp/found
+equal "handlers are called as by Linux" "$(cat /tmp/expected)" "$(cat /tmp/found)"
+for end in abort:134 blocked:139 nowhere:139 wild:139; do
+    step "handler ${end%:*} ends its program" ${end#*:} ./enclavectl run t -- ./signals ${end%:*}
+done
+
 begin "a looping program is killed"
 run_until t spinning ./spin
 kill -TERM $run

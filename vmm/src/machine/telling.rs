@@ -1,0 +1,76 @@
+//! Signals for the program that runs: what ends it, and what it may handle.
+//!
+//! Called by the control side. The interrupt that carries a command can arrive
+//! between the kernel's last look at its queue and its return to the program,
+//! so it is repeated until the kernel has reacted. Promises that nobody who asks
+//! waits longer than about a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::state::Urgency;
+use super::{Machine, MachineState};
+use crate::confine::{self, Role};
+
+/// Time between two interrupts.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Interrupts before whoever asked goes on.
+const TRIES: usize = 100;
+
+impl Machine {
+    /// Kills the program of run `run` if it still runs; returns when it is gone
+    /// or has not reacted for a second. Ten seconds without a reaction are a
+    /// failed machine.
+    pub fn kill(&self, run: u64, signal: u8) {
+        if self.shared.keep_kill(run, signal) {
+            return;
+        }
+        if !self.shared.submit_signal(run, Urgency::Kill, signal) {
+            return;
+        }
+        // A program that is being looked at could not be killed.
+        self.debugger.end();
+        for _ in 0..TRIES {
+            self.kick_vcpu();
+            if self.shared.wait_gone(run, PAUSE) {
+                return;
+            }
+        }
+        self.give_up_later(run);
+    }
+
+    /// Sends the program of run `run` a signal if it still runs: it may have a
+    /// handler for it, or ignore it. Returns when its kernel has taken it or has
+    /// not reacted for a second. SIGKILL is [`Machine::kill`].
+    pub fn signal(&self, run: u64, signal: u8) {
+        if i32::from(signal) == libc::SIGKILL {
+            return self.kill(run, signal);
+        }
+        if !self.shared.submit_signal(run, Urgency::Tell, signal) {
+            return;
+        }
+        for _ in 0..TRIES {
+            self.kick_vcpu();
+            if self.shared.wait_taken(run, PAUSE) {
+                return;
+            }
+        }
+    }
+
+    /// Declares the machine failed if its kernel does not take the kill of
+    /// `run` at all: a program may have overwritten it (ring-3 mode). Whoever
+    /// asked for the kill does not wait for that.
+    fn give_up_later(&self, run: u64) {
+        const PATIENCE: Duration = Duration::from_secs(9);
+        let shared = Arc::clone(&self.shared);
+        let watch = move || {
+            if !shared.wait_gone(run, PATIENCE) {
+                shared.ended(MachineState::Failed {
+                    reason: "the kernel does not take a kill".into(),
+                });
+            }
+        };
+        // Without a thread the machine only looks busy until it is destroyed.
+        let _ = confine::spawn(Role::Helper, "kill-watch", watch);
+    }
+}
