@@ -117,8 +117,8 @@ fn values_that_cannot_be_are_usage_errors_in_three_lines() {
         (&["create", "a1", "--mem", "1M"], "32 MiB"),
         (&["create", "a1", "--mem", "65M"], "multiple of 2 MiB"),
         (
-            &["create", "a1", "--mem", "64M", "--cores", "2"],
-            "one core per enclave",
+            &["create", "a1", "--mem", "64M", "--cores", "33"],
+            "on 32 at most",
         ),
         (&["create", "a1", "--mem", "64M", "--cores", "0"], "0 cores"),
         (&["inspect", "a/b"], "name"),

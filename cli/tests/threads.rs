@@ -73,3 +73,9 @@ fn snapshots_of_several_writers_are_whole(below: Below) {
 both::on_both! {
     snapshots_of_several_writers_are_whole
 }
+
+/// The writers, the publish and the copies are then really at the same time.
+#[test]
+fn snapshots_of_several_cores_are_whole() {
+    snapshots_of_several_writers_are_whole(Below::TwoCores);
+}

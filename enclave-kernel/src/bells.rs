@@ -18,7 +18,7 @@ use enclave_abi::layout::QUEUE;
 use enclave_abi::queue::{Call, QueuePage};
 use enclave_core::errno::Errno;
 
-use crate::{arch, clock, host, phys};
+use crate::{arch, clock, cores, host, phys, threads};
 
 /// Rings for nothing that one wait takes without a pause: what was pending when
 /// it began, and another arena's.
@@ -39,12 +39,19 @@ pub(crate) fn notices() -> u32 {
 /// the monotonic clock shows `deadline_ns`.
 ///
 /// # Errors
-/// ETIMEDOUT; EINTR when the program is to be killed.
+/// ETIMEDOUT; EINTR when the program is to be killed; with several cores
+/// [`threads::LATER`] as well.
 pub(crate) fn wait(
     is_there: impl Fn() -> bool,
     notices: u32,
     deadline_ns: u64,
 ) -> Result<(), Errno> {
+    if cores::several() {
+        // Bells are for the first core alone, and the kernel is needed.
+        let left = deadline_ns.saturating_sub(clock::monotonic_ns());
+        let is_woken = is_there() || arch::notices_taken() != notices;
+        return threads::patiently(left, is_woken.then_some(()));
+    }
     let mut nr_idle = 0;
     arch::let_bells_in(true);
     let outcome = loop {

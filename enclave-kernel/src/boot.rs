@@ -6,7 +6,7 @@ use enclave_abi::ABI_VERSION;
 use enclave_abi::boot::{BOOT_MAGIC, BootInfo, Mode};
 use spin::Once;
 
-use crate::{arch, console, host, memory, phys, process, report};
+use crate::{arch, console, cores, host, memory, phys, process, report};
 
 static INFO: Once<BootInfo> = Once::new();
 
@@ -31,6 +31,7 @@ pub(crate) fn start(address: u64) -> ! {
         Err(other) => panic!("unknown privilege mode {other}"),
     };
     memory::init(info);
+    cores::init(info.nr_cpus as usize);
     arch::init(mode, info);
     assert!(
         u64::from(arch::gate_ring()) == mode as u64,
@@ -38,13 +39,26 @@ pub(crate) fn start(address: u64) -> ! {
     );
     let flush = arch::choose_flush();
     console::line(format_args!(
-        "enclave-kernel {}: {} mode, flush by {}, {} MiB free",
+        "enclave-kernel {}: {} mode, {}flush by {}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
         arch::mode_name(),
+        Cores(cores::count()),
         arch::flush_name(),
         memory::free_bytes() >> 20,
     ));
     let verdict = report::run_selftest(info.selftest);
     host::booted(mode, verdict, flush, report::selftests());
     process::serve()
+}
+
+/// How many cores, where it is worth a word.
+struct Cores(usize);
+
+impl core::fmt::Display for Cores {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.0 > 1 {
+            write!(f, "{} cores, ", self.0)?;
+        }
+        Ok(())
+    }
 }

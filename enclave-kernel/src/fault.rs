@@ -27,6 +27,11 @@ pub(crate) fn resolve(address: u64, error: u64) -> bool {
     error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE && arenas::copy_on_write(address)
 }
 
+/// [`resolve`] while other cores may run the program.
+pub(crate) fn resolve_shared(address: u64, error: u64) -> bool {
+    error & (PRESENT_WRITE | FETCH) == PRESENT_WRITE && arenas::copy_on_write_shared(address)
+}
+
 /// Sends the program that caused an exception its signal: it goes on with the
 /// handler, or ends.
 pub(crate) fn exception(frame: &mut TrapFrame) {

@@ -1,7 +1,7 @@
 //! The lightweight kernel (LWK) of an enclave.
 //!
-//! One core, one program at a time with as many threads as it likes, no timer
-//! tick, no demand paging. The VMM
+//! One program at a time with as many threads as it likes on the enclave's cores,
+//! no timer tick, no demand paging. The VMM
 //! has built page tables, descriptor tables and system-call MSRs before the
 //! first instruction (`enclave-abi/boot.rs`), so start-up is: take the memory,
 //! check the privilege mode, report, wait for a program.
@@ -46,6 +46,8 @@ mod boot;
 mod clock;
 #[cfg(target_os = "none")]
 mod console;
+#[cfg(target_os = "none")]
+mod cores;
 #[cfg(target_os = "none")]
 mod fault;
 #[cfg(target_os = "none")]

@@ -221,5 +221,24 @@ impl Doorbell {
     }
 }
 
+impl Doorbell {
+    /// Rings it with a word: a plain 64-bit store.
+    pub(crate) fn ring_with(self, word: u64) {
+        let at = core::ptr::with_exposed_provenance_mut::<u64>(self.0 as usize);
+        // SAFETY: as in `ring`; the bells that take a word are 8 bytes apart.
+        unsafe { at.write_volatile(word) }
+    }
+}
+
+/// Lets this core sleep; see [`enclave_abi::queue::doorbell::SLEEP`].
+pub(crate) const SLEEP_BELL: Doorbell = Doorbell::new(enclave_abi::queue::doorbell::SLEEP);
+/// Lets the host do something else.
+pub(crate) const GIVE_WAY_BELL: Doorbell = Doorbell::new(enclave_abi::queue::doorbell::GIVE_WAY);
+
+/// Wakes a core.
+pub(crate) fn wake_bell(core: u32) -> Doorbell {
+    Doorbell::new(enclave_abi::queue::doorbell::WAKE_BASE + 4 * u64::from(core))
+}
+
 /// The doorbell of the command queue.
 pub(crate) const QUEUE_BELL: Doorbell = Doorbell::new(enclave_abi::queue::doorbell::QUEUE);

@@ -19,9 +19,9 @@ use enclave_core::thread::Threads;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
-use crate::arch::{self, TrapFrame, paging};
+use crate::arch::{self, TrapFrame, extended, paging};
 use crate::threads::{self, Context};
-use crate::{arenas, boot, clock, console, host, imports, memory, phys, signals};
+use crate::{arenas, boot, clock, console, cores, host, imports, memory, phys, signals};
 
 /// Where position-independent programs go.
 const PIE_BASE: u64 = 0x5555_5555_0000;
@@ -153,7 +153,10 @@ fn run(record: &Record) {
         return;
     };
     let outcome = match load(&request) {
-        Ok(frame) => Ok(arch::enter_user(&frame)),
+        Ok(frame) => {
+            cores::start();
+            Ok(arch::enter_user(&frame))
+        }
         Err(reason) => Err(reason),
     };
     imports::end_all();
@@ -204,6 +207,11 @@ pub(crate) fn release(piece: &Region) {
 fn load(request: &Request) -> Result<TrapFrame, String> {
     let plan = plan(request)?;
     let boot_root = arch::root();
+    // With several cores its thread may go on on another one.
+    let extended = match cores::several().then(extended::Area::new) {
+        Some(None) => return Err("out of memory for the first thread".to_string()),
+        other => other.flatten(),
+    };
     paging::enter_new_space().map_err(|_| "out of memory for page tables".to_string())?;
     *CURRENT.lock() = Some(Process {
         run: request.run,
@@ -212,7 +220,11 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
         brk_start: plan.brk_start,
         brk: plan.brk_start,
         stack_bytes: 0,
-        threads: Threads::new(threads::PID, Context::first(name_of(&request.path))),
+        threads: Threads::new(
+            threads::PID,
+            Context::first(name_of(&request.path), extended),
+            cores::count(),
+        ),
         first_code: None,
         signals: signals::Program::default(),
         started_ns: clock::monotonic_ns(),
@@ -385,7 +397,7 @@ fn make_stack(request: &Request, plan: &LoadPlan) -> Result<u64, String> {
 
 /// Ends the running program as by exit(2).
 pub(crate) fn end_by_exit(code: u64) -> ! {
-    arch::leave_user((code & 0xff) << 8)
+    cores::end((code & 0xff) << 8)
 }
 
 /// Ends the running program by a signal, with a report.
@@ -396,7 +408,7 @@ pub(crate) fn end_by_signal(signal: u8, report: String) -> ! {
     });
     console::line(format_args!("{path}"));
     drop(path);
-    arch::leave_user(u64::from(signal & 0x7f))
+    cores::end(u64::from(signal & 0x7f))
 }
 
 /// Ends the program if it is to be killed.

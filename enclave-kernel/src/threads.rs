@@ -4,8 +4,9 @@
 //! Called by the thread calls of `syscall`. A thread leaves the core only inside
 //! a system call, so all there is to it is the frame that call came with, the
 //! bases of FS and GS, and its extended registers: to change threads is to put
-//! another frame where the gate will take it from. There is one kernel stack.
-//! Who is next is decided in `enclave-core`; when nobody is, the host sleeps.
+//! another frame where the gate will take it from. There is one kernel stack for
+//! each core. Who is next is decided in `enclave-core`; when nobody is, the core
+//! sleeps in the host.
 
 use alloc::format;
 
@@ -16,7 +17,7 @@ use enclave_core::thread::{Next, Request, Threads, Tid, Wait};
 
 use crate::arch::TrapFrame;
 use crate::arch::extended::{self, Area};
-use crate::{arch, clock, host, process, signals};
+use crate::{arch, clock, cores, host, process, signals};
 
 /// Number of the program and of its first thread.
 pub(crate) const PID: Tid = 2;
@@ -37,7 +38,7 @@ pub(crate) struct Context {
     frame: TrapFrame,
     fs: u64,
     gs: u64,
-    /// `None` as long as the program has had one thread only.
+    /// `None` as long as the program has had one thread only, on one core.
     extended: Option<Area>,
     /// Its signals.
     pub(crate) signals: signals::Thread,
@@ -55,13 +56,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A program's first thread.
-    pub(crate) fn first(name: [u8; NAME_BYTES]) -> Self {
+    /// A program's first thread; `extended` where it may change cores.
+    pub(crate) fn first(name: [u8; NAME_BYTES], extended: Option<Area>) -> Self {
         Self {
             frame: TrapFrame::default(),
             fs: 0,
             gs: 0,
-            extended: None,
+            extended,
             signals: signals::Thread::default(),
             clear_tid: 0,
             robust: RobustList::default(),
@@ -88,13 +89,13 @@ impl Context {
 
 /// The running thread's number.
 pub(crate) fn current() -> Tid {
-    process::with(|p| p.threads.running().unwrap_or(PID))
+    process::with(|p| p.threads.running(arch::core()).unwrap_or(PID))
 }
 
 /// Runs `f` on what the running thread owns.
 pub(crate) fn with<T>(f: impl FnOnce(&mut Context) -> T) -> T {
     process::with(|p| {
-        let tid = p.threads.running().unwrap_or(PID);
+        let tid = p.threads.running(arch::core()).unwrap_or(PID);
         match p.threads.context(tid) {
             Some(context) => f(context),
             None => panic!("thread {tid} runs and is not there"),
@@ -142,7 +143,7 @@ pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> 
             context.free();
             return Err(Errno::EAGAIN);
         }
-        p.threads.spawn(context)
+        p.threads.spawn(arch::core(), context)
     })
 }
 
@@ -154,7 +155,7 @@ pub(crate) fn block(frame: &mut TrapFrame, wait: Wait) -> u64 {
         if let Some(context) = p.threads.context(tid) {
             context.signals.note_wait(wait.deadline);
         }
-        p.threads.block(wait);
+        p.threads.block(arch::core(), wait);
     });
     go_on(frame, Some(tid))
 }
@@ -165,7 +166,7 @@ pub(crate) const LATER: Errno = Errno::ENOTRECOVERABLE;
 
 /// Whether a wait in the host would keep other threads from running.
 pub(crate) fn others_may_run() -> bool {
-    process::with(|p| p.threads.others_may_run())
+    process::with(|p| p.threads.others_may_run(arch::core()))
 }
 
 /// When the wait of the running thread's call is over that may last `ns`,
@@ -183,6 +184,23 @@ pub(crate) fn is_again() -> bool {
 /// The call is over that had [`patience`].
 pub(crate) fn no_patience() {
     with(|t| t.patience = None);
+}
+
+/// How a call waits for what is changed outside while other cores need the kernel:
+/// it looks, and begins anew until it has `found` something or `ns` are over.
+///
+/// # Errors
+/// [`LATER`]; ETIMEDOUT.
+pub(crate) fn patiently<T>(ns: u64, found: Option<T>) -> Result<T, Errno> {
+    if let Some(found) = found {
+        no_patience();
+        return Ok(found);
+    }
+    if clock::monotonic_ns() < patience(ns) {
+        return Err(LATER);
+    }
+    no_patience();
+    Err(Errno::ETIMEDOUT)
 }
 
 /// Lets others run for a moment and begins the call of `frame` anew; the answer
@@ -211,7 +229,7 @@ pub(crate) fn step_back(frame: &mut TrapFrame) -> u64 {
     let now = clock::monotonic_ns();
     let moved = process::with(|p| {
         p.threads.expire(now);
-        p.threads.step_back()
+        p.threads.step_back(arch::core())
     });
     if moved { go_on(frame, Some(tid)) } else { 0 }
 }
@@ -219,7 +237,7 @@ pub(crate) fn step_back(frame: &mut TrapFrame) -> u64 {
 /// Ends the running thread; `None` when it was the last one.
 pub(crate) fn exit(frame: &mut TrapFrame) -> Option<u64> {
     let (context, left) = process::with(|p| {
-        let mut context = p.threads.exit();
+        let mut context = p.threads.exit(arch::core());
         if let Some(context) = &mut context {
             signals::thread_gone(p, &mut context.signals);
         }
@@ -233,7 +251,13 @@ pub(crate) fn exit(frame: &mut TrapFrame) -> Option<u64> {
 
 /// Runs whoever is next, from `frame` on; `before` is whose state the core
 /// still holds.
-fn go_on(frame: &mut TrapFrame, before: Option<Tid>) -> u64 {
+fn go_on(frame: &mut TrapFrame, mut before: Option<Tid>) -> u64 {
+    if cores::several()
+        && let Some(tid) = before.take()
+    {
+        // Another core may take it up at once.
+        put_away(frame, tid);
+    }
     let (tid, answer) = next();
     if before != Some(tid) {
         change(frame, before, tid);
@@ -246,8 +270,9 @@ fn go_on(frame: &mut TrapFrame, before: Option<Tid>) -> u64 {
 fn next() -> (Tid, u64) {
     loop {
         let now = clock::monotonic_ns();
-        match process::with(|p| p.threads.next(now)) {
+        match process::with(|p| p.threads.next(arch::core(), now)) {
             Next::Run(tid, answer) => return (tid, answer),
+            Next::Idle(deadline) if cores::several() => cores::rest(deadline.unwrap_or(u64::MAX)),
             Next::Idle(deadline) => sleep(deadline.map(|deadline| deadline.saturating_sub(now))),
             // Callers leave at least one.
             Next::Ended => panic!("a program without threads goes on"),
@@ -255,6 +280,33 @@ fn next() -> (Tid, u64) {
         if host::poll_attention() {
             signals::attend_idle();
         }
+    }
+}
+
+/// The next thread for a core that has none, ready to be entered, or the time until
+/// which there is none.
+pub(crate) fn take() -> Result<TrapFrame, u64> {
+    let now = clock::monotonic_ns();
+    match process::with(|p| p.threads.next(arch::core(), now)) {
+        Next::Run(tid, answer) => {
+            let mut frame = TrapFrame::default();
+            change(&mut frame, None, tid);
+            signals::resumed(tid, answer);
+            frame.rax = answer;
+            Ok(frame)
+        }
+        Next::Idle(deadline) => Err(deadline.unwrap_or(u64::MAX)),
+        Next::Ended => Err(u64::MAX),
+    }
+}
+
+/// Lets the running thread go to a core where it may run.
+pub(crate) fn move_away(frame: &mut TrapFrame) -> u64 {
+    let tid = current();
+    if process::with(|p| p.threads.move_away(arch::core())) {
+        go_on(frame, Some(tid))
+    } else {
+        0
     }
 }
 
@@ -288,12 +340,31 @@ fn change(frame: &mut TrapFrame, before: Option<Tid>, tid: Tid) {
             arch::set_fs_base(fs);
             arch::set_gs_base(gs);
         }
-        // Whose registers they are nobody knows any more.
-        Err(errno) => {
-            let report = format!("the host did not take the registers of thread {tid}: {errno}");
-            process::end_by_signal(SIGKILL, report);
-        }
+        Err(errno) => lost(tid, errno),
     }
+}
+
+/// Keeps all that the core holds of thread `tid`.
+fn put_away(frame: &TrapFrame, tid: Tid) {
+    let now = clock::monotonic_ns();
+    let bases = (arch::fs_base(), arch::gs_base());
+    let saved = process::with(|p| {
+        let save = leave(&mut p.threads, tid, frame, bases, now);
+        let saved = extended::exchange(save.as_ref(), None);
+        if let Some(context) = p.threads.context(tid) {
+            context.extended = save;
+        }
+        saved
+    });
+    if let Err(errno) = saved {
+        lost(tid, errno);
+    }
+}
+
+/// Whose registers they are nobody knows any more.
+fn lost(tid: Tid, errno: Errno) -> ! {
+    let report = format!("the host did not take the registers of thread {tid}: {errno}");
+    process::end_by_signal(SIGKILL, report)
 }
 
 /// Keeps the registers of thread `tid`; where its extended ones go.

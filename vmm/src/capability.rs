@@ -22,9 +22,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
-use crate::config::MAX_BOOTED_CORES;
 use crate::failure::Failure;
 use crate::machine::imports;
+use enclave_abi::boot::MAX_CORES;
 
 /// One capability of KVM that this VMM uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub const NEEDED: [Capability; 17] = [
     Capability {
         name: "KVM_CAP_MAX_VCPUS",
         number: KVM_CAP_MAX_VCPUS,
-        least: MAX_BOOTED_CORES as i64,
+        least: MAX_CORES as i64,
         purpose: "one vCPU for each core",
         since: "3.2",
     },

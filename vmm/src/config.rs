@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
 use enclave_abi::arena::NAME_BYTES;
+use enclave_abi::boot::MAX_CORES;
 use enclave_abi::layout;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +27,6 @@ pub const MAX_MEM_BYTES: u64 = layout::LOW_RAM_END + (layout::ARENA_WINDOW - lay
 pub const MAX_CORE: usize = 4095;
 /// Highest number of a NUMA node that any Linux has.
 pub const MAX_NODE: usize = 1023;
-/// Cores one enclave can boot in this version.
-pub const MAX_BOOTED_CORES: usize = 1;
 /// Most exported directories.
 pub const MAX_EXPORTS: usize = 64;
 
@@ -117,8 +116,8 @@ pub enum ConfigError {
     /// No core at all.
     #[error("0 cores: an enclave needs one")]
     NoCore,
-    /// More than this version boots.
-    #[error("{0} cores: this version boots one core per enclave")]
+    /// More than the kernel has entries for.
+    #[error("{0} cores: the kernel runs on {MAX_CORES} at most")]
     TooManyCores(usize),
     /// An export that cannot be read.
     #[error("export \"{0}\" is not HOST[=GUEST][:rw] with absolute paths without \"..\"")]
@@ -139,7 +138,7 @@ impl ConfigError {
     #[must_use]
     pub fn into_failure(self, what: impl Into<String>) -> Failure {
         let hint = match self {
-            Self::TooManyCores(_) => "--cores 1",
+            Self::TooManyCores(_) => "--cores 32",
             _ => "enclavectl create --help",
         };
         Failure::new(Class::Usage, what, self).with_hint(hint)
@@ -251,7 +250,7 @@ pub fn check_memory(bytes: u64) -> Result<(), ConfigError> {
 pub fn check_cores(cores: &CoreRequest) -> Result<(), ConfigError> {
     match cores.count() {
         0 => Err(ConfigError::NoCore),
-        1..=MAX_BOOTED_CORES => Ok(()),
+        1..=MAX_CORES => Ok(()),
         more => Err(ConfigError::TooManyCores(more)),
     }
 }
@@ -518,11 +517,13 @@ mod tests {
     }
 
     #[test]
-    fn more_than_one_core_is_refused_by_name() {
+    fn as_many_cores_as_the_kernel_runs_on_and_no_more() {
         let with = |cores| EnclaveConfig { cores, ..config() }.check();
         assert_eq!(with(CoreRequest::Count(0)), Err(ConfigError::NoCore));
-        let error = with(CoreRequest::List(vec![2, 3])).unwrap_err();
-        assert!(error.to_string().contains("one core per enclave"));
+        assert_eq!(with(CoreRequest::List(vec![2, 3])), Ok(()));
+        assert_eq!(with(CoreRequest::Count(MAX_CORES)), Ok(()));
+        let error = with(CoreRequest::Count(MAX_CORES + 1)).unwrap_err();
+        assert!(error.to_string().contains("on 32 at most"));
         assert_eq!(error.into_failure("create a1").class, Class::Usage);
     }
 

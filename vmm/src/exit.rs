@@ -13,6 +13,10 @@ use enclave_abi::queue::doorbell;
 pub enum Exit {
     /// A store to a guest-physical address without memory.
     MmioWrite(u64),
+    /// The guest's core has nothing to do for so many nanoseconds.
+    Sleep(u64),
+    /// The guest's core waits for another one.
+    GiveWay,
     /// A load from a guest-physical address without memory.
     MmioRead(u64),
     /// Port output.
@@ -42,7 +46,7 @@ pub enum Exit {
 const DEBUG: u64 = DOORBELL_PAGE + doorbell::DEBUG;
 
 /// Names of the kinds of exits, by [`Exit::code`].
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "queue-doorbell",
     "mmio-write",
     "mmio-read",
@@ -56,6 +60,8 @@ const NAMES: [&str; 13] = [
     "entry-failed",
     "other",
     "debug-trap",
+    "sleep",
+    "give-way",
 ];
 
 /// What the vCPU loop does next.
@@ -67,6 +73,10 @@ pub enum Action {
     Continue,
     /// A debugger's trap: stop there if there is one.
     DebugTrap,
+    /// Sleep so many nanoseconds at most, or until somebody wakes the core.
+    Sleep(u64),
+    /// Let the host's scheduler run somebody else.
+    GiveWay,
     /// Look at pending commands and stop requests.
     CheckPending,
     /// Give the program a general-protection fault and go on.
@@ -78,6 +88,18 @@ pub enum Action {
 }
 
 impl Exit {
+    /// A store of `bytes` to a guest-physical address without memory.
+    #[must_use]
+    pub fn store(address: u64, bytes: &[u8]) -> Self {
+        const SLEEP: u64 = DOORBELL_PAGE + doorbell::SLEEP;
+        const GIVE_WAY: u64 = DOORBELL_PAGE + doorbell::GIVE_WAY;
+        match (address, <[u8; 8]>::try_from(bytes)) {
+            (SLEEP, Ok(ns)) => Self::Sleep(u64::from_le_bytes(ns)),
+            (GIVE_WAY, _) => Self::GiveWay,
+            _ => Self::MmioWrite(address),
+        }
+    }
+
     /// The name under which exits are counted.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -108,6 +130,8 @@ impl Exit {
             Self::MemoryFault => 9,
             Self::EntryFailed(_) => 10,
             Self::Other(_) => 11,
+            Self::Sleep(_) => 12,
+            Self::GiveWay => 13,
         }
     }
 
@@ -135,6 +159,8 @@ impl Exit {
             Self::MmioWrite(_) | Self::MmioRead(_) | Self::PortWrite(_) | Self::PortRead(_) => {
                 Action::Continue
             }
+            Self::Sleep(ns) => Action::Sleep(*ns),
+            Self::GiveWay => Action::GiveWay,
             Self::Interrupted => Action::CheckPending,
             Self::Halted => Action::Stop("the kernel halted".into()),
             Self::Shutdown => Action::Stop("triple fault".into()),
@@ -194,6 +220,17 @@ mod tests {
             assert_eq!(Exit::MmioWrite(address).action(), Action::Continue);
             assert_eq!(Exit::MmioRead(address).action(), Action::Continue);
         }
+    }
+
+    #[test]
+    fn a_core_sleeps_by_one_whole_word() {
+        let at = DOORBELL_PAGE + doorbell::SLEEP;
+        assert_eq!(Exit::store(at, &[7, 1, 0, 0, 0, 0, 0, 0]), Exit::Sleep(263));
+        for odd in [&[7, 0, 0, 0][..], &[]] {
+            assert_eq!(Exit::store(at, odd).action(), Action::Continue);
+        }
+        let way = DOORBELL_PAGE + doorbell::GIVE_WAY;
+        assert_eq!(Exit::store(way, &[1, 0, 0, 0]), Exit::GiveWay);
     }
 
     #[test]

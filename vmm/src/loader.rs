@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use enclave_abi::ABI_VERSION;
 use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
 use enclave_abi::boot::{
-    BOOT_MAGIC, BootInfo, Extent, KERNEL_MAGIC, KernelHeader, MAX_EXTENTS, Mode, cpu,
+    BOOT_MAGIC, BootInfo, Extent, KERNEL_MAGIC, KernelHeader, MAX_CORES, MAX_EXTENTS, Mode, cpu,
 };
 use enclave_abi::layout::{
-    APIC_PAGE, BOOT_INFO, DIRECT_MAP, DOORBELL_PAGE, GDT_TSS, IDT, KERNEL_IMAGE, KERNEL_VIRT,
-    LEASE_PAGE,
+    APIC_PAGE, BOOT_INFO, DIRECT_MAP, DOORBELL_PAGE, KERNEL_IMAGE, KERNEL_VIRT, LEASE_PAGE,
+    gdt_tss, idt,
 };
 use enclave_abi::queue::{QUEUE_MAGIC, QueuePage};
 use linux_loader::loader::{Elf, KernelLoader};
@@ -86,6 +86,8 @@ pub struct BootFacts {
     pub selftest: u32,
     /// Random bytes.
     pub random: [u8; 32],
+    /// Cores of the enclave.
+    pub nr_cores: usize,
 }
 
 /// What the vCPU set-up needs to know.
@@ -154,7 +156,27 @@ fn check_header(header: &KernelHeader) -> Result<(), String> {
         header.lstar_ring0_nested,
         header.lstar_ring3,
         header.lstar_ring3_hardware,
+        header.shared.entry,
     ];
+    let stubs = [
+        header.shared.lstar_ring0,
+        header.shared.lstar_ring3,
+        header.shared.lstar_ring3_hardware,
+    ];
+    let past = |first: u64| {
+        let bytes = header.shared.lstar_stride.checked_mul(MAX_CORES as u64);
+        bytes.and_then(|bytes| first.checked_add(bytes))
+    };
+    let holds = |stub: &u64| text.contains(stub) && past(*stub).is_some_and(|end| end <= text.end);
+    if !stubs.iter().all(holds) {
+        return Err("the entries of its cores lie outside its text".into());
+    }
+    if header.shared.stack_stride == 0
+        || !header.shared.stack_stride.is_multiple_of(PAGE_SIZE)
+        || header.shared.stack_stride > 1 << 20
+    {
+        return Err("the stacks of its cores are out of order".into());
+    }
     if entries.iter().any(|entry| !text.contains(entry)) {
         return Err("an entry point lies outside its text".into());
     }
@@ -171,7 +193,7 @@ pub fn prepare(
     header: KernelHeader,
     facts: &BootFacts,
 ) -> Result<LoadedKernel, LoadError> {
-    let image_end = header.data_end - KERNEL_VIRT + KERNEL_IMAGE;
+    let image_end = data_end(&header, facts) - KERNEL_VIRT + KERNEL_IMAGE;
     let total: u64 = facts.extents.iter().map(|&(_, len)| len).sum();
     let tables_end = image_end + (64 + total / (1 << 30) + 2) * PAGE_SIZE;
     let mut builder = TableBuilder::new(ram, image_end, tables_end)?;
@@ -179,12 +201,11 @@ pub fn prepare(
     let page_table = builder.root();
     let free_start = align_up(builder.next_free(), PAGE_SIZE).unwrap_or(tables_end);
 
-    write_gdt_tss(
-        ram,
-        &header,
-        DIRECT_MAP + GDT_TSS + crate::tables::TSS_OFFSET,
-    )?;
-    write_idt(ram, &header, facts.mode, facts.features.has(cpu::SMAP))?;
+    let smap = facts.features.has(cpu::SMAP);
+    for core in 0..facts.nr_cores {
+        write_gdt_tss(ram, &header, core)?;
+        write_idt(ram, &header, facts.mode, smap, (core, facts.nr_cores))?;
+    }
     write_queue(ram)?;
     let info = boot_info(facts, page_table, free_start);
     ram.write_slice(
@@ -192,6 +213,13 @@ pub fn prepare(
         GuestAddress(BOOT_INFO),
     )?;
     Ok(LoadedKernel { header, page_table })
+}
+
+/// The end of the image with the stacks of all cores behind it.
+fn data_end(header: &KernelHeader, facts: &BootFacts) -> u64 {
+    // Bounded by `check_header`.
+    let further = facts.nr_cores.clamp(1, MAX_CORES) as u64 - 1;
+    header.data_end + further * header.shared.stack_stride
 }
 
 fn map_kernel(
@@ -211,7 +239,7 @@ fn map_kernel(
         };
         builder.map(page, phys(page), PAGE_SIZE, bits, PAGE_SIZE)?;
     }
-    let (text, ro, data) = (header.text_end, header.rodata_end, header.data_end);
+    let (text, ro, data) = (header.text_end, header.rodata_end, data_end(header, facts));
     builder.map(text, phys(text), ro - text, user | pte::NX, PAGE_SIZE)?;
     builder.map(ro, phys(ro), data - ro, user | pte::W | pte::NX, PAGE_SIZE)?;
 
@@ -221,7 +249,7 @@ fn map_kernel(
     // read-only through the direct map, too.
     let fine_end = align_up(phys(header.rodata_end), LARGE_PAGE_SIZE).unwrap_or(u64::MAX);
     for page in (0..fine_end).step_by(4096) {
-        let fixed = [GDT_TSS, IDT].contains(&page);
+        let fixed = (0..facts.nr_cores).any(|core| [gdt_tss(core), idt(core)].contains(&page));
         let image = (KERNEL_IMAGE..phys(header.rodata_end)).contains(&page);
         let bits = if fixed || image { rw & !pte::W } else { rw };
         builder.map(direct(page), page, PAGE_SIZE, bits, PAGE_SIZE)?;
@@ -290,7 +318,7 @@ fn boot_info(facts: &BootFacts, page_table: u64, free_start: u64) -> BootInfo {
         },
         random: facts.random,
         selftest: facts.selftest,
-        nr_cpus: 1,
+        nr_cpus: u32::try_from(facts.nr_cores).unwrap_or(1),
         name,
         cpu_features: facts.features.0,
     }
@@ -316,9 +344,14 @@ mod tests {
             &mut header.lstar_ring0_nested,
             &mut header.lstar_ring3,
             &mut header.lstar_ring3_hardware,
+            &mut header.shared.entry,
+            &mut header.shared.lstar_ring0,
+            &mut header.shared.lstar_ring3,
+            &mut header.shared.lstar_ring3_hardware,
         ] {
             *entry = KERNEL_VIRT + 0x1000;
         }
+        (header.shared.lstar_stride, header.shared.stack_stride) = (32, 0x2_0000);
         header
     }
 
@@ -329,13 +362,16 @@ mod tests {
 
     #[test]
     fn spoiled_headers_are_refused_with_a_reason() {
-        let cases: [fn(&mut KernelHeader); 6] = [
+        let cases: [fn(&mut KernelHeader); 9] = [
             |h| h.magic = 0,
             |h| h.header_bytes -= 8,
             |h| h.abi_version += 1,
             |h| h.text_end += 1,
             |h| h.data_end = KERNEL_VIRT,
             |h| h.lstar_ring3 = 0x40_0000,
+            |h| h.shared.lstar_ring0 = KERNEL_VIRT + 0x3fff,
+            |h| h.shared.lstar_stride = u64::MAX,
+            |h| h.shared.stack_stride = 1,
         ];
         for spoil in cases {
             let mut h = header();

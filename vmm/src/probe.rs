@@ -84,7 +84,7 @@ pub fn host() -> Result<Host, MachineError> {
     let stats =
         KvmStats::open(&vcpu).map_err(|error| MachineError::System("KVM_GET_STATS_FD", error))?;
     let cpu = CpuFacts::read(&kvm_fd)?;
-    let cr4 = give_features(&vcpu, &cpu)?;
+    let cr4 = give_features(&vcpu, 0, &cpu)?;
     let interpreted = ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?;
     let mode = if interpreted {
         Mode::Ring3

@@ -7,7 +7,7 @@
 
 use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
 use enclave_abi::boot::{CLAC_BYTES, GateSpec, KernelHeader, Mode};
-use enclave_abi::layout::{GDT_TSS, IDT, SEL_KERNEL_CS, SEL_TSS, SEL_USER_CS};
+use enclave_abi::layout::{DIRECT_MAP, SEL_KERNEL_CS, SEL_TSS, SEL_USER_CS, gdt_tss, idt};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::Ram;
@@ -32,7 +32,7 @@ pub mod pte {
     pub const ADDR: u64 = 0x000f_ffff_ffff_f000;
 }
 
-/// Offset of the TSS in the [`GDT_TSS`] page.
+/// Offset of the TSS in the [`gdt_tss`] page.
 pub const TSS_OFFSET: u64 = 0x100;
 /// Bytes of the TSS.
 pub const TSS_BYTES: u64 = 104;
@@ -163,11 +163,14 @@ fn slot(table: u64, va: u64, level: u32) -> GuestAddress {
     GuestAddress(table + ((va >> (12 + 9 * (level - 1))) & 511) * 8)
 }
 
-/// Writes GDT and TSS into the [`GDT_TSS`] page.
+/// Writes GDT and TSS of a core into its [`gdt_tss`] page.
 ///
 /// # Errors
 /// [`TableError::Memory`] when RAM is too small.
-pub fn write_gdt_tss(ram: &Ram, header: &KernelHeader, tss_va: u64) -> Result<(), TableError> {
+pub fn write_gdt_tss(ram: &Ram, header: &KernelHeader, core: usize) -> Result<(), TableError> {
+    let page = gdt_tss(core);
+    let stacks = core as u64 * header.shared.stack_stride;
+    let tss_va = DIRECT_MAP + page + TSS_OFFSET;
     let limit = TSS_BYTES - 1;
     let low = limit | (tss_va & 0xff_ffff) << 16 | 0x8b << 40 | (tss_va >> 24 & 0xff) << 56;
     let gdt: [u64; 10] = [
@@ -183,12 +186,12 @@ pub fn write_gdt_tss(ram: &Ram, header: &KernelHeader, tss_va: u64) -> Result<()
         tss_va >> 32,
     ];
     for (index, entry) in (0u64..).zip(gdt) {
-        ram.write_obj(entry, GuestAddress(GDT_TSS + index * 8))?;
+        ram.write_obj(entry, GuestAddress(page + index * 8))?;
     }
-    let tss = GDT_TSS + TSS_OFFSET;
-    ram.write_obj(header.rsp0, GuestAddress(tss + 4))?;
-    for (index, top) in (0u64..).zip(header.ist) {
-        ram.write_obj(top, GuestAddress(tss + 36 + index * 8))?;
+    let tss = page + TSS_OFFSET;
+    ram.write_obj(header.rsp0.wrapping_add(stacks), GuestAddress(tss + 4))?;
+    for (index, top) in (0u64..).zip(header.ist.into_iter().chain([header.shared.ist4])) {
+        ram.write_obj(top.wrapping_add(stacks), GuestAddress(tss + 36 + index * 8))?;
     }
     // An I/O bitmap base beyond the limit: no port is open to ring 3.
     let bitmap_base: u16 = 104;
@@ -218,7 +221,8 @@ pub fn gate(spec: &GateSpec) -> [u64; 2] {
     [low, spec.addr >> 32]
 }
 
-/// Writes the interrupt descriptor table for `mode`. With `smap`, which is for
+/// Writes the interrupt descriptor table of core `core` of `nr_cores` for `mode`.
+/// With `smap`, which is for
 /// ring-0 mode, gates lead to the CLAC in front of each entry.
 ///
 /// # Errors
@@ -228,19 +232,26 @@ pub fn write_idt(
     header: &KernelHeader,
     mode: Mode,
     smap: bool,
+    (core, nr_cores): (usize, usize),
 ) -> Result<(), TableError> {
-    let gates = match mode {
-        Mode::Ring0 => &header.gates_ring0,
-        Mode::Ring3 => &header.gates_ring3,
+    let gates = match (mode, nr_cores) {
+        (Mode::Ring0, 0 | 1) => &header.gates_ring0,
+        (Mode::Ring3, 0 | 1) => &header.gates_ring3,
+        (Mode::Ring0, _) => &header.shared.gates_ring0,
+        (Mode::Ring3, _) => &header.shared.gates_ring3,
     };
+    let table = idt(core);
     for (vector, spec) in (0u64..).zip(gates) {
         let prologue = if smap { CLAC_BYTES } else { 0 };
         let [low, high] = gate(&GateSpec {
-            addr: spec.addr.saturating_sub(prologue),
+            addr: match spec.addr.saturating_sub(prologue) {
+                0 => 0,
+                first => first.wrapping_add(core as u64 * u64::from(spec.stride)),
+            },
             ..*spec
         });
-        ram.write_obj(low, GuestAddress(IDT + vector * 16))?;
-        ram.write_obj(high, GuestAddress(IDT + vector * 16 + 8))?;
+        ram.write_obj(low, GuestAddress(table + vector * 16))?;
+        ram.write_obj(high, GuestAddress(table + vector * 16 + 8))?;
     }
     Ok(())
 }

@@ -6,12 +6,12 @@
 
 use enclave_abi::boot::{BOOT_SYSCALL_STAYS_IN_RING3, Mode, cpu};
 use enclave_abi::layout::{
-    BOOT_INFO, DIRECT_MAP, GDT_TSS, IDT, PRIORITY_NO_BELLS, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS,
-    SEL_USER_CS, SEL_USER_SS,
+    BOOT_INFO, DIRECT_MAP, PRIORITY_NO_BELLS, SEL_KERNEL_CS, SEL_KERNEL_SS, SEL_TSS, SEL_USER_CS,
+    SEL_USER_SS, gdt_tss, idt,
 };
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr,
-    kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
@@ -157,8 +157,8 @@ fn sregs(base: kvm_sregs, page_table: u64, ring: u16, cr4: u64, x2apic: bool) ->
 ///
 /// # Errors
 /// [`VcpuError`] names what KVM refused.
-pub fn give_features(vcpu: &VcpuFd, facts: &CpuFacts) -> Result<u64, VcpuError> {
-    vcpu.set_cpuid2(&facts.cpuid)
+pub fn give_features(vcpu: &VcpuFd, core: usize, facts: &CpuFacts) -> Result<u64, VcpuError> {
+    vcpu.set_cpuid2(&cpuid_of(facts, core))
         .map_err(kvm("KVM_SET_CPUID2"))?;
     let cr4 = choose_cr4(vcpu)?;
     set_xcr0(vcpu, facts.xcr0, cr4)?;
@@ -206,12 +206,22 @@ pub fn features_in_force(vcpu: &VcpuFd, chosen: Features) -> Result<Features, Vc
     Ok(Features(bits))
 }
 
+/// Which core of how many a vCPU is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number, that of its interrupt controller, too.
+    pub core: usize,
+    /// Cores of the enclave.
+    pub nr_cores: usize,
+}
+
 /// Gives the vCPU everything the kernel expects at its first instruction.
 ///
 /// # Errors
 /// [`VcpuError`] names what KVM refused.
 pub fn set_up(
     vcpu: &VcpuFd,
+    place: Place,
     kernel: &LoadedKernel,
     mode: Mode,
     flags: u64,
@@ -233,12 +243,12 @@ pub fn set_up(
         cr4,
         features.has(cpu::X2APIC),
     );
-    s.gdt.base = DIRECT_MAP + GDT_TSS;
+    s.gdt.base = DIRECT_MAP + gdt_tss(place.core);
     s.gdt.limit = GDT_LIMIT;
-    s.idt.base = DIRECT_MAP + IDT;
+    s.idt.base = DIRECT_MAP + idt(place.core);
     s.idt.limit = u16::try_from(enclave_abi::boot::NR_GATES * 16 - 1).unwrap_or(u16::MAX);
     s.tr = kvm_segment {
-        base: DIRECT_MAP + GDT_TSS + TSS_OFFSET,
+        base: DIRECT_MAP + gdt_tss(place.core) + TSS_OFFSET,
         limit: u32::try_from(TSS_BYTES - 1).unwrap_or(103),
         selector: SEL_TSS,
         type_: 11,
@@ -246,17 +256,44 @@ pub fn set_up(
         ..Default::default()
     };
     vcpu.set_sregs(&s).map_err(kvm("KVM_SET_SREGS"))?;
-    set_msrs(vcpu, kernel, mode, flags)?;
+    set_msrs(vcpu, place, kernel, mode, flags)?;
     enable_apic(vcpu)?;
     let rflags = if mode == Mode::Ring3 { 0x202 } else { 2 };
+    let stacks = place.core as u64 * kernel.header.shared.stack_stride;
+    let (rip, rdi) = match place.core {
+        0 => (kernel.header.entry, DIRECT_MAP + BOOT_INFO),
+        _ => (kernel.header.shared.entry, 0),
+    };
     let regs = kvm_regs {
-        rip: kernel.header.entry,
-        rsp: kernel.header.boot_stack,
-        rdi: DIRECT_MAP + BOOT_INFO,
+        rip,
+        rsp: kernel.header.boot_stack + stacks,
+        rdi,
         rflags,
         ..Default::default()
     };
-    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
+    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))?;
+    if place.core == 0 {
+        return Ok(());
+    }
+    // Nobody starts it as a processor is started: its state is set already.
+    let runnable = kvm_mp_state {
+        mp_state: KVM_MP_STATE_RUNNABLE,
+    };
+    vcpu.set_mp_state(runnable).map_err(kvm("KVM_SET_MP_STATE"))
+}
+
+/// CPUID as core `core` sees it: its own number in the leaves that tell it.
+fn cpuid_of(facts: &CpuFacts, core: usize) -> CpuId {
+    let number = u32::try_from(core).unwrap_or(0);
+    let mut cpuid = facts.cpuid.clone();
+    for leaf in cpuid.as_mut_slice() {
+        match leaf.function {
+            1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | number << 24,
+            0xb | 0x1f => leaf.edx = number,
+            _ => {}
+        }
+    }
+    cpuid
 }
 
 /// The control-register-4 bits that KVM lets a guest have: tried one by one,
@@ -300,8 +337,14 @@ const MSR_SFMASK: u32 = 0xc000_0084;
 const SFMASK_ALWAYS: u64 = 1 << 18 | 1 << 14 | 1 << 10 | 1 << 8;
 const RFLAGS_IF: u64 = 1 << 9;
 
-fn set_msrs(vcpu: &VcpuFd, kernel: &LoadedKernel, mode: Mode, flags: u64) -> Result<(), VcpuError> {
-    let header = &kernel.header;
+fn set_msrs(
+    vcpu: &VcpuFd,
+    place: Place,
+    kernel: &LoadedKernel,
+    mode: Mode,
+    flags: u64,
+) -> Result<(), VcpuError> {
+    let (header, shared) = (&kernel.header, &kernel.header.shared);
     let nested = flags & BOOT_SYSCALL_STAYS_IN_RING3 != 0;
     let (lstar, mask) = match mode {
         // Ring 3 could never set IF again.
@@ -309,6 +352,15 @@ fn set_msrs(vcpu: &VcpuFd, kernel: &LoadedKernel, mode: Mode, flags: u64) -> Res
         Mode::Ring3 => (header.lstar_ring3_hardware, SFMASK_ALWAYS | RFLAGS_IF),
         Mode::Ring0 if nested => (header.lstar_ring0_nested, SFMASK_ALWAYS),
         Mode::Ring0 => (header.lstar_ring0, SFMASK_ALWAYS | RFLAGS_IF),
+    };
+    let of_core = |first: u64| first + place.core as u64 * shared.lstar_stride;
+    let lstar = match (place.nr_cores, mode) {
+        (0 | 1, _) => lstar,
+        (_, Mode::Ring3) if nested => of_core(shared.lstar_ring3),
+        (_, Mode::Ring3) => of_core(shared.lstar_ring3_hardware),
+        // Leads to a gate, and that is the core's own.
+        (_, Mode::Ring0) if nested => lstar,
+        (_, Mode::Ring0) => of_core(shared.lstar_ring0),
     };
     let star = u64::from(SEL_KERNEL_CS) << 32 | 0x20 << 48;
     // CSTAR stays 0: on the nested KVM a 32-bit SYSCALL enters ring 0 at its

@@ -19,6 +19,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
     Enclave,
+    /// An enclave of two cores.
+    #[allow(dead_code, reason = "for programs with threads alone")]
+    TwoCores,
     Linux,
 }
 
@@ -79,7 +82,8 @@ impl Run {
         require_programs();
         let run_dir = unique_dir("run");
         let mut command = match below {
-            Below::Enclave => in_enclave(&run_dir, program),
+            Below::Enclave => in_enclave(&run_dir, program, "1"),
+            Below::TwoCores => in_enclave(&run_dir, program, "2"),
             Below::Linux => on_linux(&run_dir, program),
         };
         let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
@@ -149,9 +153,10 @@ impl Drop for Run {
 }
 
 /// The program in a new enclave.
-fn in_enclave(run_dir: &Path, program: &Path) -> Command {
-    let create = "create l --cores 1 --share-cores --mem 96M --no-prefault --backing small";
-    let created = finish(enclavectl(run_dir).args(create.split(' ')), b"");
+fn in_enclave(run_dir: &Path, program: &Path, cores: &str) -> Command {
+    let create = "create l --share-cores --mem 96M --no-prefault --backing small --cores";
+    let create = create.split(' ').chain([cores]);
+    let created = finish(enclavectl(run_dir).args(create), b"");
     assert_eq!(created.code, 0, "{}", created.stderr);
     let mut command = enclavectl(run_dir);
     command.args(["run", "l", "--"]).arg(program);

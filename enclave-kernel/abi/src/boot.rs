@@ -15,6 +15,9 @@ pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"XASMBOOT");
 /// Vectors that the kernel's gate tables describe (0..=0x41).
 pub const NR_GATES: usize = 0x42;
 
+/// Most cores of an enclave: the kernel image has so many entries.
+pub const MAX_CORES: usize = 32;
+
 /// Bytes of the CLAC in front of each entry of [`KernelHeader::gates_ring0`]: a
 /// gate leads there where SMAP is on.
 pub const CLAC_BYTES: u64 = 3;
@@ -31,8 +34,10 @@ pub struct GateSpec {
     pub ring: u8,
     /// Lowest privilege that may call the gate by instruction.
     pub dpl: u8,
+    /// Bytes from one core's entry to the next one's; 0 = one for all.
+    pub stride: u8,
     /// Padding, zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
 }
 
 /// First bytes of the kernel image, written by `entry.S`.
@@ -78,6 +83,34 @@ pub struct KernelHeader {
     /// The page (virtual, page aligned) of the ring-0 stubs of ring-3 mode; it
     /// stays supervisor-only in both modes because SMEP is on.
     pub ring0_text: u64,
+    /// What an enclave of several cores uses instead.
+    pub shared: SharedEntries,
+}
+
+/// Entries of a kernel with several cores: they take its lock. Addresses are
+/// those of core 0; stacks and stubs of core `n` are `n` strides further.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SharedEntries {
+    /// First instruction of the cores from 1 on; RDI = 0.
+    pub entry: u64,
+    /// Interrupt stack table 4: interrupts of other cores (ring-3 mode).
+    pub ist4: u64,
+    /// Bytes from a core's stacks to those of the next. The first core's are the
+    /// end of the image; the VMM puts the others behind it.
+    pub stack_stride: u64,
+    /// As [`KernelHeader::lstar_ring0`]; a stride apart for each core.
+    pub lstar_ring0: u64,
+    /// As [`KernelHeader::lstar_ring3`]; a stride apart for each core.
+    pub lstar_ring3: u64,
+    /// As [`KernelHeader::lstar_ring3_hardware`]; a stride apart for each core.
+    pub lstar_ring3_hardware: u64,
+    /// Bytes from a core's system-call entry to the next one's.
+    pub lstar_stride: u64,
+    /// Gates for ring-0 mode.
+    pub gates_ring0: [GateSpec; NR_GATES],
+    /// Gates for ring-3 mode.
+    pub gates_ring3: [GateSpec; NR_GATES],
 }
 
 /// Privilege mode of the kernel, fixed at boot.
@@ -202,4 +235,4 @@ pub struct BootInfo {
 
 const _: () = assert!(size_of::<GateSpec>() == 16);
 const _: () = assert!(size_of::<BootInfo>() <= 4096);
-const _: () = assert!(size_of::<KernelHeader>() == 8 * 17 + 2 * NR_GATES * 16);
+const _: () = assert!(size_of::<KernelHeader>() == 8 * (17 + 7) + 4 * NR_GATES * 16);

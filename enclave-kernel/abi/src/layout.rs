@@ -3,7 +3,7 @@
 //! Used by the VMM (which builds the first page tables) and by the kernel.
 //! Drawn with host backing in `docs/memory-map.md`.
 
-use crate::addr::GIB;
+use crate::addr::{GIB, PAGE_SIZE};
 
 // --- guest-physical: low window -------------------------------------------
 
@@ -21,6 +21,9 @@ pub const LEASE_PAGE: u64 = 0xd000_2000;
 pub const CONSOLE: u64 = 0x2_0000;
 /// Bytes of the console ring, header included.
 pub const CONSOLE_BYTES: u64 = 0x1_0000;
+/// Descriptor tables of the cores from 1 on: for each a page like [`GDT_TSS`] and
+/// one like [`IDT`].
+pub const CORE_TABLES: u64 = 0x3_0000;
 /// Bounce area for the data of forwarded calls.
 pub const BOUNCE: u64 = 0x10_0000;
 /// Bytes of the bounce area.
@@ -46,6 +49,26 @@ pub const ARENA_WINDOW_END: u64 = 256 * GIB;
 pub const IMPORT_WINDOW: u64 = 256 * GIB;
 /// End of the import window.
 pub const IMPORT_WINDOW_END: u64 = 448 * GIB;
+
+/// The page with descriptor table and task-state segment of `core`.
+#[must_use]
+pub const fn gdt_tss(core: usize) -> u64 {
+    match core {
+        0 => GDT_TSS,
+        n => CORE_TABLES + (n as u64 - 1) * 2 * PAGE_SIZE,
+    }
+}
+
+/// The page with the interrupt descriptor table of `core`.
+#[must_use]
+pub const fn idt(core: usize) -> u64 {
+    match core {
+        0 => IDT,
+        n => gdt_tss(n) + PAGE_SIZE,
+    }
+}
+
+const _: () = assert!(idt(crate::boot::MAX_CORES) <= BOUNCE);
 
 // --- kernel-virtual ---------------------------------------------------------
 

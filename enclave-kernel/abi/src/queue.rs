@@ -273,6 +273,15 @@ pub mod doorbell {
     pub const QUEUE: u64 = 0;
     /// Rung by the kernel's entry for debuggers ([`crate::layout::VECTOR_DEBUG`]).
     pub const DEBUG: u64 = 0xf0;
+    /// The core sleeps until it is woken by [`WAKE_BASE`], 8 bytes wide: for so many
+    /// nanoseconds at most, `u64::MAX` = for ever.
+    pub const SLEEP: u64 = 0x10;
+    /// The core waits for another one's: its host core may do something else.
+    pub const GIVE_WAY: u64 = 0x18;
+    /// Wakes core `n` at `WAKE_BASE + 4 n`, 4 bytes wide; one that does not sleep
+    /// does not do so the next time.
+    pub const WAKE_BASE: u64 = 0x400;
+    const _: () = assert!(WAKE_BASE + 4 * crate::boot::MAX_CORES as u64 <= BELL_BASE);
     /// First arena doorbell; slot `n` is at `ARENA_BASE + 8 n`, 4 bytes wide.
     pub const ARENA_BASE: u64 = 0x100;
     /// First bell of importers; bell `b` of arena slot `n` is at

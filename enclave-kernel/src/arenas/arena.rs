@@ -167,31 +167,37 @@ impl Arena {
     /// `false` when the offset is beyond the arena.
     ///
     /// Order: copy first, then the live leaf (another thread reads the old
-    /// frame until the new one is whole).
+    /// frame until the new one is whole). `SHARED`: other cores run the program.
     #[inline]
-    pub(super) fn copy_on_write(&mut self, offset: u64) -> bool {
+    pub(super) fn copy_on_write<const SHARED: bool>(&mut self, offset: u64) -> bool {
         let Some(chunk) = self.object.chunk(offset) else {
             return false;
         };
         let leaf = self.object.leaf(self.live, chunk);
         if leaf & (paging::W | OUT_OF_TURN) != 0 || self.generation == 0 {
-            return self.give_otherwise(chunk, leaf);
+            return self.give_otherwise::<SHARED>(chunk, leaf);
         }
         let birth = self.generation.wrapping_add(1);
         let Some((fresh, bank)) = self
             .object
             .take_turn(chunk, leaf, self.held.oldest(), birth)
         else {
-            return self.give_otherwise(chunk, leaf);
+            return self.give_otherwise::<SHARED>(chunk, leaf);
         };
-        self.install(chunk, fresh, bank);
+        self.install::<SHARED>(chunk, fresh, bank);
         true
     }
 
     /// Makes a chunk's new frame live and writable, and the frozen twin's too.
+    /// Nobody may write to it as long as another core reads the old one: so it is
+    /// shown read-only first, while both hold the same.
     #[inline]
-    fn install(&mut self, chunk: Chunk, frozen: u64, bank: u64) {
+    fn install<const SHARED: bool>(&mut self, chunk: Chunk, frozen: u64, bank: u64) {
         self.append_log(chunk, bank);
+        if SHARED {
+            self.object.set_leaf(self.live, chunk, frozen);
+            arch::flush_tlb();
+        }
         self.object.set_leaf(self.live, chunk, frozen | paging::W);
         let stale = self.object.leaf(self.live ^ 1, chunk);
         self.object.set_leaf(self.live ^ 1, chunk, frozen);
@@ -205,7 +211,7 @@ impl Arena {
     /// The unusual ways: nothing published yet, another core was first, or the
     /// next bank in turn is still needed.
     #[cold]
-    fn give_otherwise(&mut self, chunk: Chunk, leaf: u64) -> bool {
+    fn give_otherwise<const SHARED: bool>(&mut self, chunk: Chunk, leaf: u64) -> bool {
         if leaf & paging::W != 0 {
             return true;
         }
@@ -234,7 +240,7 @@ impl Arena {
             .set_birth(births, to, self.generation.wrapping_add(1));
         let address = self.object.copy_frame(chunk, from, to);
         let frozen = address | self.frozen | bank_bits(to.number()) | OUT_OF_TURN;
-        self.install(chunk, frozen, u64::from(to.number()));
+        self.install::<SHARED>(chunk, frozen, u64::from(to.number()));
         true
     }
 

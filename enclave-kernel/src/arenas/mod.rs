@@ -200,16 +200,19 @@ fn refuse_all(arenas: &mut [Option<Arena>; MAX_ARENAS], wanted: impl Fn(usize) -
     }
 }
 
-/// Counts the wait of those arenas of a set that wait for readers; the shortest
-/// of their time limits in milliseconds, 0 when there is none.
-pub(crate) fn note_wait_of_set(set: u64) -> u32 {
+/// Counts the wait, if it is a new one, of those arenas of a set that wait for
+/// readers; the shortest of their time limits in milliseconds, 0 when there is
+/// none.
+pub(crate) fn note_wait_of_set(set: u64, is_new: bool) -> u32 {
     let mut least = 0;
     for (slot, arena) in ARENAS.lock().iter_mut().enumerate() {
         let Some(arena) = arena.as_mut().filter(|_| set >> slot & 1 == 1) else {
             continue;
         };
         if let Policy::Block { timeout_ms } = arena.policy {
-            arena.note_wait();
+            if is_new {
+                arena.note_wait();
+            }
             least = match (least, timeout_ms) {
                 (0, limit) | (limit, 0) => limit,
                 (one, other) => one.min(other),
@@ -288,7 +291,18 @@ pub(crate) fn copy_on_write(va: u64) -> bool {
         return false;
     };
     match ARENAS.lock().get_mut(slot) {
-        Some(Some(arena)) => arena.copy_on_write(va & (ARENA_SPAN - 1)),
+        Some(Some(arena)) => arena.copy_on_write::<false>(va & (ARENA_SPAN - 1)),
+        _ => false,
+    }
+}
+
+/// The same while other cores may run the program.
+pub(crate) fn copy_on_write_shared(va: u64) -> bool {
+    let Some(slot) = slot_of(va) else {
+        return false;
+    };
+    match ARENAS.lock().get_mut(slot) {
+        Some(Some(arena)) => arena.copy_on_write::<true>(va & (ARENA_SPAN - 1)),
         _ => false,
     }
 }

@@ -11,7 +11,7 @@ use enclave_core::signal::number::SIGSEGV;
 use enclave_core::signal::{Action, Disposition, Fault, Info, Restart, Resume, bit, code};
 
 use super::frame::{NO_CALL, enter};
-use crate::arch::TrapFrame;
+use crate::arch::{self, TrapFrame};
 use crate::threads::PID;
 use crate::{clock, host, process, threads, user};
 
@@ -110,7 +110,7 @@ fn tell_rest(frame: &mut TrapFrame) {
 /// Takes the next signal that the running thread does not block.
 fn next() -> Next {
     process::with(|p| {
-        let Some(tid) = p.threads.running() else {
+        let Some(tid) = p.threads.running(arch::core()) else {
             return Next::Nothing;
         };
         let budget = &mut p.signals.budget;
@@ -150,7 +150,7 @@ fn call(frame: &mut TrapFrame, info: Info, action: &Action) {
 /// Sends the running thread a SIGSEGV that cannot wait.
 pub(crate) fn force_segv() {
     process::with(|p| {
-        let tid = p.threads.running()?;
+        let tid = p.threads.running(arch::core())?;
         let thread = &mut p.threads.context(tid)?.signals;
         let is_blocked = thread.mask & bit(SIGSEGV) != 0;
         thread.mask &= !bit(SIGSEGV);
@@ -192,7 +192,7 @@ pub(crate) fn fault(frame: &mut TrapFrame, fault: &Fault) -> bool {
     let info = fault.info();
     let signal = info.signal();
     let action = process::with(|p| {
-        let tid = p.threads.running()?;
+        let tid = p.threads.running(arch::core())?;
         let thread = &mut p.threads.context(tid)?.signals;
         // As Linux: what is mapped in the kernel's half is nobody's business.
         let hidden = u64::from(fault.vector == 14 && fault.address >= USER_END);

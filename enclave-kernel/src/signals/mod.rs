@@ -22,7 +22,7 @@ use enclave_core::signal::{Actions, AltStack, Budget, Info, Pending, Restart, UN
 use enclave_core::signal::{bit, code};
 use enclave_core::thread::Tid;
 
-use crate::arch::TrapFrame;
+use crate::arch::{self, TrapFrame};
 use crate::{host, process, threads};
 
 /// What a program said about signals, and those that are for any of its threads.
@@ -91,7 +91,7 @@ pub(crate) fn mask() -> u64 {
 /// Blocks `mask` in the running thread from now on, and nothing else.
 pub(crate) fn set_mask(mask: u64) {
     let is_due = process::with(|p| {
-        let tid = p.threads.running()?;
+        let tid = p.threads.running(arch::core())?;
         let shared = p.signals.pending.set();
         let thread = &mut p.threads.context(tid)?.signals;
         let newly = mask & !thread.mask;
@@ -113,7 +113,7 @@ pub(crate) fn set_mask(mask: u64) {
 pub(crate) fn pending() -> u64 {
     process::with(|p| {
         let shared = p.signals.pending.set();
-        let running = p.threads.running();
+        let running = p.threads.running(arch::core());
         let thread = running.and_then(|tid| p.threads.context(tid));
         shared | thread.map_or(0, |t| t.signals.pending.set())
     })

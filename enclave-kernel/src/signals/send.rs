@@ -9,7 +9,7 @@ use enclave_core::thread::Tid;
 use super::Thread;
 use crate::process::Process;
 use crate::threads::PID;
-use crate::{host, process, user};
+use crate::{arch, cores, host, process, user};
 
 /// Whom a signal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,10 +114,12 @@ fn notify(p: &mut Process, tid: Tid) {
     if let Some(thread) = p.threads.context(tid) {
         thread.signals.is_due = true;
     }
-    if p.threads.running() == Some(tid) {
-        host::call_attention();
-    } else {
-        p.threads.interrupt(tid);
+    match p.threads.core_of(tid) {
+        Some(core) if core == arch::core() => host::call_attention(),
+        Some(core) => cores::call_out(core),
+        None => {
+            p.threads.interrupt(tid);
+        }
     }
 }
 

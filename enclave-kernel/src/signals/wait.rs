@@ -5,7 +5,7 @@ use enclave_core::signal::{Info, Restart, UNBLOCKABLE};
 use enclave_core::thread::Wait;
 
 use super::{Awaited, mask, set_mask};
-use crate::arch::TrapFrame;
+use crate::arch::{self, TrapFrame};
 use crate::{process, threads, user};
 
 /// Whether the running thread has to look at a signal first.
@@ -88,7 +88,7 @@ pub(crate) fn timed_wait(
 /// Takes a pending signal of `set`, the thread's own before the program's.
 fn take(set: u64) -> Option<Info> {
     process::with(|p| {
-        let tid = p.threads.running()?;
+        let tid = p.threads.running(arch::core())?;
         let budget = &mut p.signals.budget;
         let thread = p.threads.context(tid)?;
         let own = thread.signals.pending.take(set, budget);

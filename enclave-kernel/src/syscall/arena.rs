@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 
 use super::{Outcome, answer, import, misc, segment};
 use crate::arenas::{self, ArenaError, Policy, Rules};
-use crate::{arch, clock, host, memory, phys, process, user};
+use crate::{arch, clock, cores, host, memory, phys, process, threads, user};
 
 impl From<ArenaError> for Errno {
     fn from(error: ArenaError) -> Self {
@@ -77,7 +77,9 @@ pub(super) fn publish_with_bells(slot: u64, step: u64, time_bits: u64) -> Outcom
 /// Publishes as soon as a reader gives a generation back.
 pub(super) fn publish_when_free(slot: u64, step: u64, time_bits: u64) -> Outcome {
     let timeout_ms = arenas::with(slot, |arena| {
-        arena.note_wait();
+        if !threads::is_again() {
+            arena.note_wait();
+        }
         match arena.policy {
             Policy::Block { timeout_ms } => Ok(timeout_ms),
             _ => Err(ArenaError::Exhausted),
@@ -106,12 +108,14 @@ fn publish_set(set: u64, step: u64, time_bits: u64) -> Outcome {
         Err(ArenaError::Full) => {}
         other => return Ok(other?),
     }
-    let published = wait_for(arenas::note_wait_of_set(set), || match arenas::publish_set(
-        set, step, time_bits,
-    ) {
-        Err(ArenaError::Full) => Ok(None),
-        other => Ok(Some(other?)),
-    });
+    let published =
+        wait_for(
+            arenas::note_wait_of_set(set, !threads::is_again()),
+            || match arenas::publish_set(set, step, time_bits) {
+                Err(ArenaError::Full) => Ok(None),
+                other => Ok(Some(other?)),
+            },
+        );
     if published == Err(Errno::ETIMEDOUT) {
         arenas::refuse_set(set);
     }
@@ -133,6 +137,13 @@ fn wait_readers(slot: u64, readers: u64, timeout_ms: u64) -> Outcome {
 fn wait_for(timeout_ms: u32, mut look: impl FnMut() -> Result<Option<u64>, Errno>) -> Outcome {
     /// A look soon finds a reader that is about to finish.
     const PAUSES_MS: [u64; 4] = [1, 1, 2, 5];
+    if cores::several() {
+        let ns = match timeout_ms {
+            0 => u64::MAX,
+            ms => u64::from(ms) * 1_000_000,
+        };
+        return threads::patiently(ns, look()?);
+    }
     let end = clock::monotonic_ns().saturating_add(u64::from(timeout_ms) * 1_000_000);
     let mut pauses = PAUSES_MS.iter();
     let mut pause = 1;

@@ -17,7 +17,7 @@ use enclave_core::import::Place;
 
 use super::{Outcome, answer, segment};
 use crate::imports::{self, IMPORT_SPAN, Source};
-use crate::{bells, clock, host, phys, process, user};
+use crate::{bells, clock, cores, host, phys, process, threads, user};
 
 /// Serves a call of the importing side.
 pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
@@ -42,6 +42,30 @@ pub(super) fn ask(kind: Call, args: [u64; 3]) -> Outcome {
     answer(host::call(kind, [a, b, c, 0, 0, 0, 0])[0])
 }
 
+/// What `ask` answers that waits in the host for so many milliseconds. With several
+/// cores it only looks there, and begins anew as long as the answer is `not_yet`.
+pub(super) fn ask_patiently(
+    timeout_ms: u64,
+    not_yet: Errno,
+    ask: impl FnOnce(u64) -> Outcome,
+) -> Outcome {
+    if !cores::several() || timeout_ms == 0 {
+        return ask(timeout_ms);
+    }
+    let found = match ask(0) {
+        Err(errno) if errno == not_yet => None,
+        other => Some(other),
+    };
+    threads::patiently(span_ns(timeout_ms), found)?
+}
+
+fn span_ns(timeout_ms: u64) -> u64 {
+    match timeout_ms {
+        ours::NO_LIMIT => u64::MAX,
+        ms => ms * 1_000_000,
+    }
+}
+
 /// A name of the program, copied to the bounce area.
 pub(super) fn bounce_name(name: u64, len: u64) -> Result<(), Errno> {
     if len == 0 || len >= NAME_BYTES as u64 {
@@ -62,7 +86,9 @@ fn lookup(name: u64, len: u64, timeout_ms: u64) -> Outcome {
         return Err(Errno::EINVAL);
     }
     bounce_name(name, len)?;
-    ask(Call::ImportLookup, [len, timeout_ms, 0])
+    ask_patiently(timeout_ms, Errno::ENOENT, |timeout_ms| {
+        ask(Call::ImportLookup, [len, timeout_ms, 0])
+    })
 }
 
 /// Whether `id` can be a segid or an apid: both are positive.
@@ -210,7 +236,7 @@ fn next(address: u64, timeout_ms: u64, to: u64) -> Outcome {
     let [result, step, time_bits, unix_ns, log_head, chunks_copied, _] = if imports::rings(slot) {
         lease_when_rung(slot, timeout_ms)?
     } else {
-        lease(slot, timeout_ms)
+        lease_patiently(slot, timeout_ms)?
     };
     let mut imported = Imported {
         address,
@@ -248,6 +274,16 @@ fn lease(slot: usize, timeout_ms: u64) -> [u64; 7] {
     host::call(Call::ImportNext, [slot as u64, timeout_ms, 0, 0, 0, 0, 0])
 }
 
+/// The same; see [`ask_patiently`].
+fn lease_patiently(slot: usize, timeout_ms: u64) -> Result<[u64; 7], Errno> {
+    if !cores::several() || timeout_ms == 0 {
+        return Ok(lease(slot, timeout_ms));
+    }
+    let leased = lease(slot, 0);
+    let is_there = answer(leased[0]) != Err(Errno::ETIMEDOUT);
+    threads::patiently(span_ns(timeout_ms), is_there.then_some(leased))
+}
+
 /// Has the host lease the next generation and waits for it here, asleep until
 /// the exporter's bell or the broker's notice: the host is only asked again when
 /// the exporter's control area, or a notice, says that it is worth it.
@@ -257,6 +293,7 @@ fn lease_when_rung(slot: usize, timeout_ms: u64) -> Result<[u64; 7], Errno> {
         let (newest, notices) = (imports::newest(slot), bells::notices());
         let leased = lease(slot, 0);
         if answer(leased[0]) != Err(Errno::ETIMEDOUT) || timeout_ms == 0 {
+            threads::no_patience();
             return Ok(leased);
         }
         bells::wait(|| imports::newest(slot) != newest, notices, deadline_ns)?;
@@ -284,6 +321,7 @@ fn wait(address: u64, after: u64, timeout_ms: u64) -> Outcome {
     if !is_there() {
         bells::wait(is_there, bells::notices(), deadline(timeout_ms))?;
     }
+    threads::no_patience();
     Ok(imports::newest(slot))
 }
 

@@ -117,7 +117,7 @@ fn serve(frame: &mut TrapFrame) -> Outcome {
             .or_else(|| signal::serve(nr, a, frame))
             .or_else(|| misc::serve(nr, a))
             .or_else(|| identity::serve(nr, a))
-            .or_else(|| scheduling::serve(nr, a))
+            .or_else(|| scheduling::serve(nr, a, frame))
             .or_else(|| limits::serve(nr, a))
             .or_else(|| file::serve(nr, a))
             .unwrap_or_else(|| Err(unknown(nr))),

@@ -1,14 +1,15 @@
-//! Which core a program's threads run on, and how they share it: in turn.
+//! Which cores a program's threads run on, and how they share them: in turn.
 //!
-//! A program has its core to itself and its threads run until they block, so
+//! A program has its cores to itself and its threads run until they block, so
 //! every policy and priority but Linux's ordinary one is refused, and that one
 //! changes nothing.
 
 use enclave_core::errno::Errno;
-use enclave_core::thread::Tid;
+use enclave_core::thread::{Cores, Tid};
 
 use super::Outcome;
-use crate::{process, threads, user};
+use crate::arch::{self, TrapFrame};
+use crate::{cores, process, threads, user};
 
 /// Linux's ordinary policy.
 const SCHED_OTHER: u64 = 0;
@@ -17,7 +18,7 @@ const SCHED_FIFO: u64 = 1;
 const SCHED_RR: u64 = 2;
 
 /// Serves `nr` if it is one of these; `None` otherwise.
-pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
+pub(super) fn serve(nr: u64, a: [u64; 6], frame: &mut TrapFrame) -> Option<Outcome> {
     Some(match nr {
         140 => getpriority(a[0]),
         143 => known(a[0]).and_then(|_| user::write(a[1], &0u32).map(|()| 0)), // sched_getparam
@@ -25,7 +26,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
         145 => known(a[0]).map(|_| SCHED_OTHER), // sched_getscheduler
         146 => priority(a[0], 99),               // sched_get_priority_max
         147 => priority(a[0], 1),                // sched_get_priority_min
-        203 => sched_setaffinity(a),
+        203 => sched_setaffinity(a, frame),
         204 => sched_getaffinity(a),
         309 => getcpu(a[0], a[1]),
         _ => return None,
@@ -74,14 +75,19 @@ fn priority(policy: u64, value: u64) -> Outcome {
     }
 }
 
-fn sched_setaffinity([pid, len, from, ..]: [u64; 6]) -> Outcome {
-    known(pid).map_err(|_| Errno::ESRCH)?;
-    let first: u8 = if len == 0 { 0 } else { user::read(from)? };
-    // It has to stay where it is.
-    if first & 1 == 0 {
+/// Pins a thread. One that runs stays where it is until it next waits, yields or
+/// asks for itself.
+fn sched_setaffinity([pid, len, from, ..]: [u64; 6], frame: &mut TrapFrame) -> Outcome {
+    let tid = known(pid).map_err(|_| Errno::ESRCH)?;
+    let mut mask = [0; 8];
+    let bytes = len.min(mask.len() as u64) as usize;
+    user::copy_in(from, mask.get_mut(..bytes).unwrap_or_default())?;
+    let wanted = Cores::from_le_bytes(mask) & cores::all();
+    if wanted == 0 {
         return Err(Errno::EINVAL);
     }
-    Ok(0)
+    process::with(|p| p.threads.allow(tid, wanted));
+    Ok(threads::move_away(frame))
 }
 
 fn sched_getaffinity([pid, len, to, ..]: [u64; 6]) -> Outcome {
@@ -89,15 +95,18 @@ fn sched_getaffinity([pid, len, to, ..]: [u64; 6]) -> Outcome {
     if len < MASK_BYTES || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    known(pid).map_err(|_| Errno::ESRCH)?;
-    user::write(to, &1u64)?;
+    let tid = known(pid).map_err(|_| Errno::ESRCH)?;
+    let allowed = process::with(|p| p.threads.allowed(tid)).ok_or(Errno::ESRCH)?;
+    user::write(to, &(allowed & cores::all()))?;
     Ok(MASK_BYTES)
 }
 
-/// The only core, on a node that is not told.
+/// The core, on a node that is not told.
 fn getcpu(cpu: u64, node: u64) -> Outcome {
-    for to in [cpu, node].into_iter().filter(|&to| to != 0) {
-        user::write(to, &0u32)?;
+    for (to, value) in [(cpu, arch::core() as u32), (node, 0)] {
+        if to != 0 {
+            user::write(to, &value)?;
+        }
     }
     Ok(0)
 }

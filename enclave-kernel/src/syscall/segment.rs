@@ -14,7 +14,7 @@ use enclave_core::aspace::Prot;
 use enclave_core::errno::Errno;
 use zerocopy::IntoBytes;
 
-use super::import::{ask, bounce_name, forget_region, is_id, reserve};
+use super::import::{ask, ask_patiently, bounce_name, forget_region, is_id, reserve};
 use super::{Outcome, answer};
 use crate::imports::{self, Source};
 use crate::{host, phys, user};
@@ -37,7 +37,9 @@ fn by_id(call: Call, id: u64, by: u64, timeout_ms: u64) -> Outcome {
     if !is_id(id) || !known || timeout_ms > ours::NO_LIMIT {
         return Err(Errno::EINVAL);
     }
-    ask(call, [id, by, timeout_ms])
+    ask_patiently(timeout_ms, Errno::ETIMEDOUT, |timeout_ms| {
+        ask(call, [id, by, timeout_ms])
+    })
 }
 
 fn make(args_at: u64) -> Outcome {

@@ -138,7 +138,7 @@ pub struct SlotDump {
 
 /// The vCPU behind `gate` of a machine in `state`; `kick` makes it leave the
 /// guest.
-pub(super) fn vcpu(gate: &Gate, kick: impl Fn(), state: &MachineState) -> VcpuDump {
+pub(super) fn vcpu(number: usize, gate: &Gate, kick: impl Fn(), state: &MachineState) -> VcpuDump {
     let looked = gate.look(kick, |vcpu| registers(vcpu));
     let place = match (&looked, state) {
         (None, _) => Place::Stuck,
@@ -147,7 +147,7 @@ pub(super) fn vcpu(gate: &Gate, kick: impl Fn(), state: &MachineState) -> VcpuDu
         (Some(_), _) => Place::Host,
     };
     VcpuDump {
-        index: 0,
+        index: number,
         place,
         registers: looked.map(|looked| looked.answer).unwrap_or_default(),
         last_exits: gate.last_exits(),

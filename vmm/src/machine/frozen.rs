@@ -19,7 +19,7 @@ impl Machine {
         self.shared.freeze()?;
         let deadline = Instant::now() + FREEZE_TIMEOUT;
         loop {
-            self.kick_vcpu();
+            self.rouse();
             if self.shared.wait_outside(PAUSE) {
                 return Ok(());
             }

@@ -154,7 +154,7 @@ impl Gate {
 /// Runs the guest until it leaves, and says why it did.
 fn classify(vcpu: &mut VcpuFd) -> Exit {
     let exit = match vcpu.run() {
-        Ok(VcpuExit::MmioWrite(address, _)) => Exit::MmioWrite(address),
+        Ok(VcpuExit::MmioWrite(address, bytes)) => Exit::store(address, bytes),
         Ok(VcpuExit::MmioRead(address, data)) => {
             data.fill(0);
             Exit::MmioRead(address)

@@ -9,9 +9,6 @@
 
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
-
-use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 /// The `immediate_exit` byte of the vCPU's kvm_run, null once the vCPU is gone.
 #[derive(Debug, Default)]
@@ -46,15 +43,5 @@ impl Kick {
         if let Some(byte) = unsafe { guard.load(Ordering::Acquire).as_ref() } {
             byte.store(0, Ordering::Release);
         }
-    }
-}
-
-/// Has the vCPU thread leave the guest.
-pub(super) fn kick_thread(kick: &Kick, thread: &Mutex<Option<JoinHandle<()>>>) {
-    kick.request();
-    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(thread) = thread.as_ref() {
-        // Fails only when the thread has ended.
-        let _ = thread.kill(SIGRTMIN());
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod arenas;
 mod bells;
+mod cores;
 mod debugger;
 pub mod dump;
 mod extended;
@@ -295,8 +296,11 @@ pub struct MachineReport {
     pub warnings: Vec<String>,
     /// Create phases in order: name, microseconds since the VMM started.
     pub phases: Vec<(String, u64)>,
-    /// KVM statistics of the vCPU by name (exact counts).
+    /// KVM statistics of the vCPUs together by name (exact counts).
     pub kvm: std::collections::BTreeMap<String, u64>,
+    /// The same of each vCPU, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vcpus: Vec<std::collections::BTreeMap<String, u64>>,
     /// Exits to user space by reason.
     pub exits: std::collections::BTreeMap<String, u64>,
     /// Forwarded calls by name.

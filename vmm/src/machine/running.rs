@@ -1,6 +1,6 @@
-//! A machine from creation to its end: the vCPU thread and the handle to it.
+//! A machine from creation to its end: the vCPU threads and the handle to it.
 //!
-//! Called by the lifecycle code through [`Machine`]. The thread runs the guest,
+//! Called by the lifecycle code through [`Machine`]. A thread runs the guest,
 //! serves its queue between entries and never panics on what the guest does:
 //! it ends in a [`MachineState`] that says why.
 
@@ -8,11 +8,10 @@
 #![expect(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, Mode};
+use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, MAX_CORES, Mode};
 use enclave_abi::layout::VECTOR_COMMAND;
 use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -21,13 +20,13 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::cores::Cores;
 use super::debugger::{self, Debugger};
 use super::dump::{self, Dump};
 use super::extended;
 use super::gate::Gate;
 use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
-use super::kick::{Kick, kick_thread};
 use super::queue::{bell_counts, interrupts_taken};
 use super::service::{Served, Service};
 use super::state::Shared;
@@ -40,7 +39,7 @@ use crate::capability;
 use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
 use crate::exit::{Action, Exit};
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::features::{self, Features};
 use crate::forward::Exports;
 use crate::loader::{self, BootFacts};
@@ -59,6 +58,12 @@ pub enum MachineError {
     /// KVM lacks something.
     #[error(transparent)]
     Lack(#[from] capability::Lack),
+    /// More cores than the kernel has entries for.
+    #[error("{got} cores are asked for, and the kernel runs on {MAX_CORES} at most")]
+    TooManyCores {
+        /// Cores asked for.
+        got: usize,
+    },
     /// Guest memory without a host address (cannot happen).
     #[error("RAM has no host address")]
     NoHostAddress,
@@ -89,25 +94,29 @@ pub enum MachineError {
 #[derive(Debug)]
 pub struct Machine {
     pub(super) shared: Arc<Shared>,
-    stats: Arc<KvmStats>,
+    stats: Arc<[KvmStats]>,
     ram: Ram,
-    kick: Arc<Kick>,
-    gate: Arc<Gate>,
+    cores: Arc<Cores>,
+    gates: Vec<Arc<Gate>>,
     vm: Arc<Vm>,
-    ready: Mutex<Option<Box<Loop>>>,
-    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    ready: Mutex<Vec<Loop>>,
     pub(super) debugger: Arc<Debugger>,
     shares: Arc<Shares>,
 }
 
-/// What the vCPU thread owns.
+/// What a vCPU thread owns.
 struct Loop {
     gate: Arc<Gate>,
     debugger: Arc<Debugger>,
     vm: Arc<Vm>,
-    service: Service,
+    /// One queue and one program: the vCPUs serve it in turn.
+    service: Arc<Mutex<Service>>,
+    ram: Ram,
+    shares: Arc<Shares>,
     shared: Arc<Shared>,
-    kick: Arc<Kick>,
+    cores: Arc<Cores>,
+    /// Which vCPU this is.
+    number: usize,
     core: Option<usize>,
     /// Command interrupts sent to the guest.
     interrupts_sent: u32,
@@ -191,13 +200,27 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         super::bells::route(&vm).map_err(kvm("KVM_SET_GSI_ROUTING"))?;
         phases.done("interrupts");
-        let mut vcpu = vm.create_vcpu(0).map_err(kvm("KVM_CREATE_VCPU"))?;
-        let stats = Arc::new(
-            KvmStats::open(&vcpu).map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?,
-        );
+        let nr_cores = config.cores.len().max(1);
+        if nr_cores > MAX_CORES {
+            return Err(MachineError::TooManyCores { got: nr_cores });
+        }
+        let mut vcpus = (0..nr_cores as u64)
+            .map(|number| vm.create_vcpu(number).map_err(kvm("KVM_CREATE_VCPU")))
+            .collect::<Result<Vec<VcpuFd>, _>>()?;
+        let stats: Arc<[KvmStats]> = vcpus
+            .iter()
+            .map(KvmStats::open)
+            .collect::<Result<_, _>>()
+            .map_err(|e| MachineError::System("KVM_GET_STATS_FD", e))?;
+        let mut cr4 = u64::MAX;
+        for (number, vcpu) in vcpus.iter().enumerate() {
+            cr4 &= vcpu::give_features(vcpu, number, &cpu)?;
+        }
+        let Some((vcpu, first_stats)) = vcpus.first_mut().zip(stats.first()) else {
+            return Err(MachineError::NoHostAddress);
+        };
         let header = loader::load_image(&memory.ram, &config.kernel)?;
-        let cr4 = vcpu::give_features(&vcpu, &cpu)?;
-        let interpreted = probe::ring0_is_interpreted(&mut vcpu, &stats, cr4, &memory.ram)?;
+        let interpreted = probe::ring0_is_interpreted(vcpu, first_stats, cr4, &memory.ram)?;
         phases.done("probe");
         let mode = match config.ring {
             Ring::Auto if interpreted => Mode::Ring3,
@@ -216,9 +239,12 @@ impl Machine {
             interpreted,
             without: config.without,
         });
-        let facts = boot_facts(config, &memory, &cpu, &vcpu, mode, flags, features)?;
+        let facts = boot_facts(config, &memory, &cpu, vcpu, mode, flags, features)?;
         let kernel = loader::prepare(&memory.ram, header, &facts)?;
-        vcpu::set_up(&vcpu, &kernel, mode, flags, features)?;
+        for (core, vcpu) in vcpus.iter().enumerate() {
+            let place = vcpu::Place { core, nr_cores };
+            vcpu::set_up(vcpu, place, &kernel, mode, flags, features)?;
+        }
         phases.done("kernel");
         let imports = ImportTable::new(
             Arc::clone(&vm),
@@ -229,24 +255,25 @@ impl Machine {
         );
         let report = MachineReport {
             platform: if interpreted { "nested" } else { "hardware" }.into(),
-            cpu_features: vcpu::features_in_force(&vcpu, features)?.names(),
+            cpu_features: features_of_all(&vcpus, features)?.names(),
             backing_page_bytes: memory.page_bytes,
             warnings: memory.warnings.clone(),
             phases: phases.list,
             ..MachineReport::default()
         };
         let shared = Arc::new(Shared::new(report).map_err(|e| MachineError::System("eventfd", e))?);
-        let kick = Arc::new(Kick::default());
-        let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
-        kick.set(byte.cast());
-        let gate = Arc::new(Gate::new(vcpu));
+        let cores = Arc::new(Cores::new(&vm, nr_cores)?);
         let ram = memory.ram.clone();
+        let gates = gates_of(vcpus, &cores);
         let host = debugger::Host {
             stays_at_int1: interpreted,
             is_kernel_interpreted: interpreted && mode == Mode::Ring0,
         };
+        let Some(first) = gates.first() else {
+            return Err(MachineError::NoHostAddress);
+        };
         let memory_of_it = (ram.clone(), Arc::clone(&vm));
-        let debugger = Debugger::new(Arc::clone(&gate), memory_of_it, host)
+        let debugger = Debugger::new(Arc::clone(first), memory_of_it, host)
             .map_err(|e| MachineError::System("eventfd", e))?;
         let debugger = Arc::new(debugger);
         let service = Service::new(
@@ -257,50 +284,53 @@ impl Machine {
             (arenas, imports),
             Arc::clone(&stats),
         );
-        let looped = Loop {
-            gate: Arc::clone(&gate),
+        let shares = Arc::clone(service.imports.shares());
+        let service = Arc::new(Mutex::new(service));
+        let loops = gates.iter().enumerate().map(|(number, gate)| Loop {
+            gate: Arc::clone(gate),
             debugger: Arc::clone(&debugger),
             vm: Arc::clone(&vm),
-            service,
+            service: Arc::clone(&service),
+            ram: ram.clone(),
+            shares: Arc::clone(&shares),
             shared: Arc::clone(&shared),
-            kick: Arc::clone(&kick),
-            core: config.cores.first().copied(),
+            cores: Arc::clone(&cores),
+            number,
+            core: config.cores.get(number).copied(),
             interrupts_sent: 0,
             memory_faults: 0,
-        };
+        });
+        let loops = loops.collect();
         Ok(Self {
-            shares: Arc::clone(looped.service.imports.shares()),
+            shares,
             shared,
             stats,
             ram,
-            kick,
-            gate,
+            cores,
+            gates,
             vm,
-            ready: Mutex::new(Some(Box::new(looped))),
-            thread: Arc::default(),
+            ready: Mutex::new(loops),
             debugger,
         })
     }
 
-    /// Starts the vCPU thread; a second call does nothing.
+    /// Starts the vCPU threads; a second call does nothing.
     ///
     /// # Errors
     /// The system's, when there is no thread to be had.
     pub fn start(&self) -> Result<(), MachineError> {
-        let Some(looped) = self
-            .ready
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
-            return Ok(());
-        };
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let loops = std::mem::take(&mut *ready);
         // Only there to interrupt KVM_RUN; blocked signals would not.
         register_signal_handler(SIGRTMIN(), ignore)
             .map_err(|e| MachineError::System("install the kick signal", e.into()))?;
-        let thread = confine::spawn(Role::Vcpu, "vcpu0", move || looped.run())
-            .map_err(|e| MachineError::System("start the vCPU thread", e))?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        for looped in loops {
+            let number = looped.number;
+            let name = format!("vcpu{number}");
+            let thread = confine::spawn(Role::Vcpu, &name, move || looped.run())
+                .map_err(|e| MachineError::System("start a vCPU thread", e))?;
+            self.cores.started(number, thread);
+        }
         Ok(())
     }
 
@@ -314,7 +344,14 @@ impl Machine {
     #[must_use]
     pub fn report(&self) -> MachineReport {
         let mut report = self.shared.report();
-        report.kvm = self.stats.all();
+        let of_each: Vec<_> = self.stats.iter().map(KvmStats::all).collect();
+        for (name, count) in of_each.iter().flatten() {
+            let sum = report.kvm.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+        if of_each.len() > 1 {
+            report.vcpus = of_each;
+        }
         // The counters are in guest RAM, which cannot vanish.
         if let Ok(counts) = bell_counts(&self.ram) {
             let rung = report.bells.rung;
@@ -326,10 +363,13 @@ impl Machine {
     /// What it is doing at this moment; the guest is left for it, and goes on.
     #[must_use]
     pub fn dump(&self) -> Dump {
-        let kick = || self.kick_vcpu();
+        let kick = || self.cores.rouse();
         let state = self.state();
+        let each = self.gates.iter().enumerate();
         Dump {
-            vcpus: vec![dump::vcpu(&self.gate, kick, &state)],
+            vcpus: each
+                .map(|(number, gate)| dump::vcpu(number, gate, kick, &state))
+                .collect(),
             queue: dump::queue(&self.ram),
             slots: self.vm.slots(),
         }
@@ -383,31 +423,37 @@ impl Machine {
     pub fn stop(&self) {
         self.shared.request_stop();
         self.debugger.end();
-        self.gate.close();
-        self.kick_vcpu();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // A panic there has been reported by the panic hook.
-            let _ = thread.join();
+        for gate in &self.gates {
+            gate.close();
         }
+        self.cores.rouse();
+        self.cores.join();
         self.shared.ended(MachineState::Stopped);
     }
 
-    pub(super) fn kick_vcpu(&self) {
-        kick_thread(&self.kick, &self.thread);
+    pub(super) fn rouse(&self) {
+        self.cores.rouse();
     }
 
     /// Has gdb at the other end of `input` and `output` debug the machine.
     ///
     /// # Errors
-    /// When somebody does already, or there is no thread to be had.
+    /// When somebody does already, the machine has several cores, or there is no
+    /// thread to be had.
     pub fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure> {
-        let (kick, thread) = (Arc::clone(&self.kick), Arc::clone(&self.thread));
-        let kick = move || kick_thread(&kick, &thread);
+        if self.gates.len() > 1 {
+            let why = format!(
+                "it has {} cores, and a debugger follows one only",
+                self.gates.len()
+            );
+            return Err(Failure::new(
+                Class::Usage,
+                "debug the enclave",
+                why,
+            ));
+        }
+        let cores = Arc::clone(&self.cores);
+        let kick = move || cores.rouse();
         debugger::start(&self.debugger, kick, input, output)
     }
 }
@@ -440,6 +486,18 @@ pub(crate) fn add_ram(vm: &Vm, memory: &PrivateRam) -> Result<(), MachineError> 
         unsafe { vm.set_slot(slot) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
+}
+
+/// The vCPUs with their gates, each told how it is made to leave the guest.
+fn gates_of(vcpus: Vec<VcpuFd>, cores: &Cores) -> Vec<Arc<Gate>> {
+    let gate = |(number, mut vcpu): (usize, VcpuFd)| {
+        let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
+        if let Some(kick) = cores.kick(number) {
+            kick.set(byte.cast());
+        }
+        Arc::new(Gate::new(vcpu))
+    };
+    vcpus.into_iter().enumerate().map(gate).collect()
 }
 
 fn boot_facts(
@@ -475,17 +533,45 @@ fn boot_facts(
         clock: (vcpu::guest_tsc(vcpu)?, unix_ns, monotonic_ns),
         selftest: config.selftest,
         random,
+        nr_cores: config.cores.len().max(1),
     })
 }
 
+/// The features that all vCPUs have in force.
+fn features_of_all(vcpus: &[VcpuFd], chosen: Features) -> Result<Features, MachineError> {
+    let mut common = Features(u64::MAX);
+    for vcpu in vcpus {
+        common.0 &= vcpu::features_in_force(vcpu, chosen)?.0;
+    }
+    Ok(common)
+}
+
 impl Loop {
-    /// The vCPU thread.
-    fn run(mut self: Box<Self>) {
+    /// The vCPU thread. Those from 1 on begin when the first has brought the
+    /// kernel up.
+    fn run(mut self) {
         self.pin();
-        let state = self.enter_until_stopped();
-        self.service.drain_console();
-        self.kick.set(std::ptr::null_mut());
+        let state = if self.number == 0 || self.shared.wait_booted() {
+            self.enter_until_stopped()
+        } else {
+            MachineState::Stopped
+        };
+        self.service().drain_console();
+        if let Some(kick) = self.cores.kick(self.number) {
+            kick.set(std::ptr::null_mut());
+        }
+        let is_failure = matches!(state, MachineState::Failed { .. });
         self.shared.ended(state);
+        if is_failure {
+            // No core goes on without another.
+            self.shared.request_stop();
+            self.cores.rouse();
+        }
+    }
+
+    fn service(&self) -> MutexGuard<'_, Service> {
+        // Its parts are whole between two calls.
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts this thread on its core; without the right to, it stays where the
@@ -509,7 +595,7 @@ impl Loop {
                 if self.shared.state() == MachineState::Booting {
                     let where_it_is = self.describe("stopped before the kernel reported");
                     let text = format!("enclave-vmm: {where_it_is}\n");
-                    self.service.log.write(text.as_bytes());
+                    self.service().log.write(text.as_bytes());
                 }
                 return MachineState::Stopped;
             }
@@ -528,13 +614,18 @@ impl Loop {
                     Ok(()) => Served::Continue,
                     Err(error) => Served::Failed(self.describe(&error.to_string())),
                 },
+                Action::Sleep(ns) => self.sleep(ns),
+                Action::GiveWay => {
+                    std::thread::yield_now();
+                    Served::Continue
+                }
                 Action::CheckPending => self.after_kick(),
                 Action::InjectFault => self.inject_fault(),
                 Action::AwaitMemory => self.await_memory(),
                 Action::Stop(reason) => Served::Failed(self.describe(&reason)),
             };
             let served = match served {
-                Served::Continue => self.interrupt(),
+                Served::Continue if self.number == 0 => self.interrupt(),
                 other => other,
             };
             match served {
@@ -546,36 +637,54 @@ impl Loop {
     }
 
     fn serve_queue(&mut self) -> Served {
-        let served = self.service.serve();
-        let Some(wanted) = self.service.take_extended() else {
+        let mut service = self.service();
+        let served = service.serve();
+        let wanted = service.take_extended();
+        drop(service);
+        let Some(wanted) = wanted else {
             return served;
         };
         let (save, load) = (wanted.save, wanted.load);
-        let done = extended::exchange(&self.gate.vcpu(), &self.service.ram, save, load);
+        let done = extended::exchange(&self.gate.vcpu(), &self.ram, save, load);
         // Nonsense from a guest is its kernel's to deal with, not the machine's.
         let done = done.map_err(|error| {
             note(format_args!("the registers of a thread: {error}"));
             error.errno()
         });
-        match self.service.answer_extended(&wanted, done) {
+        match self.service().answer_extended(&wanted, done) {
             Ok(()) => served,
             Err(error) => Served::Failed(error.to_string()),
         }
     }
 
-    /// After a kick: posts what is pending.
+    /// After a kick: the first core posts what is pending.
     fn after_kick(&mut self) -> Served {
-        self.kick.clear();
-        self.service.deliver()
+        if let Some(kick) = self.cores.kick(self.number) {
+            kick.clear();
+        }
+        if self.number == 0 {
+            self.service().deliver()
+        } else {
+            Served::Continue
+        }
+    }
+
+    /// The core has nothing to do. A command for the kernel is the first one's.
+    fn sleep(&mut self, ns: u64) -> Served {
+        let cancel = (self.number == 0).then(|| borrow(self.shared.cancel()));
+        self.cores.sleep(self.number, ns, cancel);
+        self.after_kick()
     }
 
     /// Interrupts the guest while a kill has not taken effect, or once when it
-    /// asked, but never before it has taken the interrupt before.
+    /// asked, but never before it has taken the interrupt before. The first core
+    /// gets it and tells the others.
     fn interrupt(&mut self) -> Served {
-        if !self.service.wants_interrupt() {
+        let mut service = self.service();
+        if !service.wants_interrupt() {
             return Served::Continue;
         }
-        match interrupts_taken(&self.service.ram) {
+        match interrupts_taken(&self.ram) {
             Ok(taken) if taken == self.interrupts_sent => {}
             Ok(_) => return Served::Continue,
             Err(error) => return Served::Failed(error.to_string()),
@@ -585,8 +694,9 @@ impl Loop {
             data: u32::from(VECTOR_COMMAND),
             ..Default::default()
         };
+        service.interrupt_sent();
+        drop(service);
         self.interrupts_sent = self.interrupts_sent.wrapping_add(1);
-        self.service.interrupt_sent();
         match self.vm.signal_msi(msi) {
             Ok(_) => Served::Continue,
             Err(error) => Served::Failed(format!("KVM refused an interrupt: {error}")),
@@ -597,7 +707,7 @@ impl Loop {
     /// finds out and kills it; until then the access is tried again.
     fn await_memory(&mut self) -> Served {
         self.memory_faults += 1;
-        let may_come = self.service.imports.shares().may_come(self.memory_faults);
+        let may_come = self.shares.may_come(self.memory_faults);
         let Some(pause) = may_come else {
             return Served::Failed(self.describe("KVM cannot reach the guest's memory"));
         };
@@ -634,7 +744,7 @@ impl Loop {
 impl crate::control::Control for Machine {
     fn start(&self) -> Result<(), Failure> {
         self.start().map_err(|error| {
-            Failure::new(crate::failure::Class::Failure, "start the machine", error)
+            Failure::new(Class::Failure, "start the machine", error)
         })
     }
     fn wait_ready(&self, timeout: Duration) -> MachineState {

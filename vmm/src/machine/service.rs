@@ -1,6 +1,7 @@
 //! Serves what the kernel asks over the command queue.
 //!
-//! Runs on the vCPU thread, between two entries into the guest. Every record
+//! Runs on a vCPU's thread, between two entries into the guest; with several, on
+//! one at a time. Every record
 //! is data from the guest: unknown kinds get an error answer and are counted,
 //! lengths are bounded by the bounce area, addresses by guest RAM. Only a
 //! queue whose indices make no sense ends the machine.
@@ -72,7 +73,7 @@ pub(super) struct Service {
     pub(super) exports: Exports,
     pub(super) arenas: ArenaTable,
     pub(super) imports: ImportTable,
-    pub(super) stats: Arc<KvmStats>,
+    pub(super) stats: Arc<[KvmStats]>,
     running: Option<Running>,
     malformed: u64,
     is_killing: bool,
@@ -91,7 +92,7 @@ impl Service {
         log: Arc<ConsoleLog>,
         exports: Exports,
         (arenas, imports): (ArenaTable, ImportTable),
-        stats: Arc<KvmStats>,
+        stats: Arc<[KvmStats]>,
     ) -> Self {
         Self {
             queue: HostQueue::new(ram.clone()),
@@ -597,7 +598,7 @@ impl Service {
     }
 
     fn counters(&self) -> [u64; 7] {
-        let get = |name| self.stats.get(name);
+        let get = |name| self.stats.iter().map(|stats| stats.get(name)).sum();
         [
             0,
             get("insn_emulation"),

@@ -433,6 +433,16 @@ impl Shared {
         !is_current(&inner)
     }
 
+    /// Blocks until the kernel is up; whether it is.
+    pub(super) fn wait_booted(&self) -> bool {
+        let waits = |inner: &mut Inner| !inner.booted && !inner.stopping;
+        let inner = self
+            .changed
+            .wait_while(self.lock(), waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.booted && !inner.stopping
+    }
+
     pub(super) fn wait_ready(&self, timeout: Duration) -> MachineState {
         let deadline = Instant::now() + timeout;
         let mut inner = self.lock();

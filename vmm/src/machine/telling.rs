@@ -31,7 +31,7 @@ impl Machine {
         // A program that is being looked at could not be killed.
         self.debugger.end();
         for _ in 0..TRIES {
-            self.kick_vcpu();
+            self.rouse();
             if self.shared.wait_gone(run, PAUSE) {
                 return;
             }
@@ -50,7 +50,7 @@ impl Machine {
             return;
         }
         for _ in 0..TRIES {
-            self.kick_vcpu();
+            self.rouse();
             if self.shared.wait_taken(run, PAUSE) {
                 return;
             }

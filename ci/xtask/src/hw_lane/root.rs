@@ -21,7 +21,7 @@ pub(super) const HOST_TARGET: &str = "x86_64-unknown-linux-musl";
 /// Where this lane's sources are.
 const SOURCES: &str = "ci/xtask/src/hw_lane";
 /// C programs of the project that run in enclaves, with musl.
-const GUESTS: [&str; 5] = ["tls", "segv", "signals", "spin", "threads"];
+const GUESTS: [&str; 6] = ["tls", "segv", "signals", "spin", "threads", "cores"];
 /// Those that attack their enclave; unoptimised, or their faults vanish.
 const HOSTILE: [&str; 6] = [
     "import",

@@ -1,8 +1,10 @@
-//! The threads of a program on one core: who runs, who may, who waits for what.
+//! The threads of a program on its cores: who runs where, who may, who waits for
+//! what.
 //!
 //! Called by the kernel's thread calls. A thread runs until it blocks, yields
 //! or ends; nothing is taken away from it, so there is no tick and no time
-//! slice. Queues are first come, first served. Promises: a thread is in exactly
+//! slice. Queues are first come, first served, by whichever core is free that
+//! the thread may run on. Promises: a thread is in exactly
 //! one of four places (running, ready, waiting, gone); each wait ends at most
 //! once; nobody is woken twice. What a thread's machine state is, is the
 //! kernel's (`C`), and so is the clock: times come in as arguments.
@@ -16,12 +18,17 @@ pub use clone::{CloneArgs, Refusal, Request};
 pub use futex::{WakeOp, dead_owner};
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec;
+use alloc::vec::Vec;
 
 use crate::errno::Errno;
 
 /// A thread's number, as `gettid` tells it. Linux's robust futexes have 30 bits
 /// for it.
 pub type Tid = u32;
+
+/// A set of cores, a bit for each.
+pub type Cores = u64;
 
 /// Most threads of a program.
 pub const MAX_THREADS: usize = 512;
@@ -61,13 +68,16 @@ struct Thread<C> {
     wait: Option<Wait>,
     /// What its system call answers when it runs again.
     answer: u64,
+    /// Where it may run.
+    allowed: Cores,
 }
 
 /// All threads of a program.
 #[derive(Debug)]
 pub struct Threads<C> {
     all: BTreeMap<Tid, Thread<C>>,
-    running: Option<Tid>,
+    /// Who runs on each core.
+    running: Vec<Option<Tid>>,
     ready: VecDeque<Tid>,
     /// Waiters of each futex word that has any, oldest first.
     queues: BTreeMap<u64, VecDeque<Tid>>,
@@ -77,17 +87,23 @@ pub struct Threads<C> {
 }
 
 impl<C> Threads<C> {
-    /// A program whose first thread is `main`, running.
+    /// A program on `cores` cores, 64 at most, whose first thread is `main`,
+    /// running on core 0.
     #[must_use]
-    pub fn new(main: Tid, context: C) -> Self {
+    pub fn new(main: Tid, context: C, cores: usize) -> Self {
         let thread = Thread {
             context,
             wait: None,
             answer: 0,
+            allowed: Cores::MAX,
         };
+        let mut running = vec![None; cores.max(1)];
+        if let Some(first) = running.first_mut() {
+            *first = Some(main);
+        }
         Self {
             all: BTreeMap::from([(main, thread)]),
-            running: Some(main),
+            running,
             ready: VecDeque::new(),
             queues: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -113,10 +129,40 @@ impl<C> Threads<C> {
         self.all.contains_key(&tid)
     }
 
-    /// The thread that runs.
+    /// The thread that runs on `core`.
     #[must_use]
-    pub const fn running(&self) -> Option<Tid> {
-        self.running
+    pub fn running(&self, core: usize) -> Option<Tid> {
+        self.running.get(core).copied().flatten()
+    }
+
+    /// The core that thread `tid` runs on.
+    #[must_use]
+    pub fn core_of(&self, tid: Tid) -> Option<usize> {
+        self.running.iter().position(|&running| running == Some(tid))
+    }
+
+    /// Takes the running thread of `core` off it.
+    fn take_running(&mut self, core: usize) -> Option<Tid> {
+        self.running.get_mut(core)?.take()
+    }
+
+    /// Where thread `tid` may run; `None` if it is not there.
+    #[must_use]
+    pub fn allowed(&self, tid: Tid) -> Option<Cores> {
+        self.all.get(&tid).map(|thread| thread.allowed)
+    }
+
+    /// Says where thread `tid` may run. A running one stays where it is until it
+    /// waits, yields or ends.
+    pub fn allow(&mut self, tid: Tid, cores: Cores) {
+        if let Some(thread) = self.all.get_mut(&tid) {
+            thread.allowed = cores;
+        }
+    }
+
+    fn may_run(&self, tid: Tid, core: usize) -> bool {
+        self.allowed(tid)
+            .is_some_and(|cores| cores >> core & 1 == 1)
     }
 
     /// The machine state of thread `tid`.
@@ -129,14 +175,16 @@ impl<C> Threads<C> {
         self.all.values_mut().map(|thread| &mut thread.context)
     }
 
-    /// Adds a thread, ready behind all others; its first answer is 0.
+    /// Adds a thread, ready behind all others; its first answer is 0. It may run
+    /// where its maker may, who runs on `core`.
     ///
     /// # Errors
     /// `EAGAIN` when there are [`MAX_THREADS`].
-    pub fn spawn(&mut self, context: C) -> Result<Tid, Errno> {
+    pub fn spawn(&mut self, core: usize, context: C) -> Result<Tid, Errno> {
         if self.is_full() {
             return Err(Errno::EAGAIN);
         }
+        let maker = self.running(core).and_then(|maker| self.allowed(maker));
         let first = self.all.keys().next().copied().unwrap_or(0);
         let mut tid = self.newest;
         // Ends: there are more numbers than threads.
@@ -151,21 +199,22 @@ impl<C> Threads<C> {
             context,
             wait: None,
             answer: 0,
+            allowed: maker.unwrap_or(Cores::MAX),
         };
         self.all.insert(tid, thread);
         self.ready.push_back(tid);
         Ok(tid)
     }
 
-    /// Takes the running thread away and returns its state.
-    pub fn exit(&mut self) -> Option<C> {
-        let tid = self.running.take()?;
+    /// Takes the running thread of `core` away and returns its state.
+    pub fn exit(&mut self, core: usize) -> Option<C> {
+        let tid = self.take_running(core)?;
         self.all.remove(&tid).map(|thread| thread.context)
     }
 
-    /// Lets the running thread wait.
-    pub fn block(&mut self, wait: Wait) {
-        let Some(tid) = self.running.take() else {
+    /// Lets the running thread of `core` wait.
+    pub fn block(&mut self, core: usize, wait: Wait) {
+        let Some(tid) = self.take_running(core) else {
             return;
         };
         if let Some((address, _)) = wait.futex {
@@ -179,31 +228,57 @@ impl<C> Threads<C> {
         }
     }
 
-    /// Puts the running thread behind those that are ready; `false` when there
-    /// is none and it goes on.
-    pub fn step_back(&mut self) -> bool {
-        if self.ready.is_empty() {
+    /// Puts the running thread of `core` behind those that are ready; `false`
+    /// when none of them may run there and it goes on.
+    pub fn step_back(&mut self, core: usize) -> bool {
+        if self.first_for(core).is_none() {
             return false;
         }
-        if let Some(tid) = self.running.take() {
+        self.make_way(core);
+        true
+    }
+
+    /// The same where it may not run on `core` any more, whoever else may.
+    pub fn move_away(&mut self, core: usize) -> bool {
+        let Some(tid) = self.running(core) else {
+            return false;
+        };
+        if self.may_run(tid, core) {
+            return false;
+        }
+        self.make_way(core);
+        true
+    }
+
+    fn make_way(&mut self, core: usize) {
+        if let Some(tid) = self.take_running(core) {
             if let Some(thread) = self.all.get_mut(&tid) {
                 thread.answer = 0;
             }
             self.ready.push_back(tid);
         }
-        true
     }
 
-    /// Who runs at the time `now`: the running thread if there still is one,
-    /// else the one that has been ready longest.
-    pub fn next(&mut self, now: u64) -> Next {
+    /// Where in the queue the next thread for `core` is.
+    fn first_for(&self, core: usize) -> Option<usize> {
+        self.ready.iter().position(|&tid| self.may_run(tid, core))
+    }
+
+    /// Who runs on `core` at the time `now`: the running thread if there still is
+    /// one, else the one that has been ready longest of those that may.
+    pub fn next(&mut self, core: usize, now: u64) -> Next {
         self.expire(now);
-        let tid = self.running.or_else(|| self.ready.pop_front());
-        self.running = tid;
+        let tid = self.running(core).or_else(|| {
+            let at = self.first_for(core)?;
+            self.ready.remove(at)
+        });
+        if let Some(running) = self.running.get_mut(core) {
+            *running = tid;
+        }
         match tid.and_then(|tid| self.all.get(&tid).map(|thread| (tid, thread.answer))) {
             Some((tid, answer)) => Next::Run(tid, answer),
             None if self.all.is_empty() => Next::Ended,
-            None => Next::Idle(self.deadlines.first().map(|&(deadline, _)| deadline)),
+            None => Next::Idle(self.deadline()),
         }
     }
 
@@ -249,11 +324,38 @@ impl<C> Threads<C> {
         self.all.keys().copied()
     }
 
-    /// Whether somebody else may run before the running thread does anything for
-    /// it: somebody is ready, or waits for a time.
+    /// When the next wait ends by itself.
     #[must_use]
-    pub fn others_may_run(&self) -> bool {
-        !self.ready.is_empty() || !self.deadlines.is_empty()
+    pub fn deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Which of the sleeping cores the ready threads need.
+    #[must_use]
+    pub fn wanted(&self, sleeping: Cores) -> Cores {
+        let mut left = sleeping;
+        for &tid in &self.ready {
+            if left == 0 {
+                break;
+            }
+            let open = left & self.allowed(tid).unwrap_or(0);
+            // The lowest of them.
+            left &= !(open & open.wrapping_neg());
+        }
+        sleeping & !left
+    }
+
+    /// Whether somebody else may run before the running thread of `core` does
+    /// anything for it: somebody is ready, runs on another core, or waits for a
+    /// time.
+    #[must_use]
+    pub fn others_may_run(&self, core: usize) -> bool {
+        let elsewhere = || {
+            (0..)
+                .zip(&self.running)
+                .any(|(n, tid)| n != core && tid.is_some())
+        };
+        !self.ready.is_empty() || !self.deadlines.is_empty() || elsewhere()
     }
 
     /// Ends the waits whose time has come.

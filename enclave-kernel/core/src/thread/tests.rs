@@ -23,9 +23,9 @@ fn at(address: u64, deadline: Option<u64>) -> Wait {
 
 /// A program with `count` threads, the first of which runs.
 fn program(count: u32) -> Threads<()> {
-    let mut threads = Threads::new(MAIN, ());
+    let mut threads = Threads::new(MAIN, (), 1);
     for nr in 1..count {
-        assert_eq!(threads.spawn(()), Ok(MAIN + nr));
+        assert_eq!(threads.spawn(0, ()), Ok(MAIN + nr));
     }
     threads
 }
@@ -33,33 +33,33 @@ fn program(count: u32) -> Threads<()> {
 #[test]
 fn threads_run_in_the_order_in_which_they_became_ready() {
     let mut threads = program(3);
-    assert_eq!(threads.next(0), Next::Run(2, 0), "who runs goes on");
-    assert!(threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(3, 0));
-    assert!(threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(4, 0));
-    assert!(threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(2, 0));
+    assert_eq!(threads.next(0, 0), Next::Run(2, 0), "who runs goes on");
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(3, 0));
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(4, 0));
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(2, 0));
 }
 
 #[test]
 fn a_lone_thread_does_not_step_back() {
     let mut threads = program(1);
-    assert!(!threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(MAIN, 0));
+    assert!(!threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(MAIN, 0));
 }
 
 #[test]
 fn wakes_reach_the_oldest_waiters_of_their_word_only() {
     let mut threads = program(4);
     for address in [0x10, 0x20, 0x10] {
-        threads.block(at(address, FOREVER));
-        threads.next(0);
+        threads.block(0, at(address, FOREVER));
+        threads.next(0, 0);
     }
     assert_eq!(threads.wake(0x30, u32::MAX, 9), 0);
     assert_eq!(threads.wake(0x10, u32::MAX, 1), 1);
-    assert!(threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(2, 0));
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(2, 0));
     assert_eq!(threads.wake(0x10, u32::MAX, 9), 1);
     assert_eq!(threads.waiting(), 1);
 }
@@ -68,71 +68,77 @@ fn wakes_reach_the_oldest_waiters_of_their_word_only() {
 fn a_wake_finds_those_who_named_one_of_its_bits() {
     let mut threads = program(3);
     for mask in [1, 2] {
-        threads.block(Wait {
-            futex: Some((8, mask)),
-            deadline: None,
-            late: LATE,
-            broken: BROKEN,
-        });
-        threads.next(0);
+        threads.block(
+            0,
+            Wait {
+                futex: Some((8, mask)),
+                deadline: None,
+                late: LATE,
+                broken: BROKEN,
+            },
+        );
+        threads.next(0, 0);
     }
     assert_eq!(threads.wake(8, 4, 9), 0);
     assert_eq!(threads.wake(8, 2, 9), 1);
-    assert!(threads.step_back());
-    assert_eq!(threads.next(0), Next::Run(3, 0));
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(0, 0), Next::Run(3, 0));
 }
 
 #[test]
 fn waits_end_by_time_and_say_so() {
     let mut threads = program(2);
-    threads.block(at(8, Some(100)));
-    assert_eq!(threads.next(0), Next::Run(3, 0));
-    threads.block(Wait {
-        futex: None,
-        deadline: Some(50),
-        late: 0,
-        broken: BROKEN,
-    });
-    assert_eq!(threads.next(49), Next::Idle(Some(50)));
-    assert!(threads.others_may_run());
-    assert_eq!(threads.next(50), Next::Run(3, 0), "as the wait said");
-    threads.exit();
-    assert_eq!(threads.next(99), Next::Idle(Some(100)));
-    assert_eq!(threads.next(100), Next::Run(2, LATE));
-    assert!(!threads.others_may_run());
+    threads.block(0, at(8, Some(100)));
+    assert_eq!(threads.next(0, 0), Next::Run(3, 0));
+    threads.block(
+        0,
+        Wait {
+            futex: None,
+            deadline: Some(50),
+            late: 0,
+            broken: BROKEN,
+        },
+    );
+    assert_eq!(threads.next(0, 49), Next::Idle(Some(50)));
+    assert!(threads.others_may_run(0));
+    assert_eq!(threads.next(0, 50), Next::Run(3, 0), "as the wait said");
+    threads.exit(0);
+    assert_eq!(threads.next(0, 99), Next::Idle(Some(100)));
+    assert_eq!(threads.next(0, 100), Next::Run(2, LATE));
+    assert!(!threads.others_may_run(0));
     assert_eq!(threads.waiting(), 0);
-    threads.exit();
-    assert_eq!(threads.next(100), Next::Ended);
+    threads.exit(0);
+    assert_eq!(threads.next(0, 100), Next::Ended);
 }
 
 #[test]
 fn a_wake_before_the_time_takes_the_deadline_away() {
     let mut threads = program(2);
-    threads.block(at(8, Some(100)));
-    threads.next(0);
+    threads.block(0, at(8, Some(100)));
+    threads.next(0, 0);
     assert_eq!(threads.wake(8, u32::MAX, 1), 1);
-    threads.exit();
-    assert_eq!(threads.next(200), Next::Run(2, 0));
-    threads.block(at(8, FOREVER));
-    assert_eq!(threads.next(300), Next::Idle(None));
+    threads.exit(0);
+    assert_eq!(threads.next(0, 200), Next::Run(2, 0));
+    threads.block(0, at(8, FOREVER));
+    assert_eq!(threads.next(0, 300), Next::Idle(None));
 }
 
 #[test]
 fn requeued_waiters_belong_to_the_other_word_and_keep_their_order() {
     let mut threads = program(5);
     for _ in 0..4 {
-        threads.block(at(8, Some(1000)));
-        threads.next(0);
+        threads.block(0, at(8, Some(1000)));
+        threads.next(0, 0);
     }
     assert_eq!(threads.requeue(8, 16, 1, 2), 3);
     assert_eq!(threads.wake(8, u32::MAX, 9), 1, "one stayed");
     assert_eq!(threads.wake(16, u32::MAX, 1), 1);
     assert_eq!(threads.waiting(), 1);
-    assert!(threads.step_back());
+    assert!(threads.step_back(0));
     let order: Vec<Next> = (0..3)
         .map(|_| {
-            let next = threads.next(0);
-            threads.exit();
+            let next = threads.next(0, 0);
+            threads.exit(0);
             next
         })
         .collect();
@@ -143,8 +149,8 @@ fn requeued_waiters_belong_to_the_other_word_and_keep_their_order() {
 fn a_word_can_be_requeued_to_itself() {
     let mut threads = program(3);
     for _ in 0..2 {
-        threads.block(at(8, FOREVER));
-        threads.next(0);
+        threads.block(0, at(8, FOREVER));
+        threads.next(0, 0);
     }
     assert_eq!(threads.requeue(8, 8, 0, usize::MAX), 2);
     assert_eq!(threads.wake(8, u32::MAX, 9), 2);
@@ -155,10 +161,10 @@ fn there_is_a_limit_and_numbers_begin_anew_behind_the_last() {
     let limit = u32::try_from(MAX_THREADS).expect("a small number");
     let mut threads = program(limit);
     assert!(threads.is_full());
-    assert_eq!(threads.spawn(()), Err(Errno::EAGAIN));
-    threads.exit();
+    assert_eq!(threads.spawn(0, ()), Err(Errno::EAGAIN));
+    threads.exit(0);
     threads.newest = LAST_TID;
-    let tid = threads.spawn(()).expect("one has ended");
+    let tid = threads.spawn(0, ()).expect("one has ended");
     assert_eq!(tid, 2 + limit);
 }
 
@@ -258,6 +264,55 @@ fn robust_words_of_a_dead_owner_say_so() {
     assert_eq!(dead_owner(1 << 31 | 7, 7), Some((3 << 30, true)));
     assert_eq!(dead_owner(1 << 31 | 8, 7), None);
     assert_eq!(dead_owner(0, 7), None);
+}
+
+#[test]
+fn ready_threads_run_on_whichever_core_is_free() {
+    let mut threads = Threads::new(MAIN, (), 3);
+    for nr in 1..4 {
+        assert_eq!(threads.spawn(0, ()), Ok(MAIN + nr));
+    }
+    assert!(threads.others_may_run(0));
+    assert_eq!(threads.wanted(0b110), 0b110, "three are ready");
+    assert_eq!(threads.next(1, 0), Next::Run(3, 0));
+    assert_eq!(threads.wanted(0b100), 0b100);
+    assert_eq!(threads.next(2, 0), Next::Run(4, 0));
+    assert_eq!(threads.wanted(0), 0);
+    assert_eq!(threads.running(0), Some(MAIN));
+    threads.block(1, at(8, FOREVER));
+    assert_eq!(threads.next(1, 0), Next::Run(5, 0));
+    threads.exit(1);
+    assert_eq!(threads.next(1, 0), Next::Idle(None));
+    assert!(threads.others_may_run(0), "on core 2");
+    threads.exit(2);
+    assert!(!threads.others_may_run(0));
+    assert_eq!(threads.wake(8, u32::MAX, 1), 1);
+    assert_eq!(
+        threads.next(2, 0),
+        Next::Run(3, 0),
+        "not where it was before"
+    );
+}
+
+#[test]
+fn a_thread_runs_only_where_it_may() {
+    let mut threads = Threads::new(MAIN, (), 2);
+    threads.spawn(0, ()).expect("room");
+    threads.allow(3, 0b01);
+    assert_eq!(threads.wanted(0b10), 0);
+    assert_eq!(threads.next(1, 0), Next::Idle(None));
+    assert!(threads.step_back(0));
+    assert_eq!(threads.next(1, 0), Next::Run(MAIN, 0));
+    assert_eq!(threads.next(0, 0), Next::Run(3, 0));
+    assert!(!threads.move_away(0));
+    threads.allow(3, 0b10);
+    assert!(threads.move_away(0));
+    assert_eq!(threads.next(0, 0), Next::Idle(None));
+    assert_eq!(threads.wanted(0b01), 0);
+    assert!(threads.step_back(1));
+    assert_eq!(threads.next(1, 0), Next::Run(3, 0));
+    let made = threads.spawn(1, ()).expect("room");
+    assert_eq!(threads.allowed(made), Some(0b10), "as its maker");
 }
 
 /// What a program may do next.
@@ -410,12 +465,12 @@ fn signals_end_waits_of_every_kind_once() {
 proptest! {
     #[test]
     fn every_thread_is_where_the_model_has_it(steps in prop::collection::vec(step(), 1..120)) {
-        let mut threads = Threads::new(MAIN, ());
+        let mut threads = Threads::new(MAIN, (), 1);
         let mut model = Model { ready: vec![(MAIN, 0)], waits: Vec::new() };
         let mut now = 0;
         for step in steps {
             model.expire(now);
-            let next = threads.next(now);
+            let next = threads.next(0, now);
             let runs = match next {
                 Next::Run(tid, answer) => {
                     prop_assert_eq!((tid, answer), model.ready.remove(0));
@@ -429,7 +484,7 @@ proptest! {
                 }
                 Next::Ended => break,
             };
-            prop_assert_eq!(runs, threads.running().is_some());
+            prop_assert_eq!(runs, threads.running(0).is_some());
             let Next::Run(tid, _) = next else {
                 // Somebody outside does this, so that no program gets stuck.
                 prop_assert_eq!(threads.wake(0, u32::MAX, 9), model.wake(0, u32::MAX, 9));
@@ -461,21 +516,21 @@ fn apply(
     now: &mut u64,
 ) -> Result<bool, TestCaseError> {
     let mut waits = |model: &mut Model, wait: Wait| {
-        threads.block(wait);
+        threads.block(0, wait);
         model.waits.push((tid, wait));
     };
     match *step {
         Step::Spawn => {
-            if let Ok(tid) = threads.spawn(()) {
+            if let Ok(tid) = threads.spawn(0, ()) {
                 model.ready.push((tid, 0));
             }
         }
         Step::Exit => {
-            threads.exit();
+            threads.exit(0);
             return Ok(false);
         }
         Step::Yield => {
-            let moved = threads.step_back();
+            let moved = threads.step_back(0);
             prop_assert_eq!(moved, !model.ready.is_empty());
             if moved {
                 model.ready.push((tid, 0));

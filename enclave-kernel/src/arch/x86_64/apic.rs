@@ -33,6 +33,9 @@ const BY_16: u32 = 0b0011;
 const COUNT_NS: u64 = 16;
 /// Interrupt-command register, lower half (§12.6.1).
 const ICR: u32 = 0x300;
+/// Its upper half, where the controller is a page: bits 31:24 are the number of
+/// the destination.
+const ICR_HIGH: u32 = 0x310;
 /// Destination shorthand "self", level asserted, fixed delivery.
 const TO_SELF: u32 = 1 << 18 | 1 << 14;
 /// MSR of register offset 0 in x2APIC mode; others follow every 16 bytes
@@ -121,6 +124,22 @@ fn set_timer(ns: u64) {
     write(LVT_TIMER, u32::from(VECTOR_BELL));
     let count = ns.div_ceil(COUNT_NS).min(u64::from(u32::MAX));
     write(TIMER_COUNT, count as u32);
+}
+
+/// Interrupts another core of the enclave; its number is that of its controller.
+pub(crate) fn interrupt_core(core: usize) {
+    const ASSERTED: u32 = 1 << 14;
+    let command = ASSERTED | u32::from(VECTOR_IPI);
+    if super::has(cpu::X2APIC) {
+        let msr = X2APIC_BASE + ICR / 16;
+        // SAFETY: x2APIC is on; a fixed interrupt to a core whose gates are set.
+        unsafe {
+            asm!("wrmsr", in("ecx") msr, in("eax") command, in("edx") core as u32, options(nostack));
+        }
+    } else {
+        write(ICR_HIGH, (core as u32) << 24);
+        write(ICR, command);
+    }
 }
 
 /// Notes an interrupt of this vector.

@@ -16,11 +16,25 @@
     .set VECTOR_SYSCALL, 0x100
     .set FRAME_BYTES, 23 * 8            # asserted in trap.rs
 
+# The stacks of a core and, behind them, what belongs to it: from any of the
+# stacks it is found by clearing the low bits of RSP, in both modes. The blocks
+# of the cores from 1 on lie behind the image (KernelHeader::shared).
+    .set MAX_CORES, 32                  # this and the stride asserted in cores.rs
+    .set CORE_STRIDE, 0x20000
+    .set BOOT_TOP, 0x8000
+    .set TRAP_TOP, 0x10000
+    .set IST1_TOP, 0x14000
+    .set IST2_TOP, 0x18000
+    .set IST3_TOP, 0x1c000
+    .set IST4_TOP, 0x1f000
+    .set USER_RSP, 0x1f000              # of the program, at a system call
+    .set MAIN_RSP, 0x1f008              # in enter_user
+
 # ---------------------------------------------------------------- header ----
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 8                             # ABI_VERSION, asserted in boot.rs
+    .long 9                             # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top
@@ -36,61 +50,79 @@ __header_start:
     .quad __rodata_end
     .quad __data_end
 
-    .macro gate addr, ist=3, ring=0, dpl=0
+    .macro gate addr, ist=3, ring=0, dpl=0, stride=0
     .quad \addr
-    .byte \ist, \ring, \dpl, 0, 0, 0, 0, 0
+    .byte \ist, \ring, \dpl, \stride, 0, 0, 0, 0
     .endm
 
     # Ring-0 mode: every entry runs in ring 0. Vector 4 is the system-call
     # gate where SYSCALL stays in ring 3. The VMM enters CLAC_BYTES earlier
     # where SMAP is on (boot.rs says so).
+    .macro gates_ring0 kind
     .irp n, 0,1,2
-    gate vector_\n
+    gate vector\kind\()_\n
     .endr
-    gate vector_3, 3, 0, 3
-    gate vector_4_ring0, 0, 0, 3
+    gate vector\kind\()_3, 3, 0, 3
+    gate vector_4_ring0\kind, 0, 0, 3
     .irp n, 5,6,7,8,9,10,11,12,13
-    gate vector_\n
+    gate vector\kind\()_\n
     .endr
-    gate vector_14_ring0, 1
+    gate vector_14_ring0\kind, 1
     .irp n, 15,16,17,18,19,20,21
-    gate vector_\n
+    gate vector\kind\()_\n
     .endr
     gate debug_trap                     # 22: VECTOR_DEBUG
     .rept 0x30 - 23
     .quad 0, 0
     .endr
-    gate vector_48, 2
-    gate vector_49, 2
+    gate vector\kind\()_48, 2
+    gate vector\kind\()_49, 2
     .rept 0x40 - 0x32
     .quad 0, 0
     .endr
-    gate vector_64, 2
-    gate vector_65, 2
+    gate vector\kind\()_64, 2
+    gate vector\kind\()_65, 2
+    .endm
 
     # Ring-3 mode: entries run in ring 3 on their IST stack; #PF and int3 pass
     # through a ring-0 stub that does what ring 3 cannot.
+    .macro gates_ring3 kind, stride, ipi_ist
     .irp n, 0,1,2
-    gate vector_\n, 3, 3
+    gate vector\kind\()_\n, 3, 3
     .endr
-    gate ring0_privileged, 3, 0, 3
-    gate vector_4, 3, 3, 3
+    gate ring0_privileged\kind, 3, 0, 3, \stride
+    gate vector\kind\()_4, 3, 3, 3
     .irp n, 5,6,7,8,9,10,11,12,13
-    gate vector_\n, 3, 3
+    gate vector\kind\()_\n, 3, 3
     .endr
-    gate ring0_page_fault, 1, 0
+    gate ring0_page_fault\kind, 1, 0, 0, \stride
     .irp n, 15,16,17,18,19,20,21
-    gate vector_\n, 3, 3
+    gate vector\kind\()_\n, 3, 3
     .endr
     gate debug_trap, 3, 3
     .rept 0x40 - 23
     .quad 0, 0
     .endr
-    gate vector_64_ring3, 2, 3
-    gate vector_65_ring3, 2, 3
+    gate vector_64_ring3\kind, 2, 3
+    gate vector_65_ring3\kind, \ipi_ist, 3
+    .endm
 
+    gates_ring0
+    gates_ring3 , 0, 2
     .quad __user_text
     .quad __ring0_text
+
+    # Of several cores. A core takes no interrupt of the VMM and one of another
+    # core on the same stack: they would nest (docs/platforms.md).
+    .quad core_entry
+    .quad core_blocks + IST4_TOP
+    .quad CORE_STRIDE
+    .quad lstar_ring0_shared
+    .quad lstar_ring3_shared
+    .quad ring0_syscall_shared
+    .quad STUB_BYTES
+    gates_ring0 _shared
+    gates_ring3 _shared, STUB_BYTES, 4
 __header_end:
 
 # ----------------------------------------------------------------- start ----
@@ -100,6 +132,18 @@ kernel_entry:                           # RDI = BootInfo, RSP = boot stack
     xor %ebp, %ebp
     call kernel_main
 1:  jmp 1b                              # kernel_main does not return
+core_entry:                             # RDI = 0, RSP = the core's boot stack
+    xor %ebp, %ebp
+    call core_main
+1:  jmp 1b                              # nor does core_main
+
+# core_begin_anew(): the same again, from whatever stack it runs on.
+    .globl core_begin_anew
+core_begin_anew:
+    mov %rsp, %rax
+    and $-CORE_STRIDE, %rax
+    lea BOOT_TOP(%rax), %rsp
+    jmp core_entry
 
 # ---------------------------------------------------------------- frames ----
     # What Rust code may overwrite, then what it keeps: the fault path that
@@ -156,7 +200,11 @@ kernel_entry:                           # RDI = BootInfo, RSP = boot stack
     pop_volatile
     .endm
 
-trap_common:
+# Entries of several cores have names that end in _shared, and so have the
+# functions they call: those take the kernel's lock first. One core pays nothing
+# for it.
+    .macro trap_path kind
+trap_common\kind:
     push_registers
     # A switch to an interrupt stack may leave SS null, also from ring 3 to
     # ring 3, and IRETQ takes no null SS back to ring 3.
@@ -167,11 +215,14 @@ trap_common:
     mov %eax, %ss
 1:  mov %rsp, %rdi
     cld
-    call trap_entry
-trap_return:
+    call trap_entry\kind
+trap_return\kind:
     pop_registers
     add $24, %rsp
     iretq
+    .endm
+    trap_path
+    trap_path _shared
 
 # What a gate of ring-0 mode leads to where SMAP is on: gates do not clear AC,
 # and a program may have set it. Three bytes, right before the entry itself.
@@ -181,21 +232,25 @@ arch_smap_\name:
     .endm
 
 # Exceptions without a fast path. 8, 10..14, 17, 21 push an error code.
+    .macro exceptions kind
     .irp n, 0,1,2,3,4,5,6,7,9,15,16,18,19,20,48,49,64,65
-    smap_prologue vector_\n
-vector_\n:
+    smap_prologue vector\kind\()_\n
+vector\kind\()_\n:
     push $0
     push $0
     push $\n
-    jmp trap_common
+    jmp trap_common\kind
     .endr
     .irp n, 8,10,11,12,13,17,21
-    smap_prologue vector_\n
-vector_\n:
+    smap_prologue vector\kind\()_\n
+vector\kind\()_\n:
     push $0
     push $\n
-    jmp trap_common
+    jmp trap_common\kind
     .endr
+    .endm
+    exceptions
+    exceptions _shared
 
 # A debugger on the host has #DB lead here (vmm/src/machine/debugger.rs). The store
 # needs no register, so what was interrupted is in the registers and in the frame
@@ -207,18 +262,19 @@ debug_trap:
     ud2
 
 # Page fault, ring-0 mode: error code is on the stack.
-    smap_prologue vector_14_ring0
-vector_14_ring0:
+    .macro page_fault_path kind
+    smap_prologue vector_14_ring0\kind
+vector_14_ring0\kind:
     push %rax
     mov %cr2, %rax
-page_fault_common:                      # RAX = CR2, the program's RAX on top
+page_fault_common\kind:                # RAX = CR2, the program's RAX on top
     xchg %rax, (%rsp)                   # cr2 in the frame, rax as it was
     push $14
     push_volatile
     cld
     mov 80(%rsp), %rdi                  # cr2
     mov 88(%rsp), %rsi                  # error
-    call fault_fast
+    call fault_fast\kind
     test %al, %al
     jz 1f
     pop_volatile
@@ -226,12 +282,16 @@ page_fault_common:                      # RAX = CR2, the program's RAX on top
     iretq
 1:  push_preserved
     mov %rsp, %rdi
-    call fault_entry
-    jmp trap_return
+    call fault_entry\kind
+    jmp trap_return\kind
+    .endm
+    page_fault_path
+    page_fault_path _shared
 
 # Page fault, ring-3 mode: from ring0_page_fault with RAX = CR2 and the
 # program's RAX on the stack above the error code.
     .set page_fault_ring3, page_fault_common
+    .set page_fault_ring3_shared, page_fault_common_shared
 
 # The interrupts in ring-3 mode, where nothing can hold them off: the next one
 # would start at the top of IST2 again. So the frame moves to the stack it
@@ -273,6 +333,46 @@ vector_\vector\()_ring3:
     interrupt_ring3 64, INTERRUPTS_TAKEN
     interrupt_ring3 65, cpu_ipis
 
+# The same with several cores. One that interrupted the kernel is told to it at
+# once: another core may wait for this one to forget translations.
+    .macro interrupt_ring3_shared vector
+vector_\vector\()_ring3_shared:
+    push %rax
+    push %rbx
+    mov 16(%rsp), %rbx                  # interrupted RIP
+    mov %rsp, %rax
+    bt $63, %rbx
+    jc 2f
+1:  mov %rsp, %rbx
+    and $-CORE_STRIDE, %rbx
+    lea TRAP_TOP(%rbx), %rsp
+    call move_frame
+    push $0
+    push $0
+    push $\vector
+    jmp trap_common_shared
+2:  cmp $lstar_ring3_shared, %rbx
+    jb 3f
+    cmp $lstar_ring3_shared_on_stack, %rbx
+    jae 3f
+    mov %rsp, %rbx                      # RSP was still the program's
+    and $-CORE_STRIDE, %rbx
+    lea TRAP_TOP(%rbx), %rsp
+    jmp 4f
+3:  mov 40(%rsp), %rsp                  # the kernel's stack
+4:  call move_frame
+    push_volatile
+    mov $USER_SS, %eax                  # may be null: see trap_common
+    mov %eax, %ss
+    cld
+    mov $\vector, %edi
+    call interrupt_in_kernel
+    pop_volatile
+    iretq
+    .endm
+    interrupt_ring3_shared 64
+    interrupt_ring3_shared 65
+
 # Copies the interrupt frame above RAX (saved RBX, RAX, then RIP … SS) to the
 # stack RSP is on, and restores RAX and RBX. Its own return address is taken
 # off first.
@@ -289,53 +389,46 @@ move_frame:
     ret
 
 # int3 of a program in ring-3 mode, passed on by ring0_privileged.
-breakpoint_ring3:
+    .macro breakpoint_path kind
+breakpoint_ring3\kind:
     push $0
     push $0
     push $3
-    jmp trap_common
+    jmp trap_common\kind
+    .endm
+    breakpoint_path
+    breakpoint_path _shared
 
 # ---------------------------------------------------------- system calls ----
-    .macro syscall_tail
+    .macro syscall_tail kind
     push $0                             # error
     push $0                             # cr2
     push $VECTOR_SYSCALL
     push_registers
     mov %rsp, %rdi
-    call syscall_entry
-    jmp trap_return
+    call syscall_entry\kind
+    jmp trap_return\kind
     .endm
 
-    .macro syscall_head
+    .macro syscall_head user_rsp:vararg
     push $USER_SS
-    push cpu_user_rsp(%rip)
+    push \user_rsp
     push %r11
     push $USER_CS
     push %rcx
     .endm
 
-# SYSCALL, ring-3 mode: still in ring 3, on the program's stack.
-lstar_ring3:
-    mov %rsp, cpu_user_rsp(%rip)
-    lea trap_stack_top(%rip), %rsp
-lstar_ring3_on_stack:
-    syscall_head
-    syscall_tail
-
-# SYSCALL on hardware, ring-0 mode. The way back is SYSRET where it does the same
-# as IRET: return address and flags are still those of RCX and R11, the address
-# is a program's (a non-canonical one would fault in ring 0 on the program's
-# stack, Intel SDM vol. 2, SYSRET), and neither TF nor RF is set.
-lstar_ring0:
-    mov %rsp, cpu_user_rsp(%rip)
-    lea trap_stack_top(%rip), %rsp
-    syscall_head
+# The way back is SYSRET where it does the same as IRET: return address and flags
+# are still those of RCX and R11, the address is a program's (a non-canonical one
+# would fault in ring 0 on the program's stack, Intel SDM vol. 2, SYSRET), and
+# neither TF nor RF is set.
+    .macro syscall_tail_ring0 kind
     push $0                             # error
     push $0                             # cr2
     push $VECTOR_SYSCALL
     push_registers
     mov %rsp, %rdi
-    call syscall_entry
+    call syscall_entry\kind
     pop_registers
     cmp %rcx, 24(%rsp)                  # rip
     jne 1f
@@ -351,10 +444,57 @@ lstar_ring0:
     sysretq
 1:  add $24, %rsp
     iretq
+    .endm
+
+# SYSCALL, ring-3 mode: still in ring 3, on the program's stack.
+lstar_ring3:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea trap_stack_top(%rip), %rsp
+lstar_ring3_on_stack:
+    syscall_head cpu_user_rsp(%rip)
+    syscall_tail
+
+# SYSCALL on hardware, ring-0 mode.
+lstar_ring0:
+    mov %rsp, cpu_user_rsp(%rip)
+    lea trap_stack_top(%rip), %rsp
+    syscall_head cpu_user_rsp(%rip)
+    syscall_tail_ring0
+
+# The same with several cores: each has its own first instructions.
+    .set STUB_BYTES, 32
+    .macro core_stub core, target
+    .balign STUB_BYTES
+    mov %rsp, (core_blocks + \core * CORE_STRIDE + USER_RSP)(%rip)
+    lea (core_blocks + \core * CORE_STRIDE + TRAP_TOP)(%rip), %rsp
+    jmp \target
+    .endm
+    .macro core_stubs target
+    .set core, 0
+    .rept MAX_CORES
+    core_stub core, \target
+    .set core, core + 1
+    .endr
+    .endm
+
+    .balign STUB_BYTES
+lstar_ring3_shared:
+    core_stubs lstar_ring3_shared_on_stack
+lstar_ring3_shared_on_stack:            # RSP = TRAP_TOP; one word is pushed before
+    syscall_head USER_RSP - TRAP_TOP + 8(%rsp)
+    syscall_tail _shared
+
+    .balign STUB_BYTES
+lstar_ring0_shared:
+    core_stubs lstar_ring0_shared_on_stack
+lstar_ring0_shared_on_stack:
+    syscall_head USER_RSP - TRAP_TOP + 8(%rsp)
+    syscall_tail_ring0 _shared
 
 # Vector 4, ring-0 mode: the trampoline's `int 4`, or a program's own #OF.
-    smap_prologue vector_4_ring0
-vector_4_ring0:
+    .macro overflow_path kind
+    smap_prologue vector_4_ring0\kind
+vector_4_ring0\kind:
     cmpq $trampoline_return, (%rsp)
     jne 1f
     mov %rcx, (%rsp)
@@ -364,8 +504,11 @@ vector_4_ring0:
     or $0x202, %r11d
     mov %r11, 16(%rsp)
     cld
-    syscall_tail
-1:  jmp vector_4
+    syscall_tail \kind
+1:  jmp vector\kind\()_4
+    .endm
+    overflow_path
+    overflow_path _shared
 
 # ------------------------------------------------------- user and kernel ----
 # enter_user(frame: RDI) -> exit word: runs a program until leave_user.
@@ -377,7 +520,9 @@ enter_user:
     push %r13
     push %r14
     push %r15
-    mov %rsp, cpu_main_rsp(%rip)
+    mov %rsp, %rax
+    and $-CORE_STRIDE, %rax
+    mov %rsp, MAIN_RSP(%rax)
     # From a copy on this stack: an interrupt in ring-3 mode pushes right below
     # RSP, and what lies below the frame itself belongs to somebody else.
     sub $FRAME_BYTES, %rsp
@@ -394,13 +539,22 @@ enter_user:
     .globl leave_user
 leave_user:
     mov %rdi, %rax
-    mov cpu_main_rsp(%rip), %rsp
+    mov %rsp, %rcx
+    and $-CORE_STRIDE, %rcx
+    mov MAIN_RSP(%rcx), %rsp
     pop %r15
     pop %r14
     pop %r13
     pop %r12
     pop %rbp
     pop %rbx
+    ret
+
+# core_base() -> the block of this core.
+    .globl core_base
+core_base:
+    mov %rsp, %rax
+    and $-CORE_STRIDE, %rax
     ret
 
 # reload_cr3_ring3(root: RDI): CR3 reload for ring-3 mode, through int3.
@@ -523,6 +677,46 @@ ring0_privileged:
 1:  lea bounce_breakpoint(%rip), %rsp
     iretq
 
+# The same for each of several cores, whose stacks the frames behind name.
+    .macro ring0_page_fault_stub core
+    .balign STUB_BYTES
+    push %rax
+    mov %cr2, %rax
+    lea (bounces + \core * BOUNCE_STRIDE)(%rip), %rsp
+    iretq
+    .endm
+    .macro ring0_syscall_stub core
+    .balign STUB_BYTES
+    mov %rsp, (core_blocks + \core * CORE_STRIDE + USER_RSP)(%rip)
+    lea (bounces + \core * BOUNCE_STRIDE + 40)(%rip), %rsp
+    iretq
+    .endm
+    .macro ring0_privileged_stub core
+    .balign STUB_BYTES
+    cmpq $privileged_return, (%rsp)
+    jne 1f
+    mov %rax, %cr3
+    iretq
+1:  lea (bounces + \core * BOUNCE_STRIDE + 80)(%rip), %rsp
+    iretq
+    .endm
+    .macro ring0_stubs name
+    .set core, 0
+    .rept MAX_CORES
+    \name\()_stub core
+    .set core, core + 1
+    .endr
+    .endm
+    .balign STUB_BYTES
+ring0_page_fault_shared:
+    ring0_stubs ring0_page_fault
+    .balign STUB_BYTES
+ring0_syscall_shared:
+    ring0_stubs ring0_syscall
+    .balign STUB_BYTES
+ring0_privileged_shared:
+    ring0_stubs ring0_privileged
+
 # ---------------------- what ring 3 must reach in ring-0 mode, nested host ----
     .section .user_text, "ax"
 lstar_ring0_nested:
@@ -539,26 +733,34 @@ bounce_syscall:
     .quad lstar_ring3_on_stack, USER_CS, 0x202, trap_stack_top, USER_SS
 bounce_breakpoint:
     .quad breakpoint_ring3, USER_CS, 0x202, ist3_top - 40, USER_SS
+    .set BOUNCE_STRIDE, 120
+    .macro bounce_frames core
+    .quad page_fault_ring3_shared, USER_CS, 0x202, core_blocks + \core * CORE_STRIDE + IST1_TOP - 56, USER_SS
+    .quad lstar_ring3_shared_on_stack, USER_CS, 0x202, core_blocks + \core * CORE_STRIDE + TRAP_TOP, USER_SS
+    .quad breakpoint_ring3_shared, USER_CS, 0x202, core_blocks + \core * CORE_STRIDE + IST3_TOP - 40, USER_SS
+    .endm
+bounces:
+    .set core, 0
+    .rept MAX_CORES
+    bounce_frames core
+    .set core, core + 1
+    .endr
 
     .section .bss, "aw", @nobits
-    .balign 4096
-    .skip 32768
-boot_stack_top:
-    .skip 32768
-trap_stack_top:
-    .skip 16384
-ist1_top:
-    .skip 16384
-ist2_top:
-    .skip 16384
-ist3_top:
     .balign 8
-    .globl cpu_user_rsp
-cpu_user_rsp:
-    .skip 8
-    .globl cpu_main_rsp
-cpu_main_rsp:
-    .skip 8
     .globl cpu_ipis
 cpu_ipis:
     .skip 8
+
+# The last of the image.
+    .section .core_blocks, "aw", @nobits
+    .balign CORE_STRIDE
+    .globl core_blocks
+core_blocks:
+    .skip CORE_STRIDE
+    .set boot_stack_top, core_blocks + BOOT_TOP
+    .set trap_stack_top, core_blocks + TRAP_TOP
+    .set ist1_top, core_blocks + IST1_TOP
+    .set ist2_top, core_blocks + IST2_TOP
+    .set ist3_top, core_blocks + IST3_TOP
+    .set cpu_user_rsp, core_blocks + USER_RSP

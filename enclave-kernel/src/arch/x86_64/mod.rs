@@ -22,17 +22,17 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use enclave_abi::addr::PAGE_SIZE;
 use enclave_abi::boot::{
-    BOOT_FORCE_CR3_FLUSH, BOOT_RING0_INTERPRETED, BootInfo, CLAC_BYTES, Mode, cpu,
+    BOOT_FORCE_CR3_FLUSH, BOOT_RING0_INTERPRETED, BootInfo, CLAC_BYTES, MAX_CORES, Mode, cpu,
 };
 
-use crate::memory;
+use crate::{cores, memory};
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
-const _: () = assert!(enclave_abi::ABI_VERSION == 8, "entry.S repeats the version");
+const _: () = assert!(enclave_abi::ABI_VERSION == 9, "entry.S repeats the version");
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);
-static FLUSH: AtomicU8 = AtomicU8::new(FLUSH_CR3);
+static FLUSH: AtomicU8 = AtomicU8::new(FLUSH_CR3_RING3);
 static FORCE_CR3: AtomicU8 = AtomicU8::new(0);
 static ROOT: AtomicU64 = AtomicU64::new(0);
 /// The value of CR3: the table in use and, with PCID, its tag.
@@ -42,10 +42,33 @@ static FEATURES: AtomicU64 = AtomicU64::new(0);
 static IS_RING0_INTERPRETED: AtomicBool = AtomicBool::new(false);
 
 const FLUSH_UPPER: u8 = 0;
+/// By a CR3 reload of this core, in ring-0 mode and in ring-3 mode.
 const FLUSH_CR3: u8 = 1;
+const FLUSH_CR3_RING3: u8 = 2;
+/// The same on all cores.
+const FLUSH_ALL: u8 = 3;
+
+/// Bytes of a core's stacks.
+const CORE_STRIDE: u64 = 0x2_0000;
+const _: () = assert!(MAX_CORES == 32, "entry.S repeats both");
 
 unsafe extern "C" {
     fn reload_cr3_ring3(root: u64);
+    fn core_base() -> u64;
+    static core_blocks: u8;
+}
+
+/// The number of this core, by the stack it runs on.
+pub(crate) fn core() -> usize {
+    // SAFETY: reads RSP.
+    let base = unsafe { core_base() };
+    let first = (&raw const core_blocks).addr() as u64;
+    (base.wrapping_sub(first) / CORE_STRIDE) as usize
+}
+
+/// Whether each instruction of the kernel takes about a microsecond.
+pub(crate) fn is_slow() -> bool {
+    !ring3() && IS_RING0_INTERPRETED.load(Ordering::Relaxed)
 }
 
 /// Fixes the mode.
@@ -218,10 +241,24 @@ pub(crate) fn root() -> u64 {
     ROOT.load(Ordering::Relaxed)
 }
 
-/// Flushes every translation that this core holds for the table in use, by
-/// loading CR3 with the same value.
+/// Flushes every translation that a core holds for the table in use: after
+/// changes of mappings.
 pub(crate) fn flush_tlb() {
+    if FLUSH.load(Ordering::Relaxed) == FLUSH_ALL {
+        cores::forget_translations();
+    } else {
+        flush_here();
+    }
+}
+
+/// The same for this core alone, by loading CR3 with the program's table.
+pub(crate) fn flush_here() {
     load_cr3(CR3.load(Ordering::Relaxed));
+}
+
+/// Uses the kernel's own table, on this core alone.
+pub(crate) fn use_boot_tables() {
+    load_cr3(BOOT_ROOT.load(Ordering::Relaxed));
 }
 
 fn load_cr3(value: u64) {
@@ -270,21 +307,40 @@ fn read_word(address: u64) -> u64 {
 }
 
 /// Flushes after a store to a top-level entry: nothing to do where the store
-/// itself does it ([`choose_flush`]).
+/// itself does it ([`choose_flush`]). A publish waits for it: one way is in line.
+#[inline]
 pub(crate) fn flush_upper() {
-    if FLUSH.load(Ordering::Relaxed) == FLUSH_CR3 {
-        flush_tlb();
+    match FLUSH.load(Ordering::Relaxed) {
+        // SAFETY: the value that is in CR3 already, in ring 0: nothing changes for
+        // the kernel but cached translations.
+        FLUSH_CR3 => unsafe {
+            asm!("mov cr3, {}", in(reg) CR3.load(Ordering::Relaxed), options(nostack, preserves_flags));
+        },
+        FLUSH_UPPER => {}
+        _ => flush_otherwise(),
     }
 }
 
+#[cold]
+#[inline(never)]
+fn flush_otherwise() {
+    flush_tlb();
+}
+
 /// Finds out how translations below a changed top-level entry go away: 0 = by
-/// the store itself (a shadow-paging host in ring-3 mode), 1 = CR3 reload.
+/// the store itself (a shadow-paging host in ring-3 mode), 1 = CR3 reload. With
+/// several cores always the latter, on all of them.
 pub(crate) fn choose_flush() -> u64 {
-    let by_store =
-        ring3() && FORCE_CR3.load(Ordering::Relaxed) == 0 && checks::upper_store_flushes();
-    FLUSH.store(
-        if by_store { FLUSH_UPPER } else { FLUSH_CR3 },
-        Ordering::Relaxed,
-    );
+    let by_store = ring3()
+        && !cores::several()
+        && FORCE_CR3.load(Ordering::Relaxed) == 0
+        && checks::upper_store_flushes();
+    let method = match (by_store, cores::several()) {
+        (true, _) => FLUSH_UPPER,
+        (false, true) => FLUSH_ALL,
+        (false, false) if ring3() => FLUSH_CR3_RING3,
+        (false, false) => FLUSH_CR3,
+    };
+    FLUSH.store(method, Ordering::Relaxed);
     u64::from(!by_store)
 }

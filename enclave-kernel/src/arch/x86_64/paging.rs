@@ -136,6 +136,30 @@ fn change_one(va: u64, end: u64, bits: Option<u64>) -> Result<u64, OutOfTables> 
     Ok(va + PAGE_SIZE)
 }
 
+/// Whether the table in use lets a program do what the page fault with this error
+/// code was about (SDM vol. 3 §4.7): another core may have changed it since.
+pub(crate) fn allows(va: u64, error: u64) -> bool {
+    const WRITE: u64 = 1 << 1;
+    const RESERVED: u64 = 1 << 3;
+    const FETCH: u64 = 1 << 4;
+    if error & RESERVED != 0 || va >= enclave_abi::layout::USER_END {
+        return false;
+    }
+    let mut table = root();
+    for level in [4, 3, 2, 1] {
+        let entry = phys::read(slot(table, va, level));
+        if entry & (P | U) != P | U {
+            return false;
+        }
+        if level == 1 || entry & PS != 0 {
+            return (error & WRITE == 0 || entry & W != 0)
+                && (error & FETCH == 0 || entry & NX == 0);
+        }
+        table = entry & ADDR;
+    }
+    false
+}
+
 fn new_leaf(entry: u64, bits: Option<u64>, size: u64) -> u64 {
     bits.map_or(0, |bits| entry & ADDR & !(size << 5) | bits | size)
 }

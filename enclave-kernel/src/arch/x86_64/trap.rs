@@ -16,8 +16,8 @@ use enclave_abi::layout::{
 };
 use enclave_abi::queue::QueuePage;
 
-use super::{apic, probes};
-use crate::{boot, fault, host, phys, signals, syscall};
+use super::{apic, paging, probes};
+use crate::{boot, cores, fault, host, phys, signals, syscall};
 
 /// The vector of a frame that is about a system call, as in `entry.S`.
 const VECTOR_SYSCALL: u64 = 0x100;
@@ -104,6 +104,7 @@ mod asm {
     unsafe extern "C" {
         pub(super) fn enter_user(frame: *const TrapFrame) -> u64;
         pub(super) fn leave_user(word: u64) -> !;
+        pub(super) fn core_begin_anew() -> !;
     }
 }
 
@@ -152,6 +153,13 @@ pub(crate) fn leave_user(word: u64) -> ! {
     // SAFETY: only reached from a trap or system call of a program, hence
     // below an enter_user whose stack is intact.
     unsafe { asm::leave_user(word) }
+}
+
+/// Abandons the thread that this core runs, from 1 on: it enters [`cores::serve`].
+pub(crate) fn begin_anew() -> ! {
+    // SAFETY: nothing on the core's stacks is needed any more: `serve` begins with
+    // an empty one, as at boot.
+    unsafe { asm::core_begin_anew() }
 }
 
 /// System calls, from every gate.
@@ -218,6 +226,91 @@ fn trap_seldom(frame: &mut TrapFrame) {
     } else if !probes::resume(frame) {
         fault::exception(frame);
     }
+}
+
+/// System calls with several cores.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_entry_shared(frame: &mut TrapFrame) {
+    cores::enter();
+    syscall_entry(frame);
+    leave(frame);
+}
+
+/// Back to the program, unless another core has called this one out meanwhile.
+fn leave(frame: &mut TrapFrame) {
+    if cores::is_called_out() {
+        signals::attend(frame);
+    }
+    cores::leave();
+}
+
+/// [`fault_fast`] with several cores. What it leaves to [`fault_entry_shared`]
+/// keeps the lock: there is a frame, too, for those who have been called out.
+#[unsafe(no_mangle)]
+extern "C" fn fault_fast_shared(address: u64, error: u64) -> bool {
+    let is_program = cores::enter_from_program();
+    let is_resolved = fault::resolve_shared(address, error);
+    if !is_program {
+        return is_resolved;
+    }
+    if !is_resolved || cores::is_due() {
+        return false;
+    }
+    cores::leave();
+    true
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn fault_entry_shared(frame: &mut TrapFrame) {
+    // Another core may have changed the mapping since.
+    if !(frame.is_program() && paging::allows(frame.cr2, frame.error)) {
+        fault_entry(frame);
+    }
+    // Not where the kernel's own access failed.
+    if frame.is_program() {
+        leave(frame);
+    }
+}
+
+/// [`trap_entry`] with several cores.
+#[unsafe(no_mangle)]
+extern "C" fn trap_entry_shared(frame: &mut TrapFrame) {
+    if frame.vector == u64::from(VECTOR_COMMAND) || frame.vector == u64::from(VECTOR_IPI) {
+        acknowledge(frame.vector);
+        if cores::enter_from_program() {
+            if host::poll_attention() || cores::is_called_out() {
+                signals::attend(frame);
+            }
+            cores::leave();
+        }
+        return;
+    }
+    let is_program = cores::enter_from_program();
+    trap_entry(frame);
+    if is_program {
+        leave(frame);
+    }
+}
+
+/// Ring-3 mode with several cores: an interrupt met the kernel's own code.
+#[unsafe(no_mangle)]
+extern "C" fn interrupt_in_kernel(vector: u64) {
+    acknowledge(vector);
+    cores::interrupted_in_kernel();
+}
+
+fn acknowledge(vector: u64) {
+    apic::eoi();
+    if vector == u64::from(VECTOR_COMMAND) {
+        phys::low32::<INTERRUPTS_TAKEN>().fetch_add(1, Ordering::Release);
+    } else {
+        cores::note_interrupt();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn core_main(_: u64) -> ! {
+    cores::serve()
 }
 
 #[unsafe(no_mangle)]
