@@ -52,10 +52,14 @@ fn rounds(bytes: &[u8]) -> u64 {
 }
 
 fn snapshots_of_several_writers_are_whole(below: Below) {
+    snapshots_are_whole(1, below);
+}
+
+fn snapshots_are_whole(cores: usize, below: Below) {
     let flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread"];
     let flags = [&flags[..], &["-D_GNU_SOURCE"]].concat();
     let program = compile("cc", &flags, &["examples/threads.c"]);
-    let mut run = Run::start(below, &program.0, STEPS);
+    let mut run = Run::on(cores, below, &program.0, STEPS);
     let mut stream = run.attach("threads", Policy::Latest);
     let (mut generations, mut last) = (0, 0);
     while let Some(snapshot) = stream.next(Some(language::PATIENCE)).unwrap() {
@@ -77,5 +81,5 @@ both::on_both! {
 /// The writers, the publish and the copies are then really at the same time.
 #[test]
 fn snapshots_of_several_cores_are_whole() {
-    snapshots_of_several_writers_are_whole(Below::TwoCores);
+    snapshots_are_whole(2, Below::Enclave);
 }

@@ -19,9 +19,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
     Enclave,
-    /// An enclave of two cores.
-    #[allow(dead_code, reason = "for programs with threads alone")]
-    TwoCores,
     Linux,
 }
 
@@ -79,11 +76,15 @@ pub(crate) struct Run {
 impl Run {
     /// Starts `program` with one argument.
     pub(crate) fn start(below: Below, program: &Path, argument: u64) -> Self {
+        Self::on(1, below, program, argument)
+    }
+
+    /// The same in an enclave of so many cores.
+    pub(crate) fn on(cores: usize, below: Below, program: &Path, argument: u64) -> Self {
         require_programs();
         let run_dir = unique_dir("run");
         let mut command = match below {
-            Below::Enclave => in_enclave(&run_dir, program, "1"),
-            Below::TwoCores => in_enclave(&run_dir, program, "2"),
+            Below::Enclave => in_enclave(&run_dir, program, cores),
             Below::Linux => on_linux(&run_dir, program),
         };
         let enclavectl = Path::new(env!("CARGO_BIN_EXE_enclavectl"));
@@ -153,9 +154,10 @@ impl Drop for Run {
 }
 
 /// The program in a new enclave.
-fn in_enclave(run_dir: &Path, program: &Path, cores: &str) -> Command {
+fn in_enclave(run_dir: &Path, program: &Path, cores: usize) -> Command {
     let create = "create l --share-cores --mem 96M --no-prefault --backing small --cores";
-    let create = create.split(' ').chain([cores]);
+    let cores = cores.to_string();
+    let create = create.split(' ').chain([cores.as_str()]);
     let created = finish(enclavectl(run_dir).args(create), b"");
     assert_eq!(created.code, 0, "{}", created.stderr);
     let mut command = enclavectl(run_dir);

@@ -22,6 +22,7 @@ mod segments;
 mod service;
 mod state;
 mod telling;
+mod vcpu_loop;
 mod virtual_memory;
 mod vm;
 

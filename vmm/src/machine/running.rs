@@ -1,19 +1,17 @@
-//! A machine from creation to its end: the vCPU threads and the handle to it.
+//! A machine from creation to its end, and the handle to it.
 //!
-//! Called by the lifecycle code through [`Machine`]. A thread runs the guest,
-//! serves its queue between entries and never panics on what the guest does:
-//! it ends in a [`MachineState`] that says why.
+//! Called by the lifecycle code through [`Machine`]. What the threads do is in
+//! [`super::vcpu_loop`].
 
 // UNSAFETY: KVM memslots for RAM, a borrowed eventfd.
 #![expect(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, MAX_CORES, Mode};
-use enclave_abi::layout::VECTOR_COMMAND;
-use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -23,13 +21,13 @@ use super::arenas::ArenaTable;
 use super::cores::Cores;
 use super::debugger::{self, Debugger};
 use super::dump::{self, Dump};
-use super::extended;
 use super::gate::Gate;
 use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
-use super::queue::{bell_counts, interrupts_taken};
-use super::service::{Served, Service};
+use super::queue::bell_counts;
+use super::service::Service;
 use super::state::Shared;
+use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
     BellCounts, FreezeError, MachineConfig, MachineReport, MachineState, Ring, RunError,
@@ -38,7 +36,6 @@ use super::{
 use crate::capability;
 use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
-use crate::exit::{Action, Exit};
 use crate::failure::{Class, Failure};
 use crate::features::{self, Features};
 use crate::forward::Exports;
@@ -47,7 +44,6 @@ use crate::memory::{PrivateRam, Ram};
 use crate::probe;
 use crate::stats::KvmStats;
 use crate::vcpu::{self, CpuFacts};
-use crate::vmm_log::note;
 
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -99,37 +95,9 @@ pub struct Machine {
     cores: Arc<Cores>,
     gates: Vec<Arc<Gate>>,
     vm: Arc<Vm>,
-    ready: Mutex<Vec<Loop>>,
+    ready: Mutex<Vec<VcpuLoop>>,
     pub(super) debugger: Arc<Debugger>,
     shares: Arc<Shares>,
-}
-
-/// What a vCPU thread owns.
-struct Loop {
-    gate: Arc<Gate>,
-    debugger: Arc<Debugger>,
-    vm: Arc<Vm>,
-    /// One queue and one program: the vCPUs serve it in turn.
-    service: Arc<Mutex<Service>>,
-    ram: Ram,
-    shares: Arc<Shares>,
-    shared: Arc<Shared>,
-    cores: Arc<Cores>,
-    /// Which vCPU this is.
-    number: usize,
-    core: Option<usize>,
-    /// Command interrupts sent to the guest.
-    interrupts_sent: u32,
-    /// Failed accesses since the guest ran last.
-    memory_faults: u32,
-}
-
-impl std::fmt::Debug for Loop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loop")
-            .field("core", &self.core)
-            .finish_non_exhaustive()
-    }
 }
 
 /// An eventfd as a borrowed descriptor.
@@ -286,7 +254,7 @@ impl Machine {
         );
         let shares = Arc::clone(service.imports.shares());
         let service = Arc::new(Mutex::new(service));
-        let loops = gates.iter().enumerate().map(|(number, gate)| Loop {
+        let loops = gates.iter().enumerate().map(|(number, gate)| VcpuLoop {
             gate: Arc::clone(gate),
             debugger: Arc::clone(&debugger),
             vm: Arc::clone(&vm),
@@ -446,11 +414,7 @@ impl Machine {
                 "it has {} cores, and a debugger follows one only",
                 self.gates.len()
             );
-            return Err(Failure::new(
-                Class::Usage,
-                "debug the enclave",
-                why,
-            ));
+            return Err(Failure::new(Class::Usage, "debug the enclave", why));
         }
         let cores = Arc::clone(&self.cores);
         let kick = move || cores.rouse();
@@ -546,206 +510,10 @@ fn features_of_all(vcpus: &[VcpuFd], chosen: Features) -> Result<Features, Machi
     Ok(common)
 }
 
-impl Loop {
-    /// The vCPU thread. Those from 1 on begin when the first has brought the
-    /// kernel up.
-    fn run(mut self) {
-        self.pin();
-        let state = if self.number == 0 || self.shared.wait_booted() {
-            self.enter_until_stopped()
-        } else {
-            MachineState::Stopped
-        };
-        self.service().drain_console();
-        if let Some(kick) = self.cores.kick(self.number) {
-            kick.set(std::ptr::null_mut());
-        }
-        let is_failure = matches!(state, MachineState::Failed { .. });
-        self.shared.ended(state);
-        if is_failure {
-            // No core goes on without another.
-            self.shared.request_stop();
-            self.cores.rouse();
-        }
-    }
-
-    fn service(&self) -> MutexGuard<'_, Service> {
-        // Its parts are whole between two calls.
-        self.service.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts this thread on its core; without the right to, it stays where the
-    /// scheduler puts it and the report says so.
-    fn pin(&self) {
-        let Some(core) = self.core else {
-            return;
-        };
-        let mut set = rustix::thread::CpuSet::new();
-        set.set(core);
-        if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
-            let warning = format!("the vCPU thread is not pinned to core {core}: {errno}");
-            self.shared
-                .update_report(|report| report.warnings.push(warning));
-        }
-    }
-
-    fn enter_until_stopped(&mut self) -> MachineState {
-        loop {
-            if self.shared.is_stopping() {
-                if self.shared.state() == MachineState::Booting {
-                    let where_it_is = self.describe("stopped before the kernel reported");
-                    let text = format!("enclave-vmm: {where_it_is}\n");
-                    self.service().log.write(text.as_bytes());
-                }
-                return MachineState::Stopped;
-            }
-            if !self.shared.enter() {
-                continue;
-            }
-            let exit = self.gate.enter();
-            self.shared.left(exit.name());
-            if !matches!(exit, Exit::MemoryFault | Exit::Interrupted) {
-                self.memory_faults = 0;
-            }
-            let served = match exit.action() {
-                Action::ServeQueue => self.serve_queue(),
-                Action::Continue => Served::Continue,
-                Action::DebugTrap => match self.debugger.trapped() {
-                    Ok(()) => Served::Continue,
-                    Err(error) => Served::Failed(self.describe(&error.to_string())),
-                },
-                Action::Sleep(ns) => self.sleep(ns),
-                Action::GiveWay => {
-                    std::thread::yield_now();
-                    Served::Continue
-                }
-                Action::CheckPending => self.after_kick(),
-                Action::InjectFault => self.inject_fault(),
-                Action::AwaitMemory => self.await_memory(),
-                Action::Stop(reason) => Served::Failed(self.describe(&reason)),
-            };
-            let served = match served {
-                Served::Continue if self.number == 0 => self.interrupt(),
-                other => other,
-            };
-            match served {
-                Served::Continue => {}
-                Served::Stop => return MachineState::Stopped,
-                Served::Failed(reason) => return MachineState::Failed { reason },
-            }
-        }
-    }
-
-    fn serve_queue(&mut self) -> Served {
-        let mut service = self.service();
-        let served = service.serve();
-        let wanted = service.take_extended();
-        drop(service);
-        let Some(wanted) = wanted else {
-            return served;
-        };
-        let (save, load) = (wanted.save, wanted.load);
-        let done = extended::exchange(&self.gate.vcpu(), &self.ram, save, load);
-        // Nonsense from a guest is its kernel's to deal with, not the machine's.
-        let done = done.map_err(|error| {
-            note(format_args!("the registers of a thread: {error}"));
-            error.errno()
-        });
-        match self.service().answer_extended(&wanted, done) {
-            Ok(()) => served,
-            Err(error) => Served::Failed(error.to_string()),
-        }
-    }
-
-    /// After a kick: the first core posts what is pending.
-    fn after_kick(&mut self) -> Served {
-        if let Some(kick) = self.cores.kick(self.number) {
-            kick.clear();
-        }
-        if self.number == 0 {
-            self.service().deliver()
-        } else {
-            Served::Continue
-        }
-    }
-
-    /// The core has nothing to do. A command for the kernel is the first one's.
-    fn sleep(&mut self, ns: u64) -> Served {
-        let cancel = (self.number == 0).then(|| borrow(self.shared.cancel()));
-        self.cores.sleep(self.number, ns, cancel);
-        self.after_kick()
-    }
-
-    /// Interrupts the guest while a kill has not taken effect, or once when it
-    /// asked, but never before it has taken the interrupt before. The first core
-    /// gets it and tells the others.
-    fn interrupt(&mut self) -> Served {
-        let mut service = self.service();
-        if !service.wants_interrupt() {
-            return Served::Continue;
-        }
-        match interrupts_taken(&self.ram) {
-            Ok(taken) if taken == self.interrupts_sent => {}
-            Ok(_) => return Served::Continue,
-            Err(error) => return Served::Failed(error.to_string()),
-        }
-        let msi = kvm_msi {
-            address_lo: 0xfee0_0000,
-            data: u32::from(VECTOR_COMMAND),
-            ..Default::default()
-        };
-        service.interrupt_sent();
-        drop(service);
-        self.interrupts_sent = self.interrupts_sent.wrapping_add(1);
-        match self.vm.signal_msi(msi) {
-            Ok(_) => Served::Continue,
-            Err(error) => Served::Failed(format!("KVM refused an interrupt: {error}")),
-        }
-    }
-
-    /// After an access to memory that is not there: whoever waits for the program
-    /// finds out and kills it; until then the access is tried again.
-    fn await_memory(&mut self) -> Served {
-        self.memory_faults += 1;
-        let may_come = self.shares.may_come(self.memory_faults);
-        let Some(pause) = may_come else {
-            return Served::Failed(self.describe("KVM cannot reach the guest's memory"));
-        };
-        self.shared.pause(pause);
-        self.after_kick()
-    }
-
-    /// Gives the program a general-protection fault for an access that KVM
-    /// could not emulate.
-    fn inject_fault(&mut self) -> Served {
-        let vcpu = self.gate.vcpu();
-        let injected = vcpu.get_vcpu_events().and_then(|mut events| {
-            events.exception.injected = 1;
-            events.exception.nr = 13;
-            events.exception.has_error_code = 1;
-            events.exception.error_code = 0;
-            vcpu.set_vcpu_events(&events)
-        });
-        match injected {
-            Ok(()) => Served::Continue,
-            Err(error) => Served::Failed(format!("KVM refused an exception: {error}")),
-        }
-    }
-
-    /// `reason` with the registers that help to understand it.
-    fn describe(&self, reason: &str) -> String {
-        match self.gate.vcpu().get_regs() {
-            Ok(regs) => format!("{reason} at rip {:#x}, rsp {:#x}", regs.rip, regs.rsp),
-            Err(_) => reason.to_owned(),
-        }
-    }
-}
-
 impl crate::control::Control for Machine {
     fn start(&self) -> Result<(), Failure> {
-        self.start().map_err(|error| {
-            Failure::new(Class::Failure, "start the machine", error)
-        })
+        self.start()
+            .map_err(|error| Failure::new(Class::Failure, "start the machine", error))
     }
     fn wait_ready(&self, timeout: Duration) -> MachineState {
         self.wait_ready(timeout)

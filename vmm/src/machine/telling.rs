@@ -14,6 +14,8 @@ use crate::confine::{self, Role};
 
 /// Time between two interrupts.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Signals of users and batch systems that want a program to end.
+const ASK_TO_END: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 /// Interrupts before whoever asked goes on.
 const TRIES: usize = 100;
 
@@ -48,6 +50,10 @@ impl Machine {
         }
         if !self.shared.submit_signal(run, Urgency::Tell, signal) {
             return;
+        }
+        if ASK_TO_END.contains(&i32::from(signal)) {
+            // Nor could one that is being looked at end by itself.
+            self.debugger.end();
         }
         for _ in 0..TRIES {
             self.rouse();

@@ -138,7 +138,9 @@ impl<C> Threads<C> {
     /// The core that thread `tid` runs on.
     #[must_use]
     pub fn core_of(&self, tid: Tid) -> Option<usize> {
-        self.running.iter().position(|&running| running == Some(tid))
+        self.running
+            .iter()
+            .position(|&running| running == Some(tid))
     }
 
     /// Takes the running thread of `core` off it.

@@ -440,26 +440,29 @@ impl Model {
 
 #[test]
 fn signals_end_waits_of_every_kind_once() {
-    let mut threads = Threads::new(MAIN, ());
-    let [sleeper, waiter] = [(); 2].map(|()| threads.spawn(()).unwrap());
-    threads.block(Wait {
-        futex: None,
-        deadline: Some(50),
-        late: 0,
-        broken: BROKEN,
-    });
-    assert_eq!(threads.next(0), Next::Run(sleeper, 0));
-    threads.block(at(8, Some(60)));
-    assert_eq!(threads.next(0), Next::Run(waiter, 0));
+    let mut threads = Threads::new(MAIN, (), 1);
+    let [sleeper, waiter] = [(); 2].map(|()| threads.spawn(0, ()).unwrap());
+    threads.block(
+        0,
+        Wait {
+            futex: None,
+            deadline: Some(50),
+            late: 0,
+            broken: BROKEN,
+        },
+    );
+    assert_eq!(threads.next(0, 0), Next::Run(sleeper, 0));
+    threads.block(0, at(8, Some(60)));
+    assert_eq!(threads.next(0, 0), Next::Run(waiter, 0));
     assert!(!threads.interrupt(waiter), "it runs");
     assert!(!threads.interrupt(99), "it is not there");
     assert!(threads.interrupt(sleeper) && !threads.interrupt(sleeper));
     assert!(threads.complete(MAIN, 7) && !threads.is_waiting(MAIN));
     assert_eq!((threads.waiting(), threads.wake(8, u32::MAX, 9)), (0, 0));
-    threads.exit();
-    assert_eq!(threads.next(99), Next::Run(sleeper, BROKEN));
-    threads.exit();
-    assert_eq!(threads.next(99), Next::Run(MAIN, 7));
+    threads.exit(0);
+    assert_eq!(threads.next(0, 99), Next::Run(sleeper, BROKEN));
+    threads.exit(0);
+    assert_eq!(threads.next(0, 99), Next::Run(MAIN, 7));
 }
 
 proptest! {

@@ -60,7 +60,8 @@ unsafe extern "C" {
 
 /// The number of this core, by the stack it runs on.
 pub(crate) fn core() -> usize {
-    // SAFETY: reads RSP.
+    // SAFETY: the function only computes with RSP, and every stack of the kernel
+    // lies within its core's block.
     let base = unsafe { core_base() };
     let first = (&raw const core_blocks).addr() as u64;
     (base.wrapping_sub(first) / CORE_STRIDE) as usize
