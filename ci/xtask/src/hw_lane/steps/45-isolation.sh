@@ -71,13 +71,19 @@ rmdir $groups/theirs
 
 # A core that is switched off, before and during. A partition that ends while a core
 # is off leaves the processes of the root group without that core for good: Linux
-# does not touch them when it comes back. So each is on again before the next end.
+# does not touch them when it comes back. So each is on again before the next end,
+# and the end of a group, which rmdir does not wait for, comes before.
+all_back() {
+    [ "$(cat $groups/cpuset.cpus.effective) $(may_run_on $other)" = "0-3 0-3" ]
+}
+await all_back
 echo 0 > /sys/devices/system/cpu/cpu3/online
 step "core 3 is offline" 6 ./enclavectl create t --ring $ring --cores 3-3 --mem 64M
 begin "that is told"
 grep -q "core 3 is offline" /tmp/step && found=yes || found=$(cat /tmp/step)
 equal "that is told" yes "$found"
 echo 1 > /sys/devices/system/cpu/cpu3/online
+await all_back
 create t --cores 3-3 --mem 64M
 equal "core 3 is isolated again" "3 " "$(isolated)"
 echo 0 > /sys/devices/system/cpu/cpu3/online
@@ -87,9 +93,6 @@ case $found in *"invalid"* | *"affinity"*) found=told ;; esac
 equal "a partition without a core is told" told "$found"
 echo 1 > /sys/devices/system/cpu/cpu3/online
 step "it can be destroyed" 0 ./enclavectl destroy t
-all_back() {
-    [ "$(cat $groups/cpuset.cpus.effective) $(may_run_on $other)" = "0-3 0-3" ]
-}
 begin "all cores are back"
 await all_back
 equal "all cores are back" "0-3 0-3" "$(cat $groups/cpuset.cpus.effective) $(may_run_on $other)"
