@@ -414,6 +414,29 @@ fn handlers_are_called_as_on_linux_in_ring0() {
     handlers(&Comparison::in_ring0());
 }
 
+/// Timers that send signals, to a program that computes or waits.
+fn timers(both: &Comparison) {
+    both.same_in_c("timers", &["flood"], b"", 0);
+    both.same_in_c("timers", &["die"], b"", 128 + 14);
+    // Where Linux does nothing but send them.
+    let mut most = both
+        .enclave
+        .run("/", &c_program("timers", "musl"), &["most"]);
+    let _turn = lock(&both.enclave.turn);
+    let ended = finish(&mut most, b"");
+    assert!(ended.stdout.ends_with("twenty\n"), "{}", ended.stdout);
+}
+
+#[test]
+fn timers_send_signals_as_on_linux() {
+    timers(&Comparison::new());
+}
+
+#[test]
+fn timers_send_signals_as_on_linux_in_ring0() {
+    timers(&Comparison::in_ring0());
+}
+
 /// Runs `told` until it has said that it waits in its way, sends `enclavectl run`
 /// a signal, and returns what else it said and its exit code.
 fn tell(both: &Comparison, way: &str, signals: &[Signal]) -> (String, i32) {

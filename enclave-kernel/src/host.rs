@@ -6,7 +6,7 @@
 //! panic, not a hang.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use enclave_abi::boot::Mode;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, QUEUE};
@@ -30,6 +30,8 @@ static KILL: AtomicU64 = AtomicU64::new(0);
 /// Signals that the program may handle, as a set, and the run they are for.
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 static SIGNALS_RUN: AtomicU64 = AtomicU64::new(0);
+/// A timer of the program is due.
+static ALARM: AtomicBool = AtomicBool::new(false);
 /// Whether there may be something to do before the program goes on: one word
 /// for all that can be, because it is looked at on every way back.
 static ATTENTION: AtomicU64 = AtomicU64::new(0);
@@ -77,7 +79,12 @@ fn note(record: &Record) {
         if SIGNALS_RUN.swap(run, Ordering::Relaxed) != run {
             SIGNALS.store(0, Ordering::Relaxed);
         }
-        SIGNALS.fetch_or(bit((signal & 0xff) as u8), Ordering::Release);
+        match (signal & 0xff) as u8 {
+            0 => ALARM.store(true, Ordering::Release),
+            signal => {
+                SIGNALS.fetch_or(bit(signal), Ordering::Release);
+            }
+        }
     }
     call_attention();
 }
@@ -137,13 +144,20 @@ pub(crate) fn attended() {
 
 /// Takes in commands that came meanwhile; whether one is to interrupt a wait.
 pub(crate) fn is_interrupted() -> bool {
-    poll_attention() && (KILL.load(Ordering::Relaxed) | SIGNALS.load(Ordering::Relaxed)) != 0
+    poll_attention()
+        && ((KILL.load(Ordering::Relaxed) | SIGNALS.load(Ordering::Relaxed)) != 0
+            || ALARM.load(Ordering::Relaxed))
+}
+
+/// Whether a timer is due; once.
+pub(crate) fn take_alarm() -> bool {
+    ALARM.load(Ordering::Relaxed) && ALARM.swap(false, Ordering::AcqRel)
 }
 
 /// The signals for run `run` that came, as a set, once. The host is told: until
 /// then it ends every wait on behalf of the program.
 pub(crate) fn take_signals(run: u64) -> u64 {
-    if SIGNALS.load(Ordering::Acquire) == 0 {
+    if SIGNALS.load(Ordering::Acquire) == 0 && !ALARM.load(Ordering::Acquire) {
         return 0;
     }
     call(Call::SignalsTaken, [run, 0, 0, 0, 0, 0, 0]);

@@ -69,4 +69,6 @@ mod syscall;
 #[cfg(target_os = "none")]
 mod threads;
 #[cfg(target_os = "none")]
+mod timers;
+#[cfg(target_os = "none")]
 mod user;

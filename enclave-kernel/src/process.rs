@@ -16,6 +16,7 @@ use enclave_core::aspace::{Aspace, Backing, Kind, Prot, Region};
 use enclave_core::exec::{self, HEAD_BYTES, LoadPlan};
 use enclave_core::stack::{self, AuxInfo};
 use enclave_core::thread::Threads;
+use enclave_core::timer::Timers;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
@@ -58,6 +59,8 @@ pub(crate) struct Process {
     pub(crate) first_code: Option<u64>,
     /// Signal handlers, and signals for any of its threads.
     pub(crate) signals: signals::Program,
+    /// Its timers.
+    pub(crate) timers: Timers,
     /// Monotonic nanoseconds at start.
     pub(crate) started_ns: u64,
     /// Unknown calls already logged, one bit per number below 512.
@@ -227,6 +230,7 @@ fn load(request: &Request) -> Result<TrapFrame, String> {
         ),
         first_code: None,
         signals: signals::Program::default(),
+        timers: Timers::default(),
         started_ns: clock::monotonic_ns(),
         logged: [0; 8],
         report: String::new(),

@@ -213,6 +213,10 @@ numbers! {
         /// [`Command::Kill`] brought for its program: waits on its behalf need
         /// not end any more. Answer: 0.
         SignalsTaken = 29,
+        /// In `args[1]` nanoseconds a timer of the program of run `args[0]` is due:
+        /// send [`Command::Kill`] with signal 0 then, `u64::MAX` = not. What was
+        /// asked for before is over. Answer: 0.
+        Alarm = 40,
     }
 }
 
@@ -224,6 +228,7 @@ numbers! {
         Run = 1,
         /// Signal `args[1]` for the program of run `args[0]`: it ends by it, or,
         /// if `args[2]` is 1, does what it does by default or has a handler for.
+        /// Signal 0 is none: the kernel looks at its timers ([`Call::Alarm`]).
         Kill = 2,
         /// Stop: answer with nothing, go idle for ever.
         Stop = 3,

@@ -14,6 +14,7 @@
 //! | [`exec`]       | whether and where a program is loaded                    |
 //! | [`stack`]      | the bytes of a program's first stack                     |
 //! | [`thread`]     | who runs, who waits, whom a wake-up reaches               |
+//! | [`timer`]      | when a program's next timer is due, what it sends         |
 //! | [`signal`]     | which signal is next, what it does, what its frame says   |
 //! | [`user_slice`] | whether an alleged user range can be one                 |
 //! | [`names`]      | what to call a system call in the log                    |
@@ -37,6 +38,7 @@ pub mod names;
 pub mod signal;
 pub mod stack;
 pub mod thread;
+pub mod timer;
 pub mod user_slice;
 
 pub use enclave_arena as arena;

@@ -125,6 +125,7 @@ fn next() -> Next {
                 thread.is_due = false;
                 return Next::Nothing;
             };
+            let info = p.timers.tell(info, clock::monotonic_ns());
             let actions = &mut p.signals.actions;
             match actions.of(info.signal()).disposition(info.signal()) {
                 Disposition::Ignore => {}

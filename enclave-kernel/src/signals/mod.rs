@@ -15,7 +15,7 @@ mod wait;
 
 pub(crate) use deliver::{deliver, fault, force_segv};
 pub(crate) use frame::give_back;
-pub(crate) use send::{Target, forget, send, thread_gone};
+pub(crate) use send::{Target, forget, is_pending, send, thread_gone};
 pub(crate) use wait::{end_mask, suspend, timed_wait, with_mask};
 
 use enclave_core::signal::{Actions, AltStack, Budget, Info, Pending, Restart, UNBLOCKABLE};
@@ -23,7 +23,7 @@ use enclave_core::signal::{bit, code};
 use enclave_core::thread::Tid;
 
 use crate::arch::{self, TrapFrame};
-use crate::{host, process, threads};
+use crate::{host, process, threads, timers};
 
 /// What a program said about signals, and those that are for any of its threads.
 #[derive(Debug, Default)]
@@ -169,6 +169,9 @@ fn take_commands() {
     process::end_if_killed();
     let run = process::with(|p| p.run);
     let mut left = host::take_signals(run);
+    if host::take_alarm() {
+        timers::expire();
+    }
     while let Some(signal) = enclave_core::signal::first_of(left) {
         left &= !bit(signal);
         // Beyond what is queued one more makes no difference.

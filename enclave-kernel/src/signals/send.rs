@@ -4,12 +4,12 @@ use alloc::vec::Vec;
 
 use enclave_core::errno::Errno;
 use enclave_core::signal::{Disposition, Info, bit};
-use enclave_core::thread::Tid;
+use enclave_core::thread::{Threads, Tid};
 
 use super::Thread;
 use crate::process::Process;
-use crate::threads::PID;
-use crate::{arch, cores, host, process, user};
+use crate::threads::{Context, PID};
+use crate::{arch, clock, cores, host, process, user};
 
 /// Whom a signal is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) fn send(target: Target, info: Info) -> Result<(), Errno> {
             return Ok::<_, Errno>(None);
         }
         if let Some((tid, to)) = awaiting(p, target, signal) {
-            return Ok(Some((tid, to)));
+            return Ok(Some((tid, to, p.timers.tell(info, clock::monotonic_ns()))));
         }
         queue(p, target, info)?;
         if let Some(tid) = choose(p, target, signal) {
@@ -39,7 +39,7 @@ pub(crate) fn send(target: Target, info: Info) -> Result<(), Errno> {
         }
         Ok(None)
     })?;
-    let Some((tid, to)) = awaiting else {
+    let Some((tid, to, info)) = awaiting else {
         return Ok(());
     };
     // Its memory is everybody's: its call is answered here.
@@ -121,6 +121,17 @@ fn notify(p: &mut Process, tid: Tid) {
             p.threads.interrupt(tid);
         }
     }
+}
+
+/// Whether a signal still waits, for `target` or for any thread.
+pub(crate) fn is_pending(
+    threads: &mut Threads<Context>,
+    shared: u64,
+    signal: u8,
+    target: Option<Tid>,
+) -> bool {
+    let own = target.map(|tid| threads.context(tid).map_or(0, |t| t.signals.pending.set()));
+    own.unwrap_or(shared) & bit(signal) != 0
 }
 
 /// Finds somebody else for signals of the program that the one who was to take

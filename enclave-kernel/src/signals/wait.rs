@@ -6,7 +6,7 @@ use enclave_core::thread::Wait;
 
 use super::{Awaited, mask, set_mask};
 use crate::arch::{self, TrapFrame};
-use crate::{process, threads, user};
+use crate::{clock, process, threads, user};
 
 /// Whether the running thread has to look at a signal first.
 fn is_due() -> bool {
@@ -92,6 +92,7 @@ fn take(set: u64) -> Option<Info> {
         let budget = &mut p.signals.budget;
         let thread = p.threads.context(tid)?;
         let own = thread.signals.pending.take(set, budget);
-        own.or_else(|| p.signals.pending.take(set, budget))
+        let info = own.or_else(|| p.signals.pending.take(set, budget));
+        info.map(|info| p.timers.tell(info, clock::monotonic_ns()))
     })
 }

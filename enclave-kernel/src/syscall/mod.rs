@@ -15,6 +15,7 @@ mod scheduling;
 mod segment;
 mod signal;
 mod thread;
+mod timer;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -115,6 +116,7 @@ fn serve(frame: &mut TrapFrame) -> Outcome {
         ours::BASE.. => arena::serve(nr, a),
         _ => thread::serve(nr, a, frame)
             .or_else(|| signal::serve(nr, a, frame))
+            .or_else(|| timer::serve(nr, a))
             .or_else(|| misc::serve(nr, a))
             .or_else(|| identity::serve(nr, a))
             .or_else(|| scheduling::serve(nr, a, frame))

@@ -4,6 +4,7 @@
 //! called from any thread. A machine never panics on guest behaviour: it ends
 //! in a [`MachineState`] that says why.
 
+mod alarm;
 pub mod arenas;
 mod bells;
 mod cores;

@@ -92,7 +92,7 @@ pub struct Machine {
     pub(super) shared: Arc<Shared>,
     stats: Arc<[KvmStats]>,
     ram: Ram,
-    cores: Arc<Cores>,
+    pub(super) cores: Arc<Cores>,
     gates: Vec<Arc<Gate>>,
     vm: Arc<Vm>,
     ready: Mutex<Vec<VcpuLoop>>,
@@ -292,6 +292,10 @@ impl Machine {
         // Only there to interrupt KVM_RUN; blocked signals would not.
         register_signal_handler(SIGRTMIN(), ignore)
             .map_err(|e| MachineError::System("install the kick signal", e.into()))?;
+        if !loops.is_empty() {
+            self.tell_alarms()
+                .map_err(|e| MachineError::System("start a thread", e))?;
+        }
         for looped in loops {
             let number = looped.number;
             let name = format!("vcpu{number}");

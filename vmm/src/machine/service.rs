@@ -297,6 +297,10 @@ impl Service {
                 self.shared.signals_taken(a[0]);
                 [0; 7]
             }
+            Call::Alarm => {
+                self.shared.alarms.set(a[0], a[1]);
+                [0; 7]
+            }
             Call::Interrupt => {
                 self.is_interrupt_wanted |= a[0] == 1;
                 [0; 7]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::alarm::Alarms;
 use super::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
 
 /// A command for the kernel that the vCPU thread has to deliver.
@@ -72,6 +73,8 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Readable while a blocking forwarded call has to end.
     cancel: EventFd,
+    /// When programs are to be told that a timer is due.
+    pub(super) alarms: Alarms,
 }
 
 /// Outcomes nobody has waited for are kept for the newest so many runs.
@@ -97,6 +100,7 @@ impl Shared {
             }),
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            alarms: Alarms::default(),
         })
     }
 
@@ -379,6 +383,7 @@ impl Shared {
     /// Tells everybody to stop.
     pub(super) fn request_stop(&self) {
         self.lock().stopping = true;
+        self.alarms.end();
         let _ = self.cancel.write(1);
         self.changed.notify_all();
     }

@@ -6,9 +6,10 @@
 //! waits longer than about a second.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::state::Urgency;
+use super::cores::Cores;
+use super::state::{Shared, Urgency};
 use super::{Machine, MachineState};
 use crate::confine::{self, Role};
 
@@ -18,6 +19,22 @@ const PAUSE: Duration = Duration::from_millis(10);
 const ASK_TO_END: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 /// Interrupts before whoever asked goes on.
 const TRIES: usize = 100;
+
+/// How many times as long as an alarm takes to arrive there is none after it: one
+/// upon the other would leave a slow kernel's program no time.
+const REST: u32 = 16;
+/// In place of a signal: the kernel looks at the program's timers.
+const LOOK: u8 = 0;
+
+/// Interrupts the enclave until its kernel has taken the signals of run `run`.
+fn until_taken(shared: &Shared, cores: &Cores, run: u64) {
+    for _ in 0..TRIES {
+        cores.rouse();
+        if shared.wait_taken(run, PAUSE) {
+            return;
+        }
+    }
+}
 
 impl Machine {
     /// Kills the program of run `run` if it still runs; returns when it is gone
@@ -55,12 +72,25 @@ impl Machine {
             // Nor could one that is being looked at end by itself.
             self.debugger.end();
         }
-        for _ in 0..TRIES {
-            self.rouse();
-            if self.shared.wait_taken(run, PAUSE) {
-                return;
+        until_taken(&self.shared, &self.cores, run);
+    }
+
+    /// Starts the thread that tells kernels when a timer of their program is due.
+    ///
+    /// # Errors
+    /// The system's, when there is no thread to be had.
+    pub(super) fn tell_alarms(&self) -> std::io::Result<()> {
+        let (shared, cores) = (Arc::clone(&self.shared), Arc::clone(&self.cores));
+        let body = move || {
+            while let Some(run) = shared.alarms.next() {
+                let began = Instant::now();
+                if shared.submit_signal(run, Urgency::Tell, LOOK) {
+                    until_taken(&shared, &cores, run);
+                    shared.alarms.rest(began.elapsed().saturating_mul(REST));
+                }
             }
-        }
+        };
+        confine::spawn(Role::Helper, "alarms", body).map(drop)
     }
 
     /// Declares the machine failed if its kernel does not take the kill of

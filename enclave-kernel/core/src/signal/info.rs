@@ -88,6 +88,13 @@ impl Info {
         (self.words[1] & 0xffff_ffff) as u32 as i32
     }
 
+    /// The same with another first field.
+    #[must_use]
+    pub const fn with_field(mut self, field: u64) -> Self {
+        self.words[2] = field;
+        self
+    }
+
     /// The first field: who sent it, or the address of a fault.
     #[must_use]
     pub const fn field(&self) -> u64 {

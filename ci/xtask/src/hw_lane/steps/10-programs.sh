@@ -9,6 +9,12 @@ for fault in null:139 code:139 jump:139 stack:139 wild:139 divide:136 ud2:132; d
         ./enclavectl run t -- ./segv ${fault%:*}
 done
 
+begin "timers send signals as on Linux"
+./timers > /tmp/expected 2>&1 < /dev/null
+timeout -s KILL $limit ./enclavectl run t -- ./timers > /tmp/found 2>&1 < /dev/null
+diff /tmp/expected /tmp/found
+equal "timers send signals as on Linux" "$(cat /tmp/expected)" "$(cat /tmp/found)"
+
 step "threads take turns on the core" 0 ./enclavectl run t -- ./threads
 step "the last thread ends its program" 0 ./enclavectl run t -- ./threads leave
 
