@@ -34,10 +34,16 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "run",
         &[
             "enclavectl run a1 -- ./snap_mini --steps 100",
+            "enclavectl run a1 --limit-mem 64M -- ./analysis",
             "enclavectl run a1 --env OMP_NUM_THREADS=1 -- ./solver /data/input > out.txt",
         ],
     ),
     ("list", &["enclavectl list", "enclavectl list --json"]),
+    ("ps", &["enclavectl ps a1", "enclavectl ps a1 --json"]),
+    (
+        "kill",
+        &["enclavectl kill a1", "enclavectl kill a1:2 --signal USR1"],
+    ),
     ("inspect", &["enclavectl inspect a1"]),
     (
         "stats",
@@ -135,6 +141,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
 /// Arguments that are the name of an enclave, by verb.
 const ENCLAVES: &[(&str, &str)] = &[
     ("run", "name"),
+    ("ps", "name"),
     ("inspect", "name"),
     ("stats", "name"),
     ("logs", "name"),

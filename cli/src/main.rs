@@ -81,8 +81,11 @@ enum Command {
     /// Run a program in an enclave, with this terminal's input and output.
     Run(cmd::run::Run),
     /// List the enclaves.
-    #[command(alias = "ps")]
     List(cmd::show::List),
+    /// List the processes of an enclave.
+    Ps(cmd::ps::Ps),
+    /// Send a process of an enclave a signal.
+    Kill(cmd::ps::Kill),
     /// Show everything about an enclave, as JSON.
     Inspect(cmd::show::Inspect),
     /// Show what enclaves, arenas and segments have counted.
@@ -162,6 +165,8 @@ fn main() -> ExitCode {
         // Its exit codes are its own: 125, 126, 127 and the program's.
         Command::Run(verb) => return verb.run(),
         Command::List(verb) => verb.run(format),
+        Command::Ps(verb) => verb.run(format),
+        Command::Kill(verb) => verb.run(),
         Command::Inspect(verb) => verb.run(),
         Command::Stats(verb) => verb.run(format),
         Command::Top(verb) => verb.run(format),

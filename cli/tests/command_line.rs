@@ -164,7 +164,7 @@ fn a_host_without_enclaves_lists_none() {
         text,
         "NAME  STATE  CORES  MEM  ARENAS  PROGRAM  UPTIME  REASON\n"
     );
-    assert_eq!(host.succeeds(&["ps", "-q"]), "");
+    assert_eq!(host.succeeds(&["list", "-q"]), "");
     let json: serde_json::Value =
         serde_json::from_str(&host.succeeds(&["list", "--json"])).unwrap();
     assert_eq!(json["schema"], 1);

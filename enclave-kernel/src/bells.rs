@@ -46,7 +46,7 @@ pub(crate) fn wait(
     notices: u32,
     deadline_ns: u64,
 ) -> Result<(), Errno> {
-    if cores::several() {
+    if cores::are_needed() {
         // Bells are for the first core alone, and the kernel is needed.
         let left = deadline_ns.saturating_sub(clock::monotonic_ns());
         let is_woken = is_there() || arch::notices_taken() != notices;

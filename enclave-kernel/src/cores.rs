@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use enclave_abi::boot::MAX_CORES;
 use enclave_core::thread::Cores;
 
+use crate::processes::{self, Turn};
 use crate::{arch, clock, host, phys, process, signals, threads};
 
 /// What other cores have to know of one.
@@ -69,6 +70,13 @@ pub(crate) fn several() -> bool {
     COUNT.load(Ordering::Relaxed) > 1
 }
 
+/// Whether somebody else may need the kernel while a program waits for the host:
+/// another core, or another process.
+#[inline]
+pub(crate) fn are_needed() -> bool {
+    several() || processes::others()
+}
+
 /// How many there are.
 pub(crate) fn count() -> usize {
     COUNT.load(Ordering::Relaxed)
@@ -105,6 +113,7 @@ fn others(me: usize) -> impl Iterator<Item = (usize, &'static Core)> {
 pub(crate) fn init(count: usize) {
     COUNT.store(count.clamp(1, MAX_CORES), Ordering::Relaxed);
     LOCK.store(true, Ordering::Relaxed);
+    AWAY.store(all() & !bit(0), Ordering::Relaxed);
 }
 
 /// Waits a little for something that another core does.
@@ -281,8 +290,20 @@ fn settle() {
     if sleeping == 0 {
         return;
     }
-    let (mut wake, deadline) =
-        process::with(|p| (p.threads.wanted(sleeping), p.threads.deadline()));
+    let Some((mut wake, mut deadline, is_free)) = process::if_any(|p| {
+        let is_free = !p.threads.is_on_core();
+        (p.threads.wanted(sleeping), p.threads.deadline(), is_free)
+    }) else {
+        return;
+    };
+    // Another process's turn is the first core's to give.
+    if is_free && processes::others() {
+        match processes::turn(clock::monotonic_ns()) {
+            Turn::Ready => wake |= sleeping & bit(0),
+            Turn::Idle(other) => deadline = deadline.into_iter().chain(other).min(),
+            Turn::Nobody => {}
+        }
+    }
     let rest = sleeping & !wake;
     let looks_after = |deadline: u64| {
         (0..).zip(&CORES).any(|(n, core): (usize, _)| {

@@ -5,6 +5,7 @@
 //! host's indices are not trusted to be sane: an answer that never comes is a
 //! panic, not a hang.
 
+use alloc::collections::BTreeMap;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -12,6 +13,7 @@ use enclave_abi::boot::Mode;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, QUEUE};
 use enclave_abi::queue::{Call, Command, QueuePage, RECORD_VERSION, RING_RECORDS, Record, Ring};
 use enclave_core::signal::bit;
+use spin::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::phys;
@@ -25,18 +27,56 @@ const RECORDS: u64 = offset_of!(Ring, records) as u64;
 const PATIENCE: u32 = 64;
 
 static SEQ: AtomicU32 = AtomicU32::new(1);
-/// A kill command that came along with an answer: run id << 8 | signal.
-static KILL: AtomicU64 = AtomicU64::new(0);
-/// Signals that the program may handle, as a set, and the run they are for.
-static SIGNALS: AtomicU64 = AtomicU64::new(0);
-static SIGNALS_RUN: AtomicU64 = AtomicU64::new(0);
-/// A timer of the program is due.
-static ALARM: AtomicBool = AtomicBool::new(false);
+/// What the host told of programs and nobody has looked at yet.
+static TOLD: Mutex<Told> = Mutex::new(Told {
+    signals: BTreeMap::new(),
+    is_run_wanted: false,
+    is_list_wanted: false,
+});
+/// Whether there is any of it.
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
 /// Whether there may be something to do before the program goes on: one word
 /// for all that can be, because it is looked at on every way back.
 static ATTENTION: AtomicU64 = AtomicU64::new(0);
 /// Calls forwarded so far.
 pub(crate) static FORWARDED: AtomicU64 = AtomicU64::new(0);
+
+/// Commands of the host.
+struct Told {
+    /// For each run.
+    signals: BTreeMap<u64, Signals>,
+    /// There is a program to start.
+    is_run_wanted: bool,
+    /// It wants to know of all processes.
+    is_list_wanted: bool,
+}
+
+/// Signals for one run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Signals {
+    /// It ends by this one.
+    kill: Option<u8>,
+    /// It may handle those, as a set.
+    set: u64,
+    /// A timer of it is due.
+    is_alarmed: bool,
+}
+
+impl Told {
+    fn is_any(&self) -> bool {
+        self.is_run_wanted || self.is_list_wanted || !self.signals.is_empty()
+    }
+}
+
+/// Changes what was told.
+fn told<T>(change: impl FnOnce(&mut Told) -> T) -> T {
+    let mut told = TOLD.lock();
+    let outcome = change(&mut told);
+    told.signals
+        .retain(|_, one| one.kill.is_some() || one.set != 0 || one.is_alarmed);
+    IS_TOLD.store(told.is_any(), Ordering::Release);
+    outcome
+}
 
 fn post(kind: Call, seq: u32, args: [u64; 7]) {
     let head = phys::atomic32(TO_HOST + HEAD);
@@ -69,23 +109,24 @@ fn take() -> Option<Record> {
 
 /// Notes an unasked command that is not for the idle loop.
 fn note(record: &Record) {
-    if Command::try_from(record.kind) != Ok(Command::Kill) {
-        return;
-    }
     let [run, signal, may_handle, ..] = record.args;
-    if may_handle == 0 {
-        KILL.store(run << 8 | signal & 0xff, Ordering::Release);
-    } else {
-        if SIGNALS_RUN.swap(run, Ordering::Relaxed) != run {
-            SIGNALS.store(0, Ordering::Relaxed);
-        }
-        match (signal & 0xff) as u8 {
-            0 => ALARM.store(true, Ordering::Release),
-            signal => {
-                SIGNALS.fetch_or(bit(signal), Ordering::Release);
+    let signal = (signal & 0xff) as u8;
+    told(|told| match Command::try_from(record.kind) {
+        Ok(Command::Run) => told.is_run_wanted = true,
+        Ok(Command::List) => told.is_list_wanted = true,
+        Ok(Command::Kill) => {
+            let one = told.signals.entry(run).or_default();
+            if may_handle == 0 {
+                one.kill = Some(signal);
+            } else if signal == 0 {
+                one.is_alarmed = true;
+            } else {
+                one.set |= bit(signal);
             }
         }
-    }
+        // Anything a newer VMM may send.
+        _ => {}
+    });
     call_attention();
 }
 
@@ -112,13 +153,11 @@ pub(crate) fn tell(kind: Call, args: [u64; 7]) {
 }
 
 /// Blocks until a command comes.
-pub(crate) fn idle() -> Record {
-    loop {
-        if let Some(record) = take() {
-            return record;
-        }
+pub(crate) fn idle() {
+    while !poll_attention() {
         tell(Call::Idle, [0; 7]);
     }
+    attended();
 }
 
 /// Takes in commands that came meanwhile; whether there may be something to do
@@ -144,28 +183,54 @@ pub(crate) fn attended() {
 
 /// Takes in commands that came meanwhile; whether one is to interrupt a wait.
 pub(crate) fn is_interrupted() -> bool {
-    poll_attention()
-        && ((KILL.load(Ordering::Relaxed) | SIGNALS.load(Ordering::Relaxed)) != 0
-            || ALARM.load(Ordering::Relaxed))
+    poll_attention() && IS_TOLD.load(Ordering::Relaxed)
 }
 
-/// Whether a timer is due; once.
-pub(crate) fn take_alarm() -> bool {
-    ALARM.load(Ordering::Relaxed) && ALARM.swap(false, Ordering::AcqRel)
+/// Whether a timer of run `run` is due; once.
+pub(crate) fn take_alarm(run: u64) -> bool {
+    IS_TOLD.load(Ordering::Acquire)
+        && told(|told| {
+            let one = told.signals.get_mut(&run);
+            one.is_some_and(|one| core::mem::take(&mut one.is_alarmed))
+        })
 }
 
 /// The signals for run `run` that came, as a set, once. The host is told: until
 /// then it ends every wait on behalf of the program.
 pub(crate) fn take_signals(run: u64) -> u64 {
-    if SIGNALS.load(Ordering::Acquire) == 0 && !ALARM.load(Ordering::Acquire) {
+    if !has_signals(run) {
         return 0;
     }
     call(Call::SignalsTaken, [run, 0, 0, 0, 0, 0, 0]);
-    let set = SIGNALS.swap(0, Ordering::AcqRel);
-    if SIGNALS_RUN.load(Ordering::Relaxed) == run {
-        set
-    } else {
-        0
+    told(|told| {
+        let one = told.signals.get_mut(&run);
+        one.map_or(0, |one| core::mem::take(&mut one.set))
+    })
+}
+
+/// Whether there are such, or a timer is due.
+pub(crate) fn has_signals(run: u64) -> bool {
+    IS_TOLD.load(Ordering::Acquire) && {
+        let told = TOLD.lock();
+        let one = told.signals.get(&run);
+        one.is_some_and(|one| one.set != 0 || one.is_alarmed)
+    }
+}
+
+/// Whether there is a program to start, once.
+pub(crate) fn is_run_wanted() -> bool {
+    IS_TOLD.load(Ordering::Acquire) && told(|told| core::mem::take(&mut told.is_run_wanted))
+}
+
+/// Whether the host wants to know of all processes, once.
+pub(crate) fn is_list_wanted() -> bool {
+    IS_TOLD.load(Ordering::Acquire) && told(|told| core::mem::take(&mut told.is_list_wanted))
+}
+
+/// Forgets what is for programs that are over.
+pub(crate) fn forget_all_but(runs: &[u64]) {
+    if IS_TOLD.load(Ordering::Acquire) {
+        told(|told| told.signals.retain(|run, _| runs.contains(run)));
     }
 }
 
@@ -178,12 +243,10 @@ fn drain() {
 
 /// The signal a pending kill of run `run` carries, once.
 pub(crate) fn take_kill(run: u64) -> Option<u8> {
-    let word = KILL.load(Ordering::Acquire);
-    if word == 0 || word >> 8 != run {
+    if !IS_TOLD.load(Ordering::Acquire) {
         return None;
     }
-    KILL.store(0, Ordering::Release);
-    Some((word & 0xff) as u8)
+    told(|told| told.signals.get_mut(&run)?.kill.take())
 }
 
 /// Reports that the kernel is up.

@@ -1,6 +1,6 @@
 //! The lightweight kernel (LWK) of an enclave.
 //!
-//! One program at a time with as many threads as it likes on the enclave's cores,
+//! Processes that take turns, each with as many threads as it likes on all cores,
 //! no timer tick, no demand paging. The VMM
 //! has built page tables, descriptor tables and system-call MSRs before the
 //! first instruction (`enclave-abi/boot.rs`), so start-up is: take the memory,
@@ -60,6 +60,8 @@ mod memory;
 mod phys;
 #[cfg(target_os = "none")]
 mod process;
+#[cfg(target_os = "none")]
+mod processes;
 #[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]

@@ -1,28 +1,30 @@
-//! The running program: load, run, end.
+//! A process: load, run, end.
 //!
-//! `serve` is the kernel's main loop. One program at a time; its address space
-//! exists while it runs and everything is given back when it ends, however it
-//! ends.
+//! `serve` is the kernel's main loop. The process that has the cores is the one
+//! that all of the kernel is about; [`processes`] keeps the others. An address
+//! space exists while its program runs and everything is given back when it ends,
+//! however it ends.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, align_up};
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES, USER_MIN};
-use enclave_abi::queue::{Call, Command, Record, RunArgs};
+use enclave_abi::queue::{Call, MAX_PROCESSES, RunArgs};
 use enclave_core::aspace::{Aspace, Backing, Kind, Prot, Region};
 use enclave_core::exec::{self, HEAD_BYTES, LoadPlan};
 use enclave_core::stack::{self, AuxInfo};
-use enclave_core::thread::Threads;
+use enclave_core::thread::{Threads, Tid};
 use enclave_core::timer::Timers;
 use spin::Mutex;
 use zerocopy::FromBytes;
 
 use crate::arch::{self, TrapFrame, extended, paging};
 use crate::threads::{self, Context};
-use crate::{arenas, boot, clock, console, cores, host, imports, memory, phys, signals};
+use crate::{arenas, boot, clock, console, cores, host, imports, memory, phys, processes, signals};
 
 /// Where position-independent programs go.
 const PIE_BASE: u64 = 0x5555_5555_0000;
@@ -38,11 +40,15 @@ pub(crate) const MMAP_TOP: u64 = 0x7fff_8000_0000;
 /// Run refused: status word of ProcessExit (not a wait status).
 const STATUS_REFUSED: u64 = 1 << 32;
 
-/// State of the running program.
+/// State of a process.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// The VMM's number for this run.
     pub(crate) run: u64,
+    /// Its number.
+    pub(crate) pid: Tid,
+    /// Its top-level page table.
+    pub(crate) root: u64,
     /// Program path, for reports and `/proc/self/exe`.
     pub(crate) path: String,
     /// What is mapped.
@@ -53,8 +59,12 @@ pub(crate) struct Process {
     pub(crate) brk: u64,
     /// Bytes of the stack.
     pub(crate) stack_bytes: u64,
+    /// Most bytes of memory it may have; 0 = no limit of its own.
+    pub(crate) limit_bytes: u64,
     /// Its threads.
     pub(crate) threads: Threads<Context>,
+    /// Nanoseconds that threads ran which have ended.
+    pub(crate) ended_ns: u64,
     /// Exit code of the first thread, once that has ended.
     pub(crate) first_code: Option<u64>,
     /// Signal handlers, and signals for any of its threads.
@@ -66,12 +76,29 @@ pub(crate) struct Process {
     /// Unknown calls already logged, one bit per number below 512.
     pub(crate) logged: [u64; 8],
     /// Report of the fault or signal that ended it.
-    report: String,
-    /// The kernel's own page table, to go back to.
-    boot_root: u64,
+    pub(crate) report: String,
 }
 
 impl Process {
+    /// Whether `bytes` more are within its limit.
+    pub(crate) fn may_have(&self, bytes: u64) -> bool {
+        self.limit_bytes == 0
+            || self.aspace.backed_bytes().saturating_add(bytes) <= self.limit_bytes
+    }
+
+    /// Nanoseconds that its threads ran.
+    pub(crate) fn ran_ns(&mut self, now: u64) -> u64 {
+        let threads: Vec<Tid> = self.threads.numbers().collect();
+        let mut sum = self.ended_ns;
+        for tid in threads {
+            let is_running = self.threads.core_of(tid).is_some();
+            if let Some(context) = self.threads.context(tid) {
+                sum = sum.saturating_add(context.total_ns(is_running, now));
+            }
+        }
+        sum
+    }
+
     /// The region at or nearest to `address`, in words.
     pub(crate) fn describe(&self, address: u64) -> String {
         let Some(region) = self.aspace.nearest(address) else {
@@ -90,9 +117,11 @@ impl Process {
 }
 
 static CURRENT: Mutex<Option<Process>> = Mutex::new(None);
+/// Its number, at hand for the cheapest of all calls.
+static PID: AtomicU64 = AtomicU64::new(0);
 
-/// Runs `f` on the running program. Panics when there is none: only system
-/// calls and faults of a program come here.
+/// Runs `f` on the process that has the cores. Panics when there is none: only
+/// system calls and faults of a program come here.
 pub(crate) fn with<T>(f: impl FnOnce(&mut Process) -> T) -> T {
     match CURRENT.lock().as_mut() {
         Some(process) => f(process),
@@ -100,16 +129,81 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Process) -> T) -> T {
     }
 }
 
-/// The kernel's main loop.
+/// The same if there is one.
+pub(crate) fn if_any<T>(f: impl FnOnce(&mut Process) -> T) -> Option<T> {
+    CURRENT.lock().as_mut().map(f)
+}
+
+/// The number of the process that has the cores.
+#[inline]
+pub(crate) fn pid() -> u64 {
+    PID.load(Ordering::Relaxed)
+}
+
+/// Its run.
+pub(crate) fn current_run() -> Option<u64> {
+    if_any(|p| p.run)
+}
+
+/// Takes it away. For [`processes`], which keeps it.
+pub(crate) fn take_current() -> Option<Process> {
+    CURRENT.lock().take()
+}
+
+/// Makes `process` the one that has the cores. For [`processes`].
+pub(crate) fn set_current(process: Process) {
+    PID.store(process.pid.into(), Ordering::Relaxed);
+    *CURRENT.lock() = Some(process);
+}
+
+/// The kernel's main loop: sleeps without a program, runs those that there are.
 pub(crate) fn serve() -> ! {
     loop {
-        let record = host::idle();
-        // Kill commands for a program that has ended meanwhile, and anything
-        // a newer VMM may send, are ignored.
-        if Command::try_from(record.kind) == Ok(Command::Run) {
-            run(&record);
+        let word = arch::go_on();
+        if word == NOBODY {
+            host::idle();
+        } else {
+            ended(word);
         }
     }
+}
+
+/// The word of [`go_on`] when there is no process.
+const NOBODY: u64 = u64::MAX;
+
+/// Enters whoever is next; the word with which the program ended.
+pub(crate) fn go_on() -> u64 {
+    let Some(mut frame) = threads::resume() else {
+        return NOBODY;
+    };
+    if host::poll_attention() {
+        signals::attend(&mut frame);
+    }
+    cores::start();
+    arch::enter_user(&frame)
+}
+
+/// Gives everything back of the program that ended with this status word.
+fn ended(status: u64) {
+    let Some(run) = current_run() else {
+        return;
+    };
+    let is_by_signal = status & 0x7f != 0;
+    // Its tables go: no core may use them.
+    let root = arch::root();
+    processes::leave();
+    arch::edit(root);
+    let report = give_back(is_by_signal);
+    arch::edit(arch::boot_root());
+    finish(run, status, &report);
+}
+
+/// Gives back what the current process has, whose tables no core uses; the report
+/// of how it ended.
+pub(crate) fn give_back(is_by_signal: bool) -> String {
+    imports::end_all();
+    arenas::end_all(u64::from(is_by_signal));
+    tear_down()
 }
 
 /// Strings and numbers of a run command, copied out of the bounce area.
@@ -117,13 +211,13 @@ struct Request {
     run: u64,
     image_bytes: u64,
     stack_bytes: u64,
+    limit_bytes: u64,
     path: String,
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
 }
 
-fn read_request(record: &Record) -> Option<Request> {
-    let [run, image_bytes, bytes, ..] = record.args;
+fn read_request(&[run, image_bytes, bytes, ..]: &[u64; 7]) -> Option<Request> {
     let mut head = [0; size_of::<RunArgs>()];
     phys::read_bytes(BOUNCE, &mut head);
     let head = RunArgs::read_from_bytes(&head).ok()?;
@@ -140,59 +234,40 @@ fn read_request(record: &Record) -> Option<Request> {
         run,
         image_bytes,
         stack_bytes: head.stack_bytes,
+        limit_bytes: head.limit_bytes,
         path,
         argv,
         envp,
     })
 }
 
-fn run(record: &Record) {
-    let Some(request) = read_request(record) else {
-        finish(
-            record.args[0],
-            STATUS_REFUSED,
-            "the run command is malformed",
-        );
-        return;
-    };
-    let outcome = match load(&request) {
-        Ok(frame) => {
-            cores::start();
-            Ok(arch::enter_user(&frame))
+/// Starts what there is to start.
+pub(crate) fn start_all() {
+    loop {
+        let answer = host::call(Call::TakeRun, [0; 7]);
+        let run = answer[0];
+        if run == 0 {
+            return;
         }
-        Err(reason) => Err(reason),
-    };
-    imports::end_all();
-    arenas::end_all(u64::from(outcome.is_ok_and_signal()));
-    let report = tear_down();
-    match outcome {
-        Ok(status) => finish(request.run, status, &report),
-        Err(reason) => finish(request.run, STATUS_REFUSED, &reason),
+        let request = read_request(&answer).ok_or_else(|| "the run command is malformed".into());
+        if let Err(reason) = request.and_then(|request| load(&request)) {
+            finish(run, STATUS_REFUSED, &reason);
+        }
     }
 }
 
-trait OutcomeExt {
-    /// Whether the program ran and was ended by a signal.
-    fn is_ok_and_signal(&self) -> bool;
-}
-
-impl OutcomeExt for Result<u64, String> {
-    fn is_ok_and_signal(&self) -> bool {
-        matches!(self, Ok(status) if status & 0x7f != 0)
-    }
-}
-
-fn finish(run: u64, status: u64, report: &str) {
+/// Tells the host that run `run` is over.
+pub(crate) fn finish(run: u64, status: u64, report: &str) {
     let bytes = host::bounce_text(report.as_bytes());
     host::tell(Call::ProcessExit, [run, status, bytes, 0, 0, 0, 0]);
 }
 
-/// Gives everything back; returns the report of how it ended.
-fn tear_down() -> String {
-    let Some(mut process) = CURRENT.lock().take() else {
+/// Gives the current process's memory back; the report of how it ended.
+pub(crate) fn tear_down() -> String {
+    let Some(mut process) = take_current() else {
         return String::new();
     };
-    paging::leave_space(process.boot_root);
+    paging::free_space(process.root);
     process.threads.contexts().for_each(Context::free);
     process
         .aspace
@@ -207,41 +282,51 @@ pub(crate) fn release(piece: &Region) {
     }
 }
 
-fn load(request: &Request) -> Result<TrapFrame, String> {
+/// Adds a process with the program of `request`, ready to run.
+fn load(request: &Request) -> Result<(), String> {
+    if processes::is_full() {
+        return Err(format!("there are {MAX_PROCESSES} processes already"));
+    }
     let plan = plan(request)?;
-    let boot_root = arch::root();
-    // With several cores its thread may go on on another one.
-    let extended = match cores::several().then(extended::Area::new) {
-        Some(None) => return Err("out of memory for the first thread".to_string()),
-        other => other.flatten(),
+    let area = extended::Area::initial().ok_or("out of memory for the first thread")?;
+    let Ok(root) = paging::new_space() else {
+        area.free();
+        return Err("out of memory for page tables".to_string());
     };
-    paging::enter_new_space().map_err(|_| "out of memory for page tables".to_string())?;
-    *CURRENT.lock() = Some(Process {
+    let pid = processes::new_number();
+    let process = Process {
         run: request.run,
+        pid,
+        root,
         path: request.path.clone(),
         aspace: Aspace::new(USER_MIN, STACK_TOP),
         brk_start: plan.brk_start,
         brk: plan.brk_start,
         stack_bytes: 0,
-        threads: Threads::new(
-            threads::PID,
-            Context::first(name_of(&request.path), extended),
+        limit_bytes: request.limit_bytes,
+        threads: Threads::ready(
+            pid,
+            Context::first(name_of(&request.path), area),
             cores::count(),
         ),
+        ended_ns: 0,
         first_code: None,
         signals: signals::Program::default(),
         timers: Timers::default(),
         started_ns: clock::monotonic_ns(),
         logged: [0; 8],
         report: String::new(),
-        boot_root,
-    });
-    load_segments(request, &plan)?;
-    let rsp = make_stack(request, &plan)?;
-    arch::flush_tlb();
-    arch::set_fs_base(0);
-    arch::set_gs_base(0);
-    Ok(TrapFrame::start(plan.entry, rsp))
+    };
+    processes::add(process, || {
+        load_segments(request, &plan)?;
+        let rsp = make_stack(request, &plan)?;
+        with(|p| {
+            if let Some(first) = p.threads.context(pid) {
+                first.begin_at(TrapFrame::start(plan.entry, rsp));
+            }
+        });
+        Ok(())
+    })
 }
 
 /// What prctl(2) says of a program that has not said otherwise: its file.
@@ -323,6 +408,10 @@ fn insert(region: Region) -> Result<(), String> {
     let Backing::Frames(pa) = region.backing else {
         return Ok(());
     };
+    if !with(|p| p.may_have(region.len_bytes())) {
+        memory::free(pa, region.len_bytes());
+        return Err("its memory limit is smaller than the program".to_string());
+    }
     if let Err(error) = with(|p| p.aspace.insert(region)) {
         memory::free(pa, region.end - region.start);
         return Err(format!("{error:?} at {:#x}", region.start));

@@ -17,10 +17,9 @@ use enclave_core::thread::{Next, Request, Threads, Tid, Wait};
 
 use crate::arch::TrapFrame;
 use crate::arch::extended::{self, Area};
+use crate::processes::{self, Turn};
 use crate::{arch, clock, cores, host, process, signals};
 
-/// Number of the program and of its first thread.
-pub(crate) const PID: Tid = 2;
 /// Bytes of a thread's name, with the zero at its end.
 pub(crate) const NAME_BYTES: usize = 16;
 
@@ -38,7 +37,7 @@ pub(crate) struct Context {
     frame: TrapFrame,
     fs: u64,
     gs: u64,
-    /// `None` as long as the program has had one thread only, on one core.
+    /// `None` while a core holds them.
     extended: Option<Area>,
     /// Its signals.
     pub(crate) signals: signals::Thread,
@@ -56,27 +55,41 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A program's first thread; `extended` where it may change cores.
-    pub(crate) fn first(name: [u8; NAME_BYTES], extended: Option<Area>) -> Self {
+    /// A program's first thread.
+    pub(crate) fn first(name: [u8; NAME_BYTES], extended: Area) -> Self {
         Self {
             frame: TrapFrame::default(),
             fs: 0,
             gs: 0,
-            extended,
+            extended: Some(extended),
             signals: signals::Thread::default(),
             clear_tid: 0,
             robust: RobustList::default(),
             name,
             patience: None,
             ran_ns: 0,
-            since_ns: clock::monotonic_ns(),
+            since_ns: 0,
         }
+    }
+
+    /// Where it begins.
+    pub(crate) fn begin_at(&mut self, frame: TrapFrame) {
+        self.frame = frame;
     }
 
     /// Gives back what it holds.
     pub(crate) fn free(&mut self) {
         if let Some(area) = self.extended.take() {
             area.free();
+        }
+    }
+
+    /// Nanoseconds on the core.
+    pub(crate) fn total_ns(&self, is_running: bool, now: u64) -> u64 {
+        if is_running {
+            self.ran_ns(now)
+        } else {
+            self.ran_ns
         }
     }
 
@@ -89,13 +102,13 @@ impl Context {
 
 /// The running thread's number.
 pub(crate) fn current() -> Tid {
-    process::with(|p| p.threads.running(arch::core()).unwrap_or(PID))
+    process::with(|p| p.threads.running(arch::core()).unwrap_or(p.pid))
 }
 
 /// Runs `f` on what the running thread owns.
 pub(crate) fn with<T>(f: impl FnOnce(&mut Context) -> T) -> T {
     process::with(|p| {
-        let tid = p.threads.running(arch::core()).unwrap_or(PID);
+        let tid = p.threads.running(arch::core()).unwrap_or(p.pid);
         match p.threads.context(tid) {
             Some(context) => f(context),
             None => panic!("thread {tid} runs and is not there"),
@@ -108,11 +121,6 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Context) -> T) -> T {
 /// # Errors
 /// `EAGAIN` without room or memory for one more.
 pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> {
-    // Its first companion gives a lone thread a place for its own state.
-    if with(|t| t.extended.is_none()) {
-        let own = Area::new().ok_or(Errno::EAGAIN)?;
-        with(|t| t.extended = Some(own));
-    }
     let area = Area::new().ok_or(Errno::EAGAIN)?;
     if let Err(errno) = extended::exchange(Some(&area), None) {
         area.free();
@@ -138,12 +146,15 @@ pub(crate) fn spawn(frame: &TrapFrame, request: &Request) -> Result<Tid, Errno> 
     };
     process::with(|p| {
         // Refused at the limit: a context without a home gives its memory back.
-        if p.threads.is_full() {
+        if p.threads.is_full() || processes::has_all_threads(p.threads.count()) {
             let mut context = context;
             context.free();
             return Err(Errno::EAGAIN);
         }
-        p.threads.spawn(arch::core(), context)
+        p.threads.follow(processes::newest());
+        let tid = p.threads.spawn(arch::core(), context);
+        processes::note_newest(p.threads.newest());
+        tid
     })
 }
 
@@ -166,7 +177,7 @@ pub(crate) const LATER: Errno = Errno::ENOTRECOVERABLE;
 
 /// Whether a wait in the host would keep other threads from running.
 pub(crate) fn others_may_run() -> bool {
-    process::with(|p| p.threads.others_may_run(arch::core()))
+    processes::others() || process::with(|p| p.threads.others_may_run(arch::core()))
 }
 
 /// When the wait of the running thread's call is over that may last `ns`,
@@ -227,9 +238,14 @@ pub(crate) fn again_later(frame: &mut TrapFrame) -> u64 {
 pub(crate) fn step_back(frame: &mut TrapFrame) -> u64 {
     let tid = current();
     let now = clock::monotonic_ns();
+    let others = processes::others();
     let moved = process::with(|p| {
         p.threads.expire(now);
-        p.threads.step_back(arch::core())
+        let moved = p.threads.step_back(arch::core());
+        if !moved && others {
+            p.threads.step_aside(arch::core());
+        }
+        moved || others
     });
     if moved { go_on(frame, Some(tid)) } else { 0 }
 }
@@ -239,6 +255,7 @@ pub(crate) fn exit(frame: &mut TrapFrame) -> Option<u64> {
     let (context, left) = process::with(|p| {
         let mut context = p.threads.exit(arch::core());
         if let Some(context) = &mut context {
+            p.ended_ns += context.ran_ns(clock::monotonic_ns());
             signals::thread_gone(p, &mut context.signals);
         }
         (context, p.threads.count())
@@ -258,7 +275,7 @@ fn go_on(frame: &mut TrapFrame, mut before: Option<Tid>) -> u64 {
         // Another core may take it up at once.
         put_away(frame, tid);
     }
-    let (tid, answer) = next();
+    let (tid, answer) = next(frame, &mut before);
     if before != Some(tid) {
         change(frame, before, tid);
     }
@@ -266,19 +283,72 @@ fn go_on(frame: &mut TrapFrame, mut before: Option<Tid>) -> u64 {
     answer
 }
 
-/// The next thread to run and its answer; sleeps as long as there is none.
-fn next() -> (Tid, u64) {
+/// The next thread to run and its answer, of whichever process; sleeps as long as
+/// there is none.
+fn next(frame: &TrapFrame, before: &mut Option<Tid>) -> (Tid, u64) {
     loop {
         let now = clock::monotonic_ns();
+        let other = take_turn(frame, before, now);
         match process::with(|p| p.threads.next(arch::core(), now)) {
             Next::Run(tid, answer) => return (tid, answer),
-            Next::Idle(deadline) if cores::several() => cores::rest(deadline.unwrap_or(u64::MAX)),
-            Next::Idle(deadline) => sleep(deadline.map(|deadline| deadline.saturating_sub(now))),
+            Next::Idle(deadline) => idle(deadline.unwrap_or(u64::MAX).min(other), now),
             // Callers leave at least one.
             Next::Ended => panic!("a program without threads goes on"),
         }
         if host::poll_attention() {
             signals::attend_idle();
+        }
+    }
+}
+
+/// Lets another process have its turn if one is ready and no thread of the current
+/// one runs; until when there is none.
+fn take_turn(frame: &TrapFrame, before: &mut Option<Tid>, now: u64) -> u64 {
+    let is_free = || arch::core() == 0 && !process::with(|p| p.threads.is_on_core());
+    if !processes::others() || !is_free() {
+        return u64::MAX;
+    }
+    match processes::turn(now) {
+        Turn::Ready => {
+            if let Some(tid) = before.take() {
+                put_away(frame, tid);
+            }
+            processes::switch();
+            signals::attend_idle();
+            u64::MAX
+        }
+        Turn::Idle(deadline) => deadline.unwrap_or(u64::MAX),
+        Turn::Nobody => u64::MAX,
+    }
+}
+
+/// No thread of this core runs before `until`, or before the host says something.
+fn idle(until: u64, now: u64) {
+    if cores::several() {
+        cores::rest(until);
+    } else {
+        sleep((until != u64::MAX).then(|| until.saturating_sub(now)));
+    }
+}
+
+/// Makes the process current that is next, when there is none; the frame with which
+/// it is entered, or nothing without any process.
+pub(crate) fn resume() -> Option<TrapFrame> {
+    loop {
+        host::attended();
+        processes::attend();
+        let now = clock::monotonic_ns();
+        match processes::turn(now) {
+            Turn::Nobody => return None,
+            Turn::Idle(until) => sleep(until.map(|until| until.saturating_sub(now))),
+            Turn::Ready => {
+                processes::switch();
+                signals::take();
+                match take() {
+                    Ok(frame) => return Some(frame),
+                    Err(_) => processes::step_down(),
+                }
+            }
         }
     }
 }

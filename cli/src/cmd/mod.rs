@@ -16,6 +16,7 @@ pub(crate) mod openmetrics;
 pub(crate) mod part;
 mod plan;
 pub(crate) mod pool;
+pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod selftest;

@@ -50,6 +50,9 @@ pub(crate) struct Run {
     /// Stack size, such as 8M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
     stack: u64,
+    /// Most memory that the program may have, such as 64M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    limit_mem: u64,
     /// Program (a file of this host) and its arguments.
     #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
     command: Vec<OsString>,
@@ -190,6 +193,7 @@ impl Run {
             cwd: self.cwd.clone(),
             host_cwd: host_cwd.to_string_lossy().into_owned(),
             stack_bytes: self.stack,
+            limit_bytes: self.limit_mem,
         })
     }
 }
@@ -292,6 +296,7 @@ fn handle(
         | Reply::Inspection(_)
         | Reply::Placement(_)
         | Reply::Dump(_)
+        | Reply::Processes { .. }
         | Reply::Error(_) => Ok(None),
     }
 }

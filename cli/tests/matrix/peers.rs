@@ -56,11 +56,6 @@ impl Stage {
         finish(enclavectl(&self.run_dir).args(arguments), b"")
     }
 
-    /// What becomes of a second program in an enclave.
-    pub(crate) fn second_program(&self, enclave: &str) -> Ended {
-        self.enclavectl(&["run", enclave, "--", guest_program().to_str().unwrap()])
-    }
-
     /// A program with one argument, to its end.
     pub(crate) fn run(&self, enclave: &str, program: &Path, argument: &str) -> Ended {
         self.enclavectl(&["run", enclave, "--", program.to_str().unwrap(), argument])

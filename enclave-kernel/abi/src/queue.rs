@@ -80,8 +80,10 @@ pub struct QueuePage {
     pub bells_idle: u32,
     /// Times that bells were held off because they rang for nothing.
     pub bells_paused: u32,
+    /// Run whose process has the cores; forwarded calls are its own. 0 = none.
+    pub current_run: u64,
     /// Padding.
-    pub pad: [u32; 8],
+    pub pad: [u32; 6],
     /// Kernel → VMM.
     pub to_host: Ring,
     /// VMM → kernel.
@@ -217,14 +219,20 @@ numbers! {
         /// send [`Command::Kill`] with signal 0 then, `u64::MAX` = not. What was
         /// asked for before is over. Answer: 0.
         Alarm = 40,
+        /// What [`Command::Run`] told of: the next program to start. Answer: {run
+        /// id, image bytes, bytes of the bounce area that hold [`RunArgs`] and its
+        /// strings}; run 0 = there is none.
+        TakeRun = 30,
+        /// What [`Command::List`] asked for: `args[0]` bytes of
+        /// [`ProcessEntry`] in the bounce area. Answer: 0.
+        Processes = 31,
     }
 }
 
 numbers! {
     /// VMM → kernel, unasked.
     Command {
-        /// Start a program: `args` = {run id, image bytes, bytes of the bounce
-        /// area that hold [`RunArgs`] strings}.
+        /// There is a program to start: [`Call::TakeRun`] fetches it.
         Run = 1,
         /// Signal `args[1]` for the program of run `args[0]`: it ends by it, or,
         /// if `args[2]` is 1, does what it does by default or has a handler for.
@@ -232,6 +240,8 @@ numbers! {
         Kill = 2,
         /// Stop: answer with nothing, go idle for ever.
         Stop = 3,
+        /// Tell of all processes: [`Call::Processes`].
+        List = 4,
     }
 }
 
@@ -250,7 +260,39 @@ pub struct RunArgs {
     pub pad: u32,
     /// Stack bytes wanted; 0 = default.
     pub stack_bytes: u64,
+    /// Most bytes of memory it may have; 0 = no limit of its own.
+    pub limit_bytes: u64,
 }
+
+/// Most processes of an enclave at once.
+pub const MAX_PROCESSES: usize = 12;
+
+/// A process, as [`Call::Processes`] tells of it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ProcessEntry {
+    /// The VMM's number for it.
+    pub run: u64,
+    /// Its own number.
+    pub pid: u32,
+    /// Its threads.
+    pub threads: u32,
+    /// One of `PROCESS_…`.
+    pub state: u64,
+    /// Bytes of memory behind what it has mapped, arenas and imports not counted.
+    pub memory_bytes: u64,
+    /// Nanoseconds that its threads ran.
+    pub cpu_ns: u64,
+}
+
+/// [`ProcessEntry::state`]: it has the cores.
+pub const PROCESS_RUNS: u64 = 0;
+/// [`ProcessEntry::state`]: it would run, but another has the cores.
+pub const PROCESS_READY: u64 = 1;
+/// [`ProcessEntry::state`]: all its threads wait.
+pub const PROCESS_WAITS: u64 = 2;
 
 /// Head of the console ring; `data_bytes` bytes of data follow it.
 ///

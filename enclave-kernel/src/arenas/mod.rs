@@ -16,6 +16,7 @@ mod object;
 mod placement;
 pub(crate) mod tables;
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
@@ -114,9 +115,44 @@ fn slot_of(va: u64) -> Option<usize> {
     (slot < MAX_ARENAS as u64).then_some(slot as usize)
 }
 
-/// The first slot without an arena.
+/// Slots of processes that are put away, as bits.
+static KEPT: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(MAX_ARENAS <= 64);
+
+/// The arenas of a process that is put away, with their slots.
+pub(crate) type Kept = Vec<(usize, Arena)>;
+
+/// Takes all arenas out; their slots stay theirs.
+pub(crate) fn put_away() -> Kept {
+    let mut arenas = ARENAS.lock();
+    let slots = arenas.iter_mut().enumerate();
+    let kept: Kept = slots
+        .filter_map(|(slot, place)| Some((slot, place.take()?)))
+        .collect();
+    for (slot, _) in &kept {
+        KEPT.fetch_or(1 << slot, Ordering::Relaxed);
+    }
+    kept
+}
+
+/// Puts the arenas back of the process that goes on.
+pub(crate) fn take_up(kept: Kept) {
+    let mut arenas = ARENAS.lock();
+    for (slot, arena) in kept {
+        KEPT.fetch_and(!(1 << slot), Ordering::Relaxed);
+        if let Some(place) = arenas.get_mut(slot) {
+            *place = Some(arena);
+        }
+    }
+}
+
+/// The first slot without an arena of any process.
 pub(crate) fn free_slot() -> Option<usize> {
-    ARENAS.lock().iter().position(Option::is_none)
+    let kept = KEPT.load(Ordering::Relaxed);
+    let is_free = |(slot, place): (usize, &Option<Arena>)| place.is_none() && kept >> slot & 1 == 0;
+    let arenas = ARENAS.lock();
+    let mut slots = arenas.iter().enumerate();
+    slots.find(|&one| is_free(one)).map(|(slot, _)| slot)
 }
 
 /// Runs `f` on the arena in `slot`.

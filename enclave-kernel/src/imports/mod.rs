@@ -17,6 +17,9 @@ mod plain;
 
 pub(crate) use plain::Source;
 
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
 use enclave_abi::arena::{Geometry, VarDesc};
 use enclave_abi::layout::{IMPORT_WINDOW, IMPORT_WINDOW_END};
@@ -65,9 +68,42 @@ pub(crate) fn slot_at(va: u64) -> Option<usize> {
     (slot < MAX_IMPORTS as u64 && is_aligned(va, IMPORT_SPAN)).then_some(slot as usize)
 }
 
-/// The first slot without an import.
+/// Slots of processes that are put away, as bits.
+static KEPT: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(MAX_IMPORTS <= 64);
+
+/// The imports of a process that is put away, with their slots.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Vec<(usize, Shared)>);
+
+/// Takes all imports out; their slots stay theirs.
+pub(crate) fn put_away() -> Kept {
+    let mut imports = IMPORTS.lock();
+    let slots = imports.iter_mut().enumerate();
+    let kept: Vec<_> = slots
+        .filter_map(|(slot, place)| Some((slot, place.take()?)))
+        .collect();
+    for (slot, _) in &kept {
+        KEPT.fetch_or(1 << slot, Ordering::Relaxed);
+    }
+    Kept(kept)
+}
+
+/// Puts the imports back of the process that goes on.
+pub(crate) fn take_up(Kept(kept): Kept) {
+    for (slot, shared) in kept {
+        KEPT.fetch_and(!(1 << slot), Ordering::Relaxed);
+        fill(slot, shared);
+    }
+}
+
+/// The first slot without an import of any process.
 pub(crate) fn free_slot() -> Option<usize> {
-    IMPORTS.lock().iter().position(Option::is_none)
+    let kept = KEPT.load(Ordering::Relaxed);
+    let imports = IMPORTS.lock();
+    let mut slots = imports.iter().enumerate();
+    let free = slots.find(|(slot, place)| place.is_none() && kept >> slot & 1 == 0);
+    free.map(|(slot, _)| slot)
 }
 
 /// The slots attached by `apid`.

@@ -12,7 +12,6 @@ use enclave_core::signal::{Action, Disposition, Fault, Info, Restart, Resume, bi
 
 use super::frame::{NO_CALL, enter};
 use crate::arch::{self, TrapFrame};
-use crate::threads::PID;
 use crate::{clock, host, process, threads, user};
 
 /// Bytes of SYSCALL.
@@ -177,7 +176,9 @@ fn no_place(info: &Info, action: &Action, frame: &TrapFrame) -> String {
 fn end(info: &Info) -> ! {
     let by_user = [code::SI_USER, code::SI_TKILL].contains(&info.code());
     let report = match info.field() as u32 {
-        PID if by_user => "raised by the program itself".to_string(),
+        pid if by_user && u64::from(pid) == process::pid() => {
+            "raised by the program itself".to_string()
+        }
         0 if by_user => "killed on request".to_string(),
         _ if info.code() == code::SI_KERNEL => {
             "a handler could not be called, or returned to nowhere".to_string()

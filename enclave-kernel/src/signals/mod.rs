@@ -166,10 +166,16 @@ pub(crate) fn attend_idle() {
 
 /// Takes the signals that the host sent.
 fn take_commands() {
+    crate::processes::attend();
     process::end_if_killed();
+    take();
+}
+
+/// Takes those for the current process.
+pub(crate) fn take() {
     let run = process::with(|p| p.run);
     let mut left = host::take_signals(run);
-    if host::take_alarm() {
+    if host::take_alarm(run) {
         timers::expire();
     }
     while let Some(signal) = enclave_core::signal::first_of(left) {

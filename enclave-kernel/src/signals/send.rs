@@ -8,7 +8,7 @@ use enclave_core::thread::{Threads, Tid};
 
 use super::Thread;
 use crate::process::Process;
-use crate::threads::{Context, PID};
+use crate::threads::Context;
 use crate::{arch, clock, cores, host, process, user};
 
 /// Whom a signal is for.
@@ -57,7 +57,7 @@ pub(crate) fn send(target: Target, info: Info) -> Result<(), Errno> {
 fn is_ignored(p: &mut Process, target: Target, signal: u8) -> Result<bool, Errno> {
     let tid = match target {
         Target::Thread(tid) => tid,
-        Target::Program if p.threads.has(PID) => PID,
+        Target::Program if p.threads.has(p.pid) => p.pid,
         Target::Program => p.threads.numbers().next().ok_or(Errno::ESRCH)?,
     };
     let action = p.signals.actions.of(signal);
@@ -104,7 +104,7 @@ fn choose(p: &mut Process, target: Target, signal: u8) -> Option<Tid> {
         Target::Thread(tid) => takes(p, tid),
         Target::Program => {
             let all: Vec<Tid> = p.threads.numbers().collect();
-            takes(p, PID).or_else(|| all.into_iter().find_map(|tid| takes(p, tid)))
+            takes(p, p.pid).or_else(|| all.into_iter().find_map(|tid| takes(p, tid)))
         }
     }
 }

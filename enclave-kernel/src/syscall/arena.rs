@@ -137,7 +137,7 @@ fn wait_readers(slot: u64, readers: u64, timeout_ms: u64) -> Outcome {
 fn wait_for(timeout_ms: u32, mut look: impl FnMut() -> Result<Option<u64>, Errno>) -> Outcome {
     /// A look soon finds a reader that is about to finish.
     const PAUSES_MS: [u64; 4] = [1, 1, 2, 5];
-    if cores::several() {
+    if cores::are_needed() {
         let ns = match timeout_ms {
             0 => u64::MAX,
             ms => u64::from(ms) * 1_000_000,

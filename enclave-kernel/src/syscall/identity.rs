@@ -5,9 +5,8 @@
 use enclave_core::errno::Errno;
 
 use super::Outcome;
-use super::misc::PID;
 use crate::threads::{self, NAME_BYTES};
-use crate::{boot, user};
+use crate::{boot, process, user};
 
 /// The parent of a program, which does not exist here.
 const PPID: u64 = 1;
@@ -19,7 +18,7 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
         102 | 104 | 107 | 108 => Ok(0), // uid, gid
         105 | 106 | 109 | 112 => Ok(0), // setuid, setgid, setpgid, setsid
         110 => Ok(PPID),
-        111 => Ok(PID), // getpgrp
+        111 => Ok(process::pid()), // getpgrp
         115 => getgroups(a[0]),
         118 | 120 => three_ids(a),   // getresuid, getresgid
         121 | 124 => group_of(a[0]), // getpgid, getsid
@@ -46,10 +45,11 @@ fn three_ids([real, effective, saved, ..]: [u64; 6]) -> Outcome {
     Ok(0)
 }
 
-/// Process group and session of the only process.
+/// Process group and session of a process: its own.
 fn group_of(pid: u64) -> Outcome {
     match pid {
-        0 | PID => Ok(PID),
+        0 => Ok(process::pid()),
+        pid if pid == process::pid() => Ok(pid),
         _ => Err(Errno::ESRCH),
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn ask_patiently(
     not_yet: Errno,
     ask: impl FnOnce(u64) -> Outcome,
 ) -> Outcome {
-    if !cores::several() || timeout_ms == 0 {
+    if !cores::are_needed() || timeout_ms == 0 {
         return ask(timeout_ms);
     }
     let found = match ask(0) {
@@ -276,7 +276,7 @@ fn lease(slot: usize, timeout_ms: u64) -> [u64; 7] {
 
 /// The same; see [`ask_patiently`].
 fn lease_patiently(slot: usize, timeout_ms: u64) -> Result<[u64; 7], Errno> {
-    if !cores::several() || timeout_ms == 0 {
+    if !cores::are_needed() || timeout_ms == 0 {
         return Ok(lease(slot, timeout_ms));
     }
     let leased = lease(slot, 0);

@@ -7,7 +7,7 @@ use enclave_core::errno::Errno;
 use enclave_core::thread::MAX_THREADS;
 
 use super::Outcome;
-use super::misc::{PID, SECOND, now};
+use super::misc::{SECOND, now};
 use crate::{process, user};
 
 /// Serves `nr` if it is one of these; `None` otherwise.
@@ -22,13 +22,19 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Option<Outcome> {
 }
 
 fn limit(resource: u64) -> [u64; 2] {
+    const DATA: u64 = 2;
     const STACK: u64 = 3;
+    const AS: u64 = 9;
     const CORE: u64 = 4;
     const NPROC: u64 = 6;
     const NOFILE: u64 = 7;
     let value = match resource {
         STACK => process::with(|p| p.stack_bytes),
         CORE => 0,
+        DATA | AS => process::with(|p| match p.limit_bytes {
+            0 => u64::MAX,
+            bytes => bytes,
+        }),
         NPROC => MAX_THREADS as u64,
         NOFILE => 1024,
         _ => u64::MAX,
@@ -45,7 +51,7 @@ fn getrlimit(resource: u64, to: u64) -> Outcome {
 }
 
 fn prlimit([pid, resource, new, old, ..]: [u64; 6]) -> Outcome {
-    if pid != 0 && pid != PID {
+    if pid != 0 && pid != process::pid() {
         return Err(Errno::ESRCH);
     }
     if resource >= 16 {

@@ -136,6 +136,9 @@ fn commit(start: u64, end: u64, prot: Prot, kind: Kind) -> Result<(), Errno> {
         };
         return process::with(|p| p.aspace.insert(region)).map_err(|error| error.errno());
     }
+    if !process::with(|p| p.may_have(end - start)) {
+        return Err(Errno::ENOMEM);
+    }
     let mut at = start;
     while at < end {
         let Some((pa, bytes)) = piece(at, end) else {

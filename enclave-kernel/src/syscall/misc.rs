@@ -9,8 +9,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Outcome;
 use crate::{arch, boot, clock, memory, process, threads, user};
 
-/// Process id of the one program.
-pub(super) const PID: u64 = threads::PID as u64;
 pub(super) const SECOND: u64 = 1_000_000_000;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -7,7 +7,6 @@ use enclave_core::errno::Errno;
 use enclave_core::signal::number::{SIGKILL, SIGSTOP};
 use enclave_core::signal::{Action, AltStack, Disposition, Info, code, known, mask_after};
 
-use super::misc::PID;
 use super::{Outcome, futex, scheduling};
 use crate::arch::TrapFrame;
 use crate::signals::{self, Target};
@@ -150,14 +149,14 @@ fn wanted(signal: u64) -> Result<Option<u8>, Errno> {
 }
 
 fn sent(signal: u8, code: i32) -> Info {
-    Info::sent(signal, code, threads::PID, 0)
+    Info::sent(signal, code, process::pid() as u32, 0)
 }
 
 /// kill(2): only the program itself is there.
 fn kill(pid: u64, signal: u64) -> Outcome {
-    let own_group = 0u64.wrapping_sub(PID);
+    let own_group = 0u64.wrapping_sub(process::pid());
     let pid = i64::from(pid as i32).cast_unsigned();
-    if pid != PID && pid != 0 && pid != own_group && pid != u64::MAX {
+    if pid != process::pid() && pid != 0 && pid != own_group && pid != u64::MAX {
         return Err(Errno::ESRCH);
     }
     if let Some(signal) = wanted(signal)? {
@@ -170,7 +169,7 @@ fn tgkill(pid: u64, tid: u64, signal: u64) -> Outcome {
     if pid as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
-    if pid != PID {
+    if pid != process::pid() {
         return Err(Errno::ESRCH);
     }
     tkill(tid, signal)
@@ -200,7 +199,7 @@ fn told(signal: u64, from: u64) -> Result<Option<Info>, Errno> {
 
 fn rt_sigqueueinfo(pid: u64, signal: u64, from: u64) -> Outcome {
     let info = told(signal, from)?;
-    if pid != PID {
+    if pid != process::pid() {
         return Err(Errno::ESRCH);
     }
     if let Some(info) = info {
@@ -214,7 +213,7 @@ fn rt_tgsigqueueinfo([pid, tid, signal, from, ..]: [u64; 6]) -> Outcome {
     if pid as i32 <= 0 || tid as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
-    if pid != PID {
+    if pid != process::pid() {
         return Err(Errno::ESRCH);
     }
     let tid = scheduling::known(tid)?;

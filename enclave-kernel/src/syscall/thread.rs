@@ -8,7 +8,7 @@ use enclave_core::thread::{CloneArgs, Refusal, Tid, dead_owner};
 
 use super::{Outcome, futex, scheduling, unknown};
 use crate::arch::TrapFrame;
-use crate::threads::{self, PID, RobustList};
+use crate::threads::{self, RobustList};
 use crate::{process, user};
 
 /// Bytes of struct robust_list_head.
@@ -79,7 +79,7 @@ fn errno(nr: u64, refusal: Refusal) -> Errno {
 fn exit(code: u64, frame: &mut TrapFrame) -> u64 {
     let tid = threads::current();
     let code = process::with(|p| {
-        if tid == PID {
+        if tid == p.pid {
             p.first_code = Some(code);
         }
         p.first_code.unwrap_or(code)

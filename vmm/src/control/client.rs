@@ -11,6 +11,7 @@ use super::channel::{ChannelError, Inbox, Progress, send_all};
 use super::protocol::{Inspection, Reply, Request, decode, encode};
 use crate::failure::{Class, Failure};
 use crate::ledger::EnclaveDir;
+use crate::machine::ProcessInfo;
 use crate::machine::dump::Dump;
 use crate::placement::Placement;
 
@@ -99,6 +100,17 @@ impl Client {
     pub fn inspect(&mut self) -> Result<Box<Inspection>, Failure> {
         match self.call(&Request::Inspect {})? {
             Reply::Inspection(inspection) => Ok(inspection),
+            _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
+        }
+    }
+
+    /// Asks what runs.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub fn processes(&mut self) -> Result<Vec<ProcessInfo>, Failure> {
+        match self.call(&Request::Processes {})? {
+            Reply::Processes { list } => Ok(list),
             _ => Err(self.fail(Class::Protocol, "an answer of another kind")),
         }
     }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use super::Control;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
-use crate::machine::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use crate::machine::{
+    FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec,
+};
 
 /// The fake. A program whose image begins with `exit N` ends at once.
 #[derive(Debug, Default)]
@@ -116,8 +118,8 @@ impl Control for FakeMachine {
             .read_to_string(&mut text)
             .unwrap();
         let mut state = self.state.lock().unwrap();
-        if let Some((_, program)) = &state.current {
-            return Err(RunError::Busy(program.clone()));
+        if state.current.is_some() {
+            return Err(RunError::Busy { most: 1 });
         }
         state.next += 1;
         let run = state.next;
@@ -129,6 +131,16 @@ impl Control for FakeMachine {
             self.end(&mut state, run, RunOutcome::Exited { code });
         }
         Ok(run)
+    }
+
+    fn processes(&self) -> Vec<ProcessInfo> {
+        let current = self.state.lock().unwrap().current.clone();
+        let one = |(run, program)| ProcessInfo {
+            run,
+            program,
+            ..ProcessInfo::default()
+        };
+        current.map(one).into_iter().collect()
     }
 
     fn wait(&self, run: u64) -> RunOutcome {

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
-use crate::machine::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use crate::machine::{
+    FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec,
+};
 
 /// What the control side needs from a machine. Every method may be called
 /// from any thread; the waits and [`Control::stop`] may block.
@@ -44,6 +46,8 @@ pub trait Control: Send + Sync {
     /// # Errors
     /// When it is not accepted.
     fn run(&self, spec: RunSpec) -> Result<u64, RunError>;
+    /// What runs.
+    fn processes(&self) -> Vec<ProcessInfo>;
     /// Blocks until that run has ended.
     fn wait(&self, run: u64) -> RunOutcome;
     /// Kills the program of that run, if it still runs.

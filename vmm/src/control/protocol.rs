@@ -23,7 +23,7 @@ use crate::config::EnclaveConfig;
 use crate::confine::Confinement;
 use crate::failure::{Class, Failure};
 use crate::machine::dump::Dump;
-use crate::machine::{MachineReport, MachineState, MemoryNode, RunOutcome};
+use crate::machine::{MachineReport, MachineState, MemoryNode, ProcessInfo, RunOutcome};
 use crate::placement::Placement;
 
 /// Version of every message here.
@@ -54,6 +54,9 @@ pub enum Request {
         host_cwd: String,
         /// Stack bytes; 0 = default.
         stack_bytes: u64,
+        /// Most bytes of memory it may have; 0 = no limit of its own.
+        #[serde(default)]
+        limit_bytes: u64,
     },
     /// Send a running program a signal, which it may handle.
     Kill {
@@ -62,6 +65,8 @@ pub enum Request {
         /// With which signal, 1 to 64.
         signal: u8,
     },
+    /// Tell of all processes.
+    Processes {},
     /// Tell everything.
     Inspect {},
     /// Tell where cores and memory really are. Not part of `inspect`, because
@@ -97,6 +102,11 @@ pub enum Reply {
         run: u64,
         /// How.
         outcome: RunOutcome,
+    },
+    /// Answer to `processes`.
+    Processes {
+        /// One by one.
+        list: Vec<ProcessInfo>,
     },
     /// Answer to `inspect`.
     Inspection(Box<Inspection>),
@@ -241,6 +251,7 @@ mod tests {
     fn every_request_survives_encoding() {
         round(&Request::Ping {});
         round(&Request::Inspect {});
+        round(&Request::Processes {});
         round(&Request::Placement {});
         round(&Request::Dump {});
         round(&Request::Freeze {});
@@ -255,6 +266,7 @@ mod tests {
             cwd: None,
             host_cwd: "/".into(),
             stack_bytes: 1 << 20,
+            limit_bytes: 1 << 30,
         });
     }
 

@@ -68,6 +68,7 @@ pub(super) fn run_spec(
         cwd,
         host_cwd,
         stack_bytes,
+        limit_bytes,
     } = request
     else {
         return Err(usage("not a run request".to_owned()));
@@ -94,13 +95,14 @@ pub(super) fn run_spec(
         cwd,
         stdio: [stdin, stdout, stderr],
         stack_bytes,
+        limit_bytes,
     })
 }
 
 /// Why a run was not accepted, as the user sees it.
 pub(super) fn run_failure(error: &RunError) -> Failure {
     let class = match error {
-        RunError::Busy(_) | RunError::Frozen => Class::Busy,
+        RunError::Busy { .. } | RunError::Frozen => Class::Busy,
         RunError::NotRunning(_) => Class::Failure,
         RunError::ArgumentsTooLong { .. } => Class::Usage,
     };

@@ -279,6 +279,10 @@ impl Server {
                 let inspection = Box::new(self.inspect());
                 self.reply(fd, &Reply::Inspection(inspection), ops);
             }
+            Request::Processes {} => {
+                let list = self.control.processes();
+                self.reply(fd, &Reply::Processes { list }, ops);
+            }
             Request::Placement {} => {
                 let placement = Box::new(placement());
                 self.reply(fd, &Reply::Placement(placement), ops);

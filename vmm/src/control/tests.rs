@@ -134,6 +134,7 @@ fn run_request(cwd: Option<&str>, host_cwd: &str) -> Request {
         cwd: cwd.map(str::to_owned),
         host_cwd: host_cwd.into(),
         stack_bytes: 0,
+        limit_bytes: 0,
     }
 }
 
@@ -243,7 +244,7 @@ fn a_client_gone_before_the_answer_hangs_up_too() {
 }
 
 #[test]
-fn a_second_program_is_told_who_runs() {
+fn a_program_too_many_is_told_how_many_run() {
     let served = start();
     let mut first = served.client();
     run(&mut first, &served.program("loop"));
@@ -252,7 +253,7 @@ fn a_second_program_is_told_who_runs() {
     run(&mut second, &served.program("exit 0"));
     let failure = second.receive().unwrap_err();
     assert_eq!(failure.class, Class::Busy);
-    assert!(failure.why.contains("/bin/p"), "{failure}");
+    assert!(failure.why.contains("already runs 1"), "{failure}");
     served.stop();
 }
 

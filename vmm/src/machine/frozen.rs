@@ -35,7 +35,7 @@ impl Machine {
     /// # Errors
     /// [`FreezeError::NotFrozen`].
     pub fn thaw(&self) -> Result<(), FreezeError> {
-        if let Some((run, signal)) = self.shared.thaw()? {
+        for (run, signal) in self.shared.thaw()? {
             self.kill(run, signal);
         }
         Ok(())

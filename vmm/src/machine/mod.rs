@@ -17,6 +17,7 @@ mod given_back;
 pub(crate) mod imports;
 mod kick;
 mod leases;
+mod programs;
 pub mod queue;
 mod running;
 mod segments;
@@ -133,6 +134,8 @@ pub struct RunSpec {
     pub stdio: [OwnedFd; 3],
     /// Stack bytes; 0 = default.
     pub stack_bytes: u64,
+    /// Most bytes of memory it may have; 0 = no limit of its own.
+    pub limit_bytes: u64,
 }
 
 /// How a program ended.
@@ -163,6 +166,40 @@ pub enum RunOutcome {
     },
 }
 
+/// One process, as its kernel tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// The number of its run.
+    pub run: u64,
+    /// Its number in the enclave; 0 = it is about to start.
+    pub pid: u32,
+    /// Its program's path.
+    pub program: String,
+    /// Its threads.
+    pub threads: u32,
+    /// What it does.
+    pub state: ProcessState,
+    /// Bytes of memory behind what it has mapped, arenas and imports not counted.
+    pub memory_bytes: u64,
+    /// Nanoseconds that its threads ran.
+    pub cpu_ns: u64,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProcessState {
+    /// Its kernel has not loaded it yet.
+    #[default]
+    Starting,
+    /// It has the cores.
+    Running,
+    /// It would run, but another one has the cores.
+    Ready,
+    /// All its threads wait.
+    Waiting,
+}
+
 /// State of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -171,14 +208,14 @@ pub enum MachineState {
     Booting,
     /// Up, nothing to run.
     Idle,
-    /// A program runs.
+    /// Programs run.
     Running {
-        /// Its path.
+        /// Their paths, with commas between them.
         program: String,
     },
     /// Its vCPUs are held; kernel, memory and what is attached stay.
     Frozen {
-        /// Path of the program that runs, empty if none.
+        /// Paths of the programs that run, empty if none.
         program: String,
     },
     /// The kernel or the vCPU failed; the VMM still answers.
@@ -193,9 +230,12 @@ pub enum MachineState {
 /// Why a run was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// One program at a time in this version.
-    #[error("the enclave already runs {0}")]
-    Busy(String),
+    /// More at once than its kernel has room for.
+    #[error("the enclave already runs {most} programs")]
+    Busy {
+        /// How many may run.
+        most: usize,
+    },
     /// It has to be thawed first.
     #[error("the enclave is frozen")]
     Frozen,

@@ -139,6 +139,15 @@ pub fn interrupts_taken(ram: &Ram) -> Result<u32, GuestMemoryError> {
     ram.load(GuestAddress(at), Ordering::Acquire)
 }
 
+/// The run whose process has the cores, as the kernel says; 0 = none.
+///
+/// # Errors
+/// As [`interrupts_taken`].
+pub fn current_run(ram: &Ram) -> Result<u64, GuestMemoryError> {
+    let at = QUEUE + offset_of!(QueuePage, current_run) as u64;
+    ram.load(GuestAddress(at), Ordering::Acquire)
+}
+
 /// What the kernel has counted about bells; how many it rings it does not know.
 ///
 /// # Errors

@@ -30,8 +30,8 @@ use super::state::Shared;
 use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
-    BellCounts, FreezeError, MachineConfig, MachineReport, MachineState, Ring, RunError,
-    RunOutcome, RunSpec,
+    BellCounts, FreezeError, MachineConfig, MachineReport, MachineState, ProcessInfo, Ring,
+    RunError, RunOutcome, RunSpec,
 };
 use crate::capability;
 use crate::confine::{self, Role};
@@ -362,7 +362,20 @@ impl Machine {
         if got > max {
             return Err(RunError::ArgumentsTooLong { got, max });
         }
-        self.shared.submit(spec)
+        let (run, has_others) = self.shared.submit(spec)?;
+        if has_others {
+            self.call_kernel(|pause| self.shared.wait_started(run, pause));
+        }
+        Ok(run)
+    }
+
+    /// What runs, as the kernel tells it if it can at once.
+    #[must_use]
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        if let Some(times) = self.shared.ask_for_processes() {
+            self.call_kernel(|pause| self.shared.wait_processes(times, pause));
+        }
+        self.shared.processes()
     }
 
     /// Blocks until run `run` has ended.
@@ -536,6 +549,9 @@ impl crate::control::Control for Machine {
     }
     fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
         self.run(spec)
+    }
+    fn processes(&self) -> Vec<ProcessInfo> {
+        self.processes()
     }
     fn wait(&self, run: u64) -> RunOutcome {
         self.wait(run)

@@ -6,7 +6,7 @@
 //! lengths are bounded by the bounce area, addresses by guest RAM. Only a
 //! queue whose indices make no sense ends the machine.
 
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -14,27 +14,25 @@ use std::time::Duration;
 
 use enclave_abi::arena::GenerationRecord;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
-use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record, RunArgs};
+use enclave_abi::queue::{Call, Command, RECORD_VERSION, Record};
 use enclave_abi::syscall::{ArenaArgs, SegmentArgs};
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::arenas::ArenaTable;
 use super::imports::{ImportTable, Next, Wanted};
-use super::queue::{HostQueue, QueueError, drain_console};
+use super::programs::Running;
+use super::queue::{HostQueue, QueueError, current_run, drain_console};
 use super::state::{Pending, Shared, Urgency};
-use super::{MachineState, RunOutcome, RunSpec, Selftest};
+use super::{MachineState, RunSpec, Selftest};
 use crate::console_log::ConsoleLog;
-use crate::forward::{self, Exports, Reply, Session};
+use crate::forward::{self, Exports, Reply};
 use crate::memory::Ram;
 use crate::stats::KvmStats;
 
 /// Longest pause the kernel may ask for.
 const MAX_PAUSE_MS: u64 = 1000;
-/// Exit status word that says that a program was refused.
-const STATUS_REFUSED: u64 = 1 << 32;
-
 /// What the service made of the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Served {
@@ -57,13 +55,6 @@ pub(super) struct Exchange {
     pub(super) load: u64,
 }
 
-/// The program that runs.
-struct Running {
-    run: u64,
-    image: File,
-    session: Session,
-}
-
 /// Everything the vCPU thread serves from.
 pub(super) struct Service {
     pub(super) ram: Ram,
@@ -74,11 +65,18 @@ pub(super) struct Service {
     pub(super) arenas: ArenaTable,
     pub(super) imports: ImportTable,
     pub(super) stats: Arc<[KvmStats]>,
-    running: Option<Running>,
+    pub(super) running: BTreeMap<u64, Running>,
+    /// Programs that the kernel has not fetched.
+    pub(super) waiting: VecDeque<(u64, Box<RunSpec>)>,
+    /// Who holds the accesses and segments there are, by their ids.
+    pub(super) owners: BTreeMap<u64, u64>,
     malformed: u64,
-    is_killing: bool,
-    /// A signal was posted that the kernel has not taken yet.
-    is_telling: bool,
+    /// Runs whose kill was posted and which have not ended.
+    pub(super) killing: BTreeSet<u64>,
+    /// Runs whose signals were posted and not taken.
+    pub(super) telling: BTreeSet<u64>,
+    /// The kernel was asked for its processes.
+    pub(super) is_asking: bool,
     /// The kernel asked for an interrupt that was not sent yet.
     is_interrupt_wanted: bool,
     /// Where the kernel wants the vCPU's extended state saved to and loaded from.
@@ -103,10 +101,13 @@ impl Service {
             arenas,
             imports,
             stats,
-            running: None,
+            running: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            owners: BTreeMap::new(),
             malformed: 0,
-            is_killing: false,
-            is_telling: false,
+            killing: BTreeSet::new(),
+            telling: BTreeSet::new(),
+            is_asking: false,
             is_interrupt_wanted: false,
             extended: None,
         }
@@ -142,10 +143,10 @@ impl Service {
         }
     }
 
-    /// Posts signals that arrived meanwhile.
+    /// Posts commands that arrived meanwhile.
     pub(super) fn deliver(&mut self) -> Served {
-        while let Some(Pending::Signal(run, urgency, signal)) = self.shared.take_pending(false) {
-            if let Err(error) = self.post_signal(run, urgency, signal) {
+        while let Some(pending) = self.shared.take_pending() {
+            if let Err(error) = self.post(pending) {
                 return Served::Failed(error.to_string());
             }
         }
@@ -153,9 +154,11 @@ impl Service {
     }
 
     /// Whether the kernel is to be interrupted: a kill was posted whose program
-    /// has not ended yet, or a signal that it has not taken, or it asked for it.
+    /// has not ended yet, or a signal, a program or a question that it has not taken,
+    /// or it asked for it.
     pub(super) fn wants_interrupt(&self) -> bool {
-        self.is_killing || self.is_telling || self.is_interrupt_wanted
+        let is_told = !self.killing.is_empty() || !self.telling.is_empty();
+        is_told || !self.waiting.is_empty() || self.is_asking || self.is_interrupt_wanted
     }
 
     /// What is to be done to the vCPU's extended state before it goes on, once.
@@ -179,12 +182,26 @@ impl Service {
         self.is_interrupt_wanted = false;
     }
 
+    /// Posts a command.
+    fn post(&mut self, pending: Pending) -> Result<(), QueueError> {
+        match pending {
+            Pending::Signal(run, urgency, signal) => self.post_signal(run, urgency, signal),
+            Pending::Run(run, spec) => {
+                self.waiting.push_back((run, spec));
+                self.queue.post(Command::Run as u16, 0, [0; 7])
+            }
+            // One question at a time: the queue is short.
+            Pending::List if std::mem::replace(&mut self.is_asking, true) => Ok(()),
+            Pending::List => self.queue.post(Command::List as u16, 0, [0; 7]),
+        }
+    }
+
     fn post_signal(&mut self, run: u64, urgency: Urgency, signal: u8) -> Result<(), QueueError> {
         let may_handle = urgency == Urgency::Tell;
         if may_handle {
-            self.is_telling = true;
+            self.telling.insert(run);
         } else {
-            self.is_killing = true;
+            self.killing.insert(run);
         }
         self.queue.post(
             Command::Kill as u16,
@@ -253,6 +270,7 @@ impl Service {
             | Call::SegmentSubscribe
             | Call::SegmentWait => {
                 let answer = self.import(call, a);
+                self.note_owner(call, a, answer);
                 if matches!(
                     call,
                     Call::ImportAttach
@@ -293,12 +311,17 @@ impl Service {
                 return Ok(Served::Continue);
             }
             Call::SignalsTaken => {
-                self.is_telling = false;
+                self.telling.remove(&a[0]);
                 self.shared.signals_taken(a[0]);
                 [0; 7]
             }
             Call::Alarm => {
                 self.shared.alarms.set(a[0], a[1]);
+                [0; 7]
+            }
+            Call::TakeRun => self.take_run()?,
+            Call::Processes => {
+                self.processes(a[0]);
                 [0; 7]
             }
             Call::Interrupt => {
@@ -340,101 +363,18 @@ impl Service {
     fn idle(&mut self) -> Result<Served, QueueError> {
         match self.shared.wait_pending() {
             None => Ok(Served::Stop),
-            Some(Pending::Signal(run, urgency, signal)) => {
-                self.post_signal(run, urgency, signal)?;
-                Ok(Served::Continue)
-            }
-            Some(Pending::Run(run, spec)) => {
-                self.start(run, *spec)?;
+            Some(pending) => {
+                self.post(pending)?;
                 Ok(Served::Continue)
             }
         }
     }
 
-    /// Packs a run command into the bounce area and posts it.
-    fn start(&mut self, run: u64, spec: RunSpec) -> Result<(), QueueError> {
-        let refuse = |service: &Self, reason: String| {
-            service.shared.finished(run, RunOutcome::Refused { reason });
-        };
-        let strings = pack_strings(&spec);
-        let head = RunArgs {
-            argc: u32::try_from(spec.argv.len()).unwrap_or(u32::MAX),
-            envc: u32::try_from(spec.envp.len()).unwrap_or(u32::MAX),
-            strings_bytes: u32::try_from(strings.len()).unwrap_or(u32::MAX),
-            pad: 0,
-            stack_bytes: spec.stack_bytes,
-        };
-        let bytes = size_of::<RunArgs>() + strings.len();
-        if bytes as u64 > BOUNCE_BYTES {
-            refuse(
-                self,
-                format!("arguments and environment take {bytes} bytes"),
-            );
-            return Ok(());
-        }
-        let image = File::from(spec.image);
-        let image_bytes = match image.metadata() {
-            Ok(meta) => meta.len(),
-            Err(error) => {
-                refuse(self, format!("cannot read {}: {error}", spec.path));
-                return Ok(());
-            }
-        };
-        let log = Arc::clone(&self.log);
-        let mut session = Session::new(
-            &self.exports,
-            &spec.cwd,
-            spec.stdio,
-            Some(Arc::new(move |bytes: &[u8]| log.write(bytes))),
-        );
-        session.set_program(&spec.path);
-        self.running = Some(Running {
-            run,
-            image,
-            session,
-        });
-        let mut packed = head.as_bytes().to_vec();
-        packed.extend(strings);
-        self.ram.write_slice(&packed, GuestAddress(BOUNCE))?;
-        self.queue.post(
-            Command::Run as u16,
-            0,
-            [run, image_bytes, bytes as u64, 0, 0, 0, 0],
-        )
-    }
-
-    fn process_exit(&mut self, a: [u64; 7]) {
-        (self.is_killing, self.is_telling) = (false, false);
-        let report = self.bounce_text(a[2]);
-        let outcome = match a[1] {
-            STATUS_REFUSED => RunOutcome::Refused { reason: report },
-            status if status & 0x7f == 0 => RunOutcome::Exited {
-                code: u8::try_from(status >> 8 & 0xff).unwrap_or(u8::MAX),
-            },
-            status => RunOutcome::Signaled {
-                signal: u8::try_from(status & 0x7f).unwrap_or(0),
-                report,
-            },
-        };
-        if self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.run == a[0])
-        {
-            // Closes the program's descriptors before anybody is told.
-            self.running = None;
-            self.imports.end_all();
-            self.arenas.end_all(a[1] & 0x7f != 0);
-            self.list_arenas();
-        }
-        self.shared.finished(a[0], outcome);
-    }
-
-    fn bounce_bytes(&self, len: u64) -> Result<Vec<u8>, Errno> {
+    pub(super) fn bounce_bytes(&self, len: u64) -> Result<Vec<u8>, Errno> {
         bounce_bytes(&self.ram, len)
     }
 
-    fn bounce_text(&self, len: u64) -> String {
+    pub(super) fn bounce_text(&self, len: u64) -> String {
         let bytes = self.bounce_bytes(len.min(4096)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -442,11 +382,7 @@ impl Service {
     /// Reads a piece of the program file into private RAM.
     fn image_read(&self, a: [u64; 7]) -> Result<u64, Errno> {
         const PART: u64 = 1 << 20;
-        let running = self
-            .running
-            .as_ref()
-            .filter(|running| running.run == a[0])
-            .ok_or(Errno::SRCH)?;
+        let running = self.running.get(&a[0]).ok_or(Errno::SRCH)?;
         let (offset, target, len) = (a[1], a[2], a[3]);
         let mut done = 0;
         while done < len {
@@ -480,7 +416,8 @@ impl Service {
             Ok(input) => input,
             Err(errno) => return result(Err(errno)),
         };
-        let reply = match self.running.as_mut() {
+        let run = current_run(&self.ram).unwrap_or(0);
+        let reply = match self.running.get_mut(&run) {
             Some(running) => {
                 let args = [a0, a1, a2, a3, a4];
                 running
@@ -521,6 +458,9 @@ impl Service {
 
     /// What the program shares with others beside its own arenas.
     fn import(&mut self, call: Call, a: [u64; 7]) -> [u64; 7] {
+        if self.is_anothers(call, a) {
+            return [result(Err(Errno::ACCESS)), 0, 0, 0, 0, 0, 0];
+        }
         let cancel = self.shared.cancel_fd();
         let imports = &mut self.imports;
         let single = match call {
@@ -591,7 +531,7 @@ impl Service {
         [result(single), 0, 0, 0, 0, 0, 0]
     }
 
-    fn list_arenas(&self) {
+    pub(super) fn list_arenas(&self) {
         let (list, imports) = (self.arenas.list(), self.imports.count());
         let rung = self.arenas.count_bells();
         self.shared.update_report(|report| {
@@ -641,15 +581,4 @@ fn bounce_bytes(ram: &Ram, len: u64) -> Result<Vec<u8>, Errno> {
 /// A value, or a negative errno as the kernel expects it.
 fn result(outcome: Result<u64, Errno>) -> u64 {
     outcome.unwrap_or_else(|errno| (-i64::from(errno.raw_os_error())).cast_unsigned())
-}
-
-/// argv, envp and path, each ended by a zero byte. Zero bytes inside a string
-/// cannot come from a command line; they would end it early.
-fn pack_strings(spec: &RunSpec) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for text in spec.argv.iter().chain(&spec.envp).chain([&spec.path]) {
-        bytes.extend(text.bytes().filter(|&byte| byte != 0));
-        bytes.push(0);
-    }
-    bytes
 }

@@ -3,22 +3,26 @@
 //!
 //! One mutex, one condition variable; nobody holds the lock while calling out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use enclave_abi::queue::MAX_PROCESSES;
+
 use super::alarm::Alarms;
-use super::{FreezeError, MachineReport, MachineState, RunError, RunOutcome, RunSpec};
+use super::{FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec};
 
 /// A command for the kernel that the vCPU thread has to deliver.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// Start this program (delivered when the kernel is idle).
+    /// Start this program.
     Run(u64, Box<RunSpec>),
     /// A signal for a run (delivered at once).
     Signal(u64, Urgency, u8),
+    /// The kernel is to tell of its processes.
+    List,
 }
 
 /// Whether a program is asked.
@@ -35,7 +39,8 @@ struct Inner {
     state: MachineState,
     booted: bool,
     next_run: u64,
-    current: Option<(u64, String)>,
+    /// The programs that run or are about to, by run.
+    runs: BTreeMap<u64, String>,
     pending: VecDeque<Pending>,
     outcomes: BTreeMap<u64, RunOutcome>,
     report: MachineReport,
@@ -44,15 +49,40 @@ struct Inner {
     frozen: bool,
     /// vCPUs in the guest, or about to be.
     inside: usize,
-    /// A kill that came while the machine was frozen: run and signal.
-    kill_at_thaw: Option<(u64, u8)>,
-    /// The current run is to end, whatever it does.
-    killing: bool,
-    /// Signals that the kernel has not said it took.
-    untaken: bool,
+    /// Kills that came while the machine was frozen: signals by run.
+    kills_at_thaw: BTreeMap<u64, u8>,
+    /// Runs that are to end, whatever they do.
+    killing: BTreeSet<u64>,
+    /// Runs with signals that the kernel has not said it took.
+    untaken: BTreeSet<u64>,
+    /// Runs that the kernel has not fetched.
+    starting: BTreeSet<u64>,
+    /// The kernel is asked for its processes.
+    asking: bool,
+    /// What the kernel told of its processes, and how often it has.
+    processes: (u64, Vec<ProcessInfo>),
 }
 
 impl Inner {
+    /// What runs, as the state has it.
+    fn of_runs(&self) -> MachineState {
+        if self.runs.is_empty() {
+            return MachineState::Idle;
+        }
+        let programs: Vec<&str> = self.runs.values().map(String::as_str).collect();
+        MachineState::Running {
+            program: programs.join(", "),
+        }
+    }
+
+    /// Lets blocking calls wait again when nothing is to end them.
+    fn settle(&self, cancel: &EventFd) {
+        let is_calm = self.killing.is_empty() && self.untaken.is_empty() && !self.asking;
+        if is_calm && self.starting.is_empty() && !self.stopping {
+            let _ = cancel.read();
+        }
+    }
+
     fn state(&self) -> MachineState {
         match (&self.state, self.frozen) {
             (MachineState::Idle, true) => MachineState::Frozen {
@@ -87,16 +117,19 @@ impl Shared {
                 state: MachineState::Booting,
                 booted: false,
                 next_run: 1,
-                current: None,
+                runs: BTreeMap::new(),
                 pending: VecDeque::new(),
                 outcomes: BTreeMap::new(),
                 report,
                 stopping: false,
                 frozen: false,
                 inside: 0,
-                kill_at_thaw: None,
-                killing: false,
-                untaken: false,
+                kills_at_thaw: BTreeMap::new(),
+                killing: BTreeSet::new(),
+                untaken: BTreeSet::new(),
+                starting: BTreeSet::new(),
+                asking: false,
+                processes: (0, Vec::new()),
             }),
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -177,22 +210,22 @@ impl Shared {
         waited.unwrap_or_else(PoisonError::into_inner).0.inside == 0
     }
 
-    /// Lets the vCPUs go on; the kill that came meanwhile, if one did.
-    pub(super) fn thaw(&self) -> Result<Option<(u64, u8)>, FreezeError> {
+    /// Lets the vCPUs go on; the kills that came meanwhile.
+    pub(super) fn thaw(&self) -> Result<BTreeMap<u64, u8>, FreezeError> {
         let mut inner = self.lock();
         if !inner.frozen {
             return Err(FreezeError::NotFrozen);
         }
         inner.frozen = false;
         self.changed.notify_all();
-        Ok(inner.kill_at_thaw.take())
+        Ok(std::mem::take(&mut inner.kills_at_thaw))
     }
 
     /// Keeps a kill until the machine is thawed; `false` when it is not frozen.
     pub(super) fn keep_kill(&self, run: u64, signal: u8) -> bool {
         let mut inner = self.lock();
         if inner.frozen {
-            inner.kill_at_thaw = Some((run, signal));
+            inner.kills_at_thaw.insert(run, signal);
         }
         inner.frozen
     }
@@ -206,70 +239,129 @@ impl Shared {
         self.lock().stopping
     }
 
-    /// Accepts a program if none runs.
-    pub(super) fn submit(&self, spec: RunSpec) -> Result<u64, RunError> {
+    /// Accepts a program; its number, and whether others run.
+    pub(super) fn submit(&self, spec: RunSpec) -> Result<(u64, bool), RunError> {
         let mut inner = self.lock();
         match &inner.state {
             MachineState::Idle | MachineState::Running { .. } if inner.frozen => {
                 return Err(RunError::Frozen);
             }
-            MachineState::Idle if inner.current.is_none() && !inner.stopping => {}
-            MachineState::Booting | MachineState::Failed { .. } | MachineState::Stopped => {
-                return Err(RunError::NotRunning(format!("{:?}", inner.state)));
-            }
-            _ => {
-                let program = inner
-                    .current
-                    .as_ref()
-                    .map_or_else(String::new, |(_, path)| path.clone());
-                return Err(RunError::Busy(program));
-            }
+            MachineState::Idle | MachineState::Running { .. } if !inner.stopping => {}
+            _ => return Err(RunError::NotRunning(format!("{:?}", inner.state))),
+        }
+        if inner.runs.len() >= MAX_PROCESSES {
+            let most = MAX_PROCESSES;
+            return Err(RunError::Busy { most });
         }
         let run = inner.next_run;
         inner.next_run += 1;
-        inner.current = Some((run, spec.path.clone()));
-        inner.state = MachineState::Running {
-            program: spec.path.clone(),
-        };
+        let has_others = !inner.runs.is_empty();
+        inner.runs.insert(run, spec.path.clone());
+        inner.state = inner.of_runs();
         inner.pending.push_back(Pending::Run(run, Box::new(spec)));
+        if has_others {
+            // A program may wait in the host: its kernel is needed.
+            inner.starting.insert(run);
+            let _ = self.cancel.write(1);
+        }
         self.changed.notify_all();
-        Ok(run)
+        Ok((run, has_others))
     }
 
-    /// Asks for a signal; `false` when that run is not the current one.
+    /// The kernel fetches run `run`.
+    pub(super) fn started(&self, run: u64) {
+        let mut inner = self.lock();
+        inner.starting.remove(&run);
+        inner.settle(&self.cancel);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the kernel has fetched run `run`, at most `timeout`; whether it
+    /// has.
+    pub(super) fn wait_started(&self, run: u64, timeout: Duration) -> bool {
+        let waits = |inner: &mut Inner| inner.starting.contains(&run);
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, waits);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !inner.starting.contains(&run)
+    }
+
+    /// Wants to know of the kernel's processes; how often it has told before, or
+    /// nothing when it cannot now.
+    pub(super) fn ask_for_processes(&self) -> Option<u64> {
+        let mut inner = self.lock();
+        let is_up = matches!(
+            inner.state,
+            MachineState::Idle | MachineState::Running { .. }
+        );
+        if !is_up || inner.frozen || inner.stopping {
+            return None;
+        }
+        if !inner.pending.iter().any(|p| matches!(p, Pending::List)) {
+            inner.pending.push_back(Pending::List);
+        }
+        // A program may wait in the host, and begins anew.
+        inner.asking = true;
+        let _ = self.cancel.write(1);
+        self.changed.notify_all();
+        Some(inner.processes.0)
+    }
+
+    /// Waits until the kernel has told of its processes more than `times` times, at
+    /// most `timeout`; whether it has.
+    pub(super) fn wait_processes(&self, times: u64, timeout: Duration) -> bool {
+        let waits = |inner: &mut Inner| inner.processes.0 <= times;
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, waits);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inner.processes.0 > times
+    }
+
+    /// The kernel told of its processes; those it does not know yet are about to
+    /// start.
+    pub(super) fn told_processes(&self, told: Vec<ProcessInfo>) {
+        let mut inner = self.lock();
+        inner.processes = (inner.processes.0 + 1, told);
+        inner.asking = false;
+        inner.settle(&self.cancel);
+        self.changed.notify_all();
+    }
+
+    /// What runs, as far as it is known.
+    pub(super) fn processes(&self) -> Vec<ProcessInfo> {
+        let inner = self.lock();
+        let told = |run: u64| inner.processes.1.iter().find(|one| one.run == run);
+        let known = inner.runs.iter().map(|(&run, program)| ProcessInfo {
+            run,
+            program: program.clone(),
+            ..told(run).cloned().unwrap_or_default()
+        });
+        known.collect()
+    }
+
+    /// Asks for a signal; `false` when that run is over.
     pub(super) fn submit_signal(&self, run: u64, urgency: Urgency, signal: u8) -> bool {
         let mut inner = self.lock();
-        if inner
-            .current
-            .as_ref()
-            .is_none_or(|(current, _)| *current != run)
-        {
+        if !inner.runs.contains_key(&run) {
             return false;
         }
         inner
             .pending
             .push_back(Pending::Signal(run, urgency, signal));
         match urgency {
-            Urgency::Kill => inner.killing = true,
-            Urgency::Tell => inner.untaken = true,
-        }
+            Urgency::Kill => inner.killing.insert(run),
+            Urgency::Tell => inner.untaken.insert(run),
+        };
         // A full counter is readable, too.
         let _ = self.cancel.write(1);
         self.changed.notify_all();
         true
     }
 
-    /// The next command that may be delivered now.
-    pub(super) fn take_pending(&self, idle: bool) -> Option<Pending> {
-        let mut inner = self.lock();
-        let position = inner
-            .pending
-            .iter()
-            .position(|p| idle || matches!(p, Pending::Signal(..)))?;
-        inner.pending.remove(position)
+    /// The next command.
+    pub(super) fn take_pending(&self) -> Option<Pending> {
+        self.lock().pending.pop_front()
     }
 
-    /// Blocks until there is a command for an idle kernel; `None` when the
+    /// Blocks until there is a command; `None` when the
     /// machine stops.
     pub(super) fn wait_pending(&self) -> Option<Pending> {
         let mut inner = self.lock();
@@ -306,17 +398,10 @@ impl Shared {
     /// its behalf go on, unless there are more.
     pub(super) fn signals_taken(&self, run: u64) {
         let mut inner = self.lock();
-        let is_current = inner
-            .current
-            .as_ref()
-            .is_some_and(|(current, _)| *current == run);
-        let more = inner
-            .pending
-            .iter()
-            .any(|p| matches!(p, Pending::Signal(..)));
-        if is_current && !more && !inner.killing && !inner.stopping {
-            inner.untaken = false;
-            let _ = self.cancel.read();
+        let of_run = |p: &Pending| matches!(p, Pending::Signal(told, ..) if *told == run);
+        if !inner.pending.iter().any(of_run) {
+            inner.untaken.remove(&run);
+            inner.settle(&self.cancel);
             self.changed.notify_all();
         }
     }
@@ -324,10 +409,7 @@ impl Shared {
     /// Waits until the kernel has taken the signals of run `run`, or that ended,
     /// at most `timeout`; whether it is so.
     pub(super) fn wait_taken(&self, run: u64, timeout: Duration) -> bool {
-        let waits = |inner: &Inner| {
-            let current = inner.current.as_ref();
-            inner.untaken && current.is_some_and(|(current, _)| *current == run)
-        };
+        let waits = |inner: &Inner| inner.untaken.contains(&run);
         let (inner, _) = self
             .changed
             .wait_timeout_while(self.lock(), timeout, |inner| waits(inner))
@@ -338,26 +420,23 @@ impl Shared {
     /// Run `run` ended.
     pub(super) fn finished(&self, run: u64, outcome: RunOutcome) {
         let mut inner = self.lock();
-        if inner
-            .current
-            .as_ref()
-            .is_none_or(|(current, _)| *current != run)
-        {
+        if inner.runs.remove(&run).is_none() {
             return;
         }
-        inner.current = None;
-        (inner.killing, inner.untaken) = (false, false);
+        inner.killing.remove(&run);
+        inner.untaken.remove(&run);
+        inner.starting.remove(&run);
         inner
             .pending
             .retain(|p| !matches!(p, Pending::Signal(told, ..) if *told == run));
-        // No blocking call of the next program may see this one's kill.
-        let _ = self.cancel.read();
+        // No blocking call of another program may see this one's kill.
+        inner.settle(&self.cancel);
         inner.outcomes.insert(run, outcome);
         while inner.outcomes.len() > MAX_OUTCOMES {
             inner.outcomes.pop_first();
         }
         if matches!(inner.state, MachineState::Running { .. }) {
-            inner.state = MachineState::Idle;
+            inner.state = inner.of_runs();
         }
         self.changed.notify_all();
     }
@@ -372,10 +451,10 @@ impl Shared {
             MachineState::Failed { reason } => reason.clone(),
             _ => "the enclave was stopped".to_owned(),
         };
-        if let Some((run, _)) = inner.current.take() {
-            inner
-                .outcomes
-                .insert(run, RunOutcome::MachineStopped { reason });
+        for (run, _) in std::mem::take(&mut inner.runs) {
+            let reason = reason.clone();
+            let outcome = RunOutcome::MachineStopped { reason };
+            inner.outcomes.insert(run, outcome);
         }
         self.changed.notify_all();
     }
@@ -393,7 +472,7 @@ impl Shared {
     pub(super) fn wait_outcome(&self, run: u64, time: Option<Duration>) -> Option<RunOutcome> {
         let ended = |inner: &mut Inner| {
             let outcome = inner.outcomes.remove(&run);
-            let is_current = matches!(&inner.current, Some((current, _)) if *current == run);
+            let is_current = inner.runs.contains_key(&run);
             outcome.or_else(|| {
                 let reason = format!("run {run} is not known");
                 (!is_current).then_some(RunOutcome::MachineStopped { reason })
@@ -421,15 +500,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until run `run` is no longer the current one, at most `timeout`;
+    /// Waits until run `run` is over, at most `timeout`;
     /// whether it is.
     pub(super) fn wait_gone(&self, run: u64, timeout: Duration) -> bool {
-        let is_current = |inner: &Inner| {
-            inner
-                .current
-                .as_ref()
-                .is_some_and(|(current, _)| *current == run)
-        };
+        let is_current = |inner: &Inner| inner.runs.contains_key(&run);
         let inner = self.lock();
         let (inner, _) = self
             .changed

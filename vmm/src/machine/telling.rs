@@ -93,6 +93,16 @@ impl Machine {
         confine::spawn(Role::Helper, "alarms", body).map(drop)
     }
 
+    /// Has the kernel look at its queue until `is_done`, for a second at most.
+    pub(super) fn call_kernel(&self, is_done: impl Fn(Duration) -> bool) {
+        for _ in 0..TRIES {
+            self.rouse();
+            if is_done(PAUSE) {
+                return;
+            }
+        }
+    }
+
     /// Declares the machine failed if its kernel does not take the kill of
     /// `run` at all: a program may have overwritten it (ring-3 mode). Whoever
     /// asked for the kill does not wait for that.

@@ -266,6 +266,14 @@ impl Aspace {
         self.regions.iter().map(Region::len_bytes).sum()
     }
 
+    /// Bytes of frames behind what is mapped.
+    #[must_use]
+    pub fn backed_bytes(&self) -> u64 {
+        let backed = |region: &&Region| matches!(region.backing, Backing::Frames(_));
+        let regions = self.regions.iter().filter(backed);
+        regions.map(Region::len_bytes).sum()
+    }
+
     fn first_ending_after(&self, addr: u64) -> usize {
         self.regions.partition_point(|region| region.end <= addr)
     }

@@ -111,6 +111,38 @@ impl<C> Threads<C> {
         }
     }
 
+    /// The same with a first thread that is ready and runs nowhere yet.
+    #[must_use]
+    pub fn ready(main: Tid, context: C, cores: usize) -> Self {
+        let mut this = Self::new(main, context, cores);
+        let first = this.take_running(0);
+        this.ready.extend(first);
+        this
+    }
+
+    /// Whether a thread is ready at the time `now`.
+    pub fn has_ready(&mut self, now: u64) -> bool {
+        self.expire(now);
+        !self.ready.is_empty()
+    }
+
+    /// Whether a thread runs on any core.
+    #[must_use]
+    pub fn is_on_core(&self) -> bool {
+        self.running.iter().any(Option::is_some)
+    }
+
+    /// The newest number; [`Threads::follow`] has numbers go on behind another one.
+    #[must_use]
+    pub fn newest(&self) -> Tid {
+        self.newest
+    }
+
+    /// Has numbers go on behind `newest`: several programs share them.
+    pub fn follow(&mut self, newest: Tid) {
+        self.newest = newest;
+    }
+
     /// Number of threads.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -238,6 +270,11 @@ impl<C> Threads<C> {
         }
         self.make_way(core);
         true
+    }
+
+    /// The same, even if none is.
+    pub fn step_aside(&mut self, core: usize) {
+        self.make_way(core);
     }
 
     /// The same where it may not run on `core` any more, whoever else may.

@@ -34,7 +34,7 @@
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 9                             # ABI_VERSION, asserted in boot.rs
+    .long 10                            # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top
@@ -533,6 +533,29 @@ enter_user:
     pop_registers
     add $24, %rsp
     iretq
+
+# run_below() -> exit word: process_go_on with leave_user in force.
+    .globl run_below
+run_below:
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, %rax
+    and $-CORE_STRIDE, %rax
+    mov %rsp, MAIN_RSP(%rax)
+    sub $8, %rsp                        # as a call wants it: a multiple of 16
+    call process_go_on
+    add $8, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
 
 # leave_user(exit word: RDI): drops whatever stack it runs on and returns from
 # enter_user. Restores the interrupt flag that the main loop had by popfq.

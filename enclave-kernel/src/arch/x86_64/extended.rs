@@ -128,6 +128,16 @@ impl Area {
         memory::alloc(PAGE_SIZE, PAGE_SIZE).map(Self)
     }
 
+    /// With the state that a program begins with.
+    pub(crate) fn initial() -> Option<Self> {
+        let [_, initial] = own();
+        let area = Self::new()?;
+        let mut page = vec![0; PAGE_SIZE as usize];
+        phys::read_bytes(initial.0, &mut page);
+        phys::write_bytes(area.0, &page);
+        Some(area)
+    }
+
     /// Gives the memory back.
     pub(crate) fn free(self) {
         memory::free(self.0, PAGE_SIZE);

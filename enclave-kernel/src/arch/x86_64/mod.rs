@@ -28,7 +28,10 @@ use enclave_abi::boot::{
 use crate::{cores, memory};
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
-const _: () = assert!(enclave_abi::ABI_VERSION == 9, "entry.S repeats the version");
+const _: () = assert!(
+    enclave_abi::ABI_VERSION == 10,
+    "entry.S repeats the version"
+);
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
 
 static RING: AtomicU8 = AtomicU8::new(0);
@@ -230,6 +233,17 @@ pub(crate) fn set_root(root: u64) {
     ROOT.store(root, Ordering::Relaxed);
     CR3.store(root | tag, Ordering::Relaxed);
     flush_tlb();
+}
+
+/// The kernel's own page table.
+pub(crate) fn boot_root() -> u64 {
+    BOOT_ROOT.load(Ordering::Relaxed)
+}
+
+/// Makes `root` the table that changes of mappings are about, without using it:
+/// that of a process which has no core.
+pub(crate) fn edit(root: u64) {
+    ROOT.store(root, Ordering::Relaxed);
 }
 
 /// Tag of a program's translations; the kernel's own table has tag 0.

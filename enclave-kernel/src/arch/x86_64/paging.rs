@@ -9,7 +9,7 @@
 use enclave_abi::addr::{LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
 use enclave_core::aspace::Prot;
 
-use super::{ring3, root, set_root};
+use super::{ring3, root};
 use crate::{memory, phys};
 
 /// Present.
@@ -206,15 +206,8 @@ pub(crate) fn unmap_direct(pa: u64, len: u64) {
     let _ = change(enclave_abi::layout::DIRECT_MAP + pa, len, None);
 }
 
-/// Makes and enters a fresh address space that shares the kernel half.
-pub(crate) fn enter_new_space() -> Result<u64, OutOfTables> {
-    let space = new_space()?;
-    set_root(space);
-    Ok(space)
-}
-
 /// A fresh top-level table that shares the kernel half of the one in use.
-pub(super) fn new_space() -> Result<u64, OutOfTables> {
+pub(crate) fn new_space() -> Result<u64, OutOfTables> {
     let space = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;
     let boot = root();
     for n in KERNEL_HALF..512 {
@@ -223,11 +216,9 @@ pub(super) fn new_space() -> Result<u64, OutOfTables> {
     Ok(space)
 }
 
-/// Leaves the current address space for `boot_root` and frees its tables (not
-/// the frames its leaves point to).
-pub(crate) fn leave_space(boot_root: u64) {
-    let space = root();
-    set_root(boot_root);
+/// Frees the tables of an address space that no core uses (not the frames its
+/// leaves point to).
+pub(crate) fn free_space(space: u64) {
     for n in 0..KERNEL_HALF {
         free_tables(phys::read(space + n * 8), 3);
     }

@@ -17,7 +17,7 @@ use enclave_abi::layout::{
 use enclave_abi::queue::QueuePage;
 
 use super::{apic, paging, probes};
-use crate::{boot, cores, fault, host, phys, signals, syscall};
+use crate::{boot, cores, fault, host, phys, process, signals, syscall};
 
 /// The vector of a frame that is about a system call, as in `entry.S`.
 const VECTOR_SYSCALL: u64 = 0x100;
@@ -103,6 +103,7 @@ mod asm {
     use super::TrapFrame;
     unsafe extern "C" {
         pub(super) fn enter_user(frame: *const TrapFrame) -> u64;
+        pub(super) fn run_below() -> u64;
         pub(super) fn leave_user(word: u64) -> !;
         pub(super) fn core_begin_anew() -> !;
     }
@@ -146,6 +147,19 @@ pub(crate) fn enter_user(frame: &TrapFrame) -> u64 {
     // stack pointer where leave_user finds it; the frame's code and stack
     // segments are the program's.
     unsafe { asm::enter_user(frame) }
+}
+
+/// Runs [`process::go_on`] with [`leave_user`] in force for what it does before it
+/// enters a program, too; its word, or that of `leave_user`.
+pub(crate) fn go_on() -> u64 {
+    // SAFETY: entry.S keeps what Rust expects to be kept and leaves the stack
+    // pointer where leave_user finds it.
+    unsafe { asm::run_below() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn process_go_on() -> u64 {
+    process::go_on()
 }
 
 /// Abandons the running program: [`enter_user`] returns `word`.
