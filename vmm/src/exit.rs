@@ -130,8 +130,8 @@ impl Exit {
             Self::MemoryFault => 9,
             Self::EntryFailed(_) => 10,
             Self::Other(_) => 11,
-            Self::Sleep(_) => 12,
-            Self::GiveWay => 13,
+            Self::Sleep(_) => 13,
+            Self::GiveWay => 14,
         }
     }
 
@@ -205,6 +205,8 @@ mod tests {
             (Exit::EntryFailed(String::new()), "entry-failed"),
             (Exit::Other(String::new()), "other"),
             (Exit::MmioWrite(DEBUG), "debug-trap"),
+            (Exit::Sleep(1), "sleep"),
+            (Exit::GiveWay, "give-way"),
         ];
         for (exit, name) in &kinds {
             assert_eq!(exit.name(), *name);
