@@ -98,7 +98,7 @@ fn configurations_that_cannot_be_are_usage_errors() {
         config(&[("colour", 1.into())]),
         config(&[("name", "../x".into())]),
         config(&[("mem_bytes", 1.into())]),
-        config(&[("cores", serde_json::json!({ "list": [0, 1] }))]),
+        config(&[("cores", serde_json::json!({ "count": 33 }))]),
     ] {
         host.refused(&text, Class::Usage);
     }
