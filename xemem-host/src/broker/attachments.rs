@@ -7,7 +7,7 @@
 //! that does not empty its queue gets no more leases: generations it misses
 //! then show as gaps in their numbers.
 
-use super::leases::{Leases, Words};
+use super::leases::{ATTEMPTS, Leases, Words};
 use super::segments::Body;
 use super::signals::Subscription;
 use super::{
@@ -16,6 +16,7 @@ use super::{
 use crate::wire::{
     Access, ApId, Attached, EndReason, LeaseReply, Policy, Reply, SegId, Target, Want,
 };
+use enclave_abi::arena::GenerationRecord;
 use enclave_abi::lease::SLOTS;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -227,16 +228,32 @@ impl Broker {
                 return self.lease_exactly(peer, apid, segid, generation, env);
             }
         };
-        let found = match policy.ok_or(Refusal::NotAttached(apid))? {
-            Policy::Every => self.next_in_queue(peer, apid, segid, env),
-            Policy::Latest => self.lease_newest(peer, apid, segid, after, env)?,
-        };
+        let policy = policy.ok_or(Refusal::NotAttached(apid))?;
+        for _ in 0..ATTEMPTS {
+            let found = match policy {
+                Policy::Every => self.next_in_queue(peer, apid, segid, env),
+                Policy::Latest => self.lease_newest(peer, apid, segid, after, env)?,
+            };
+            let Some(generation) = found else {
+                break;
+            };
+            if let Some(record) = self.record(segid, generation, env) {
+                return Ok(LeaseReply::Granted { generation, record });
+            }
+            // Its record was written over before we came to read it: it is missed.
+            self.release_lease(peer, apid, generation, env)?;
+        }
         let segment = self.segments.get(&segid);
-        let end_reason = segment.and_then(|segment| segment.end_reason);
-        Ok(match found {
-            Some(generation) => granted(segid, generation, env),
-            None => ended_or_none(end_reason),
-        })
+        Ok(ended_or_none(
+            segment.and_then(|segment| segment.end_reason),
+        ))
+    }
+
+    /// The record of a generation that a reader has leased.
+    fn record(&mut self, segid: SegId, generation: u64, env: Env<'_>) -> Option<GenerationRecord> {
+        let arena = self.segments.get_mut(&segid)?.arena_mut()?;
+        let read = || env.memory.record(segid, generation);
+        arena.leases.record(generation, read)
     }
 
     /// Takes the oldest generation out of a reader's queue. What the kernel
@@ -308,7 +325,11 @@ impl Broker {
             })?;
             taken.ok_or(Refusal::NotHeld(generation))?;
         }
-        Ok(granted(segid, generation, env))
+        let Some(record) = self.record(segid, generation, env) else {
+            self.release_lease(peer, apid, generation, env)?;
+            return Err(Refusal::NotHeld(generation));
+        };
+        Ok(LeaseReply::Granted { generation, record })
     }
 
     /// Whether this reader holds `generation` already: one lease is enough.
@@ -479,7 +500,13 @@ impl Broker {
                     break;
                 }
                 attachment.queued = generation;
-                if arena.leases.lease(words, generation) {
+                if !arena.leases.lease(words, generation) {
+                    continue;
+                }
+                let record = || env.memory.record(segid, generation);
+                if arena.leases.record(generation, record).is_none() {
+                    arena.leases.release(words, generation, 0);
+                } else {
                     attachment.queue.push_back(generation);
                     peer.leases += 1;
                 }
@@ -501,11 +528,6 @@ impl Broker {
             .filter(|grant| grant.peer == peer)
             .ok_or(Refusal::NoAccess(apid))
     }
-}
-
-fn granted(segid: SegId, generation: u64, env: Env<'_>) -> LeaseReply {
-    let record = env.memory.record(segid, generation).unwrap_or_default();
-    LeaseReply::Granted { generation, record }
 }
 
 fn ended_or_none(reason: Option<EndReason>) -> LeaseReply {

@@ -113,6 +113,9 @@ struct Held {
     /// The word was given back by a broker that did not live to record it, and
     /// taken by the kernel: nobody joins these readers, who are about to go.
     is_lost: bool,
+    /// Words of its record: the exporter writes over it after
+    /// [`enclave_abi::arena::GENERATION_RECORDS`] more, held or not.
+    record: Option<[u64; 8]>,
 }
 
 /// Leases of one arena.
@@ -123,7 +126,7 @@ pub(super) struct Leases {
 }
 
 /// Attempts to win the newest generation from a kernel that keeps publishing.
-const ATTEMPTS: usize = 64;
+pub(super) const ATTEMPTS: usize = 64;
 
 impl Leases {
     /// Generations that have at least one reader.
@@ -141,6 +144,20 @@ impl Leases {
     pub(super) fn has_readers(&self, generation: u64) -> bool {
         let held = self.held.get(&generation);
         held.is_some_and(|held| !held.is_lost)
+    }
+
+    /// The record of a generation that has readers: read by `read` for the first of
+    /// them, who may come too late. Then there is none, nor for those who follow.
+    pub(super) fn record(
+        &mut self,
+        generation: u64,
+        read: impl FnOnce() -> Option<GenerationRecord>,
+    ) -> Option<GenerationRecord> {
+        let held = self.held.get_mut(&generation)?;
+        if held.record.is_none() {
+            held.record = read().map(|record| zerocopy::transmute!(record));
+        }
+        held.record.map(|words| zerocopy::transmute!(words))
     }
 
     fn slots(&self, words: Words<'_>) -> [Slot; SLOTS] {
@@ -212,6 +229,7 @@ impl Leases {
                     word,
                     readers: 1,
                     is_lost: false,
+                    record: None,
                 };
                 self.held.insert(generation, held);
                 return true;

@@ -157,6 +157,36 @@ fn asking_twice_for_the_same_generation_is_one_lease() {
 }
 
 #[test]
+fn a_record_stays_with_its_lease_and_one_that_is_gone_is_a_generation_missed() {
+    let mut world = World::peopled();
+    let enclave = world.enclave();
+    let segid = world.arena(0, "flux");
+    let [first, second] = [(); 2].map(|()| world.attach(READER, segid, Policy::Latest));
+    world.publish(enclave, segid, 0, 7);
+    assert_eq!(world.leased(READER, first, 0), Some(7));
+    // The exporter goes on with the other banks while 7 is held.
+    world.publish(enclave, segid, 1, 7 + 64);
+    let exactly = |apid, generation| Request::Lease {
+        apid,
+        want: Want::Exactly(generation),
+    };
+    match world.ask(READER, exactly(second, 7)) {
+        Reply::Lease(LeaseReply::Granted { generation, record }) => {
+            assert_eq!((generation, record.generation), (7, 7));
+        }
+        other => panic!("{other:?}"),
+    }
+    // Published and written over before anybody looked.
+    world.memory.latest.borrow_mut().insert(segid, 7 + 64 + 64);
+    assert_eq!(world.leased(READER, first, 7), None);
+    assert_eq!(world.errno(READER, exactly(second, 71)), Errno::NOENT);
+    let left = world.memory.slot(enclave, 0, 1);
+    assert!(!matches!(left, Slot::Leased(_)), "{left:?}");
+    world.publish(enclave, segid, 2, 200);
+    assert_eq!(world.leased(READER, first, 7), Some(200));
+}
+
+#[test]
 fn a_lost_race_with_the_kernel_means_the_newest_not_an_error() {
     let mut world = World::peopled();
     let enclave = world.enclave();
