@@ -174,14 +174,19 @@ pub(crate) fn wait_child(
     })
 }
 
-enum Awaited {
+/// How waiting for a descriptor ended.
+#[derive(Debug)]
+pub(crate) enum Awaited {
+    /// It is readable or closed.
     Ready,
+    /// The deadline passed.
     Late,
+    /// The caller's descriptor spoke first.
     Called,
 }
 
 /// Waits until `fd` is readable or closed; `call` goes first.
-fn await_input(
+pub(crate) fn await_input(
     fd: BorrowedFd<'_>,
     deadline: Instant,
     call: Option<BorrowedFd<'_>>,

@@ -1,15 +1,19 @@
 //! `broker`: how the XEMEM broker is, and stopping it; and for the other
 //! verbs, reaching it.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::RunDir;
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 use xemem_host::{Broker as Connection, ClientError, SOCKET_NAME};
 
+use crate::launch::await_input;
 use crate::locate;
 use crate::output::{self, Format};
 
@@ -25,6 +29,9 @@ pub(crate) enum Broker {
         force: bool,
     },
 }
+
+/// How long a broker and its keeper may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Broker {
     pub(crate) fn run(&self, format: Format) -> Result<(), Failure> {
@@ -43,6 +50,7 @@ fn status(format: Format) -> Result<(), Failure> {
             "broker",
             &json!({
                 "pid": status.pid,
+                "keeper": status.keeper,
                 "protocol_version": status.protocol_version,
                 "abi_version": status.abi_version,
                 "clients": status.clients,
@@ -75,7 +83,7 @@ fn status(format: Format) -> Result<(), Failure> {
 
 fn stop(force: bool, format: Format) -> Result<(), Failure> {
     let what = "stop the broker";
-    connect(what)?.shutdown(force).map_err(|e| {
+    end(connect(what)?, force).map_err(|e| {
         let failure = failure(what, &e);
         if e.refusal() == Some(Errno::BUSY) {
             return failure.with_hint("enclavectl broker stop --force");
@@ -86,6 +94,29 @@ fn stop(force: bool, format: Format) -> Result<(), Failure> {
         Format::Json => output::json("broker", &json!({ "stopped": true })),
         Format::Text => Ok(()),
     }
+}
+
+/// Tells a broker to end, `force` even while it is used, and waits for the end
+/// of its process and its keeper's, for [`END_TIMEOUT`] at most.
+///
+/// # Errors
+/// [`ClientError`]: it could not be told, or refused.
+pub(crate) fn end(mut broker: Connection, force: bool) -> Result<(), ClientError> {
+    let status = broker.status()?;
+    let process = |pid: u32| {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        pidfd_open(pid, PidfdFlags::empty()).ok()
+    };
+    let processes = [status.pid, status.keeper].map(process);
+    broker.shutdown(force)?;
+    // It waits for its last client to hear of it.
+    drop(broker);
+    let deadline = Instant::now() + END_TIMEOUT;
+    for process in processes.iter().flatten() {
+        // One that is late ends all the same, only not before us.
+        let _ = await_input(process.as_fd(), deadline, None);
+    }
+    Ok(())
 }
 
 /// The broker's socket, absolute: a VMM leaves this directory.

@@ -2,6 +2,7 @@
 //! goes on or ends with a clear message, and nothing stays behind.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Read;
 
 use rustix::process::{Signal, kill_process};
@@ -90,6 +91,29 @@ fn without_broker_and_keeper_simulation_and_enclaves_go_on() {
     assert_eq!((&end["torn"], reader.code()), (&0.into(), 0));
     assert_eq!(simulation.code(), 0);
     stage.destroy("t");
+}
+
+#[test]
+fn a_broker_that_was_stopped_is_gone_and_its_keeper_too() {
+    let stage = Stage::new();
+    // Each keeper in turn: the one that was there first, and its successor.
+    for is_renewed in [false, true] {
+        let first = stage.broker();
+        if is_renewed {
+            kill_process(pid(&first["keeper"]), Signal::KILL).unwrap();
+            eventually("another keeper", || {
+                stage.broker()["keeper"] != first["keeper"]
+            });
+        }
+        let broker = stage.broker();
+        stage.succeeds(&["broker", "stop", "--force"]);
+        for role in ["pid", "keeper"] {
+            // One that nobody has reaped yet has no command line.
+            let left = fs::read(format!("/proc/{}/cmdline", broker[role]));
+            assert_eq!(left.unwrap_or_default(), b"", "{role}");
+        }
+        stage.create(if is_renewed { "c" } else { "b" });
+    }
 }
 
 #[test]

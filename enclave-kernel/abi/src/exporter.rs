@@ -11,7 +11,7 @@ use crate::arena::NAME_BYTES;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the protocol; there is no compatibility between versions.
-pub const PROTOCOL_VERSION: u16 = 7;
+pub const PROTOCOL_VERSION: u16 = 8;
 /// File name of the broker's socket in the run directory.
 pub const SOCKET_NAME: &str = "xemem.sock";
 /// Longest text of an error in bytes.

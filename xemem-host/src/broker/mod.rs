@@ -116,6 +116,8 @@ pub struct Settings {
     pub owner_uid: u32,
     /// Its process id.
     pub pid: u32,
+    /// Its keeper's, 0 without one.
+    pub keeper: u32,
     /// How long to stay without any client.
     pub linger_ms: u64,
     /// Budget of each doorbell.
@@ -438,12 +440,18 @@ impl Broker {
         }
     }
 
+    /// Notes which process keeps this one, 0 for none.
+    pub(crate) fn set_keeper(&mut self, pid: u32) {
+        self.settings.keeper = pid;
+    }
+
     fn status(&self, env: Env<'_>) -> Status {
         let attachments = self.grants.values().filter(|grant| grant.is_attached());
         let leases = self.peers.values().map(|peer| peer.leases).sum();
         let retained = self.retained();
         Status {
             pid: self.settings.pid,
+            keeper: self.settings.keeper,
             protocol_version: u32::from(PROTOCOL_VERSION),
             abi_version: enclave_abi::ABI_VERSION,
             clients: count(self.peers.len()),
@@ -453,7 +461,7 @@ impl Broker {
             leases: count(leases),
             protocol_errors: self.protocol_errors,
             throttled: self.throttled,
-            retained: retained.0 as u64,
+            retained: count(retained.0),
             retained_bytes: retained.1,
             uptime_ms: env.now_ms.saturating_sub(self.started_ms),
         }

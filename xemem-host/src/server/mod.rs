@@ -403,6 +403,7 @@ fn settings(options: Options) -> Settings {
     Settings {
         owner_uid: rustix::process::geteuid().as_raw(),
         pid: std::process::id(),
+        keeper: 0,
         linger_ms: millis(options.linger),
         rings_per_second: options.rings_per_second,
         retention: options.retention,

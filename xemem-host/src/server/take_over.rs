@@ -65,6 +65,9 @@ impl Server {
             parent,
             child: None,
         });
+        let keeper = rustix::process::getppid();
+        let keeper = keeper.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+        server.broker.set_keeper(keeper);
         server.watch_keeper();
         server.go_on(last.unwrap_or_default(), connections);
         server.objects.custody.tell(&Message::Ready);
@@ -148,6 +151,8 @@ impl Server {
                 (None, None)
             }
         };
+        self.broker
+            .set_keeper(child.as_ref().map_or(0, std::process::Child::id));
         kept.child = child;
         self.objects.custody.replace(channel);
         if self.objects.custody.is_wanted() {

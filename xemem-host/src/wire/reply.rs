@@ -65,6 +65,8 @@ pub enum LeaseReply {
 pub struct Status {
     /// Process id of the broker.
     pub pid: u32,
+    /// Process id of its keeper, which ends after it; 0 without one.
+    pub keeper: u32,
     /// Its [`super::PROTOCOL_VERSION`].
     pub protocol_version: u32,
     /// Its [`enclave_abi::ABI_VERSION`].
@@ -79,13 +81,13 @@ pub struct Status {
     pub attachments: u32,
     /// Leases of all readers.
     pub leases: u32,
+    /// Ended arenas that can still be attached.
+    pub retained: u32,
     /// Clients dropped for breaking the protocol.
     pub protocol_errors: u64,
     /// Times a doorbell ran over budget.
     pub throttled: u64,
-    /// Ended arenas that can still be attached.
-    pub retained: u64,
-    /// Bytes of their objects.
+    /// Bytes of the objects of retained arenas.
     pub retained_bytes: u64,
     /// Milliseconds since start.
     pub uptime_ms: u64,

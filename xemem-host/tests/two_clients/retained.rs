@@ -70,7 +70,7 @@ fn retained_arenas_are_bounded_in_time_and_bytes() {
             }
         };
         assert!(status.retained_bytes <= 20_000_000, "{status:?}");
-        assert!(status.retained * bytes == status.retained_bytes);
+        assert!(u64::from(status.retained) * bytes == status.retained_bytes);
     }
     while tool.status().expect("a status").segments > 0 {
         std::thread::yield_now();

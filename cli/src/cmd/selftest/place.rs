@@ -8,19 +8,15 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use enclave_vmm::failure::Failure;
 use enclave_vmm::ledger::RunDir;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use xemem_host::{Broker as Connection, SOCKET_NAME};
 
 use crate::cmd::{broker, destroy};
 use crate::locate;
 
-/// How long the broker may take to end when told.
-const BROKER_END: Duration = Duration::from_secs(3);
 /// Longest path below which the socket's still fits an address.
 const MAX_BASE_BYTES: usize = 60;
 
@@ -93,23 +89,8 @@ pub(super) fn clear(path: &Path) {
 }
 
 fn end_broker(socket: &Path) {
-    let Ok(mut broker) = Connection::connect(socket) else {
-        return;
-    };
-    let pid = broker
-        .status()
-        .ok()
-        .and_then(|status| i32::try_from(status.pid).ok());
-    let pidfd = pid
-        .and_then(Pid::from_raw)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    if broker.shutdown(true).is_err() {
-        return;
-    }
-    drop(broker);
-    if let (Some(pidfd), Ok(timeout)) = (pidfd, Timespec::try_from(BROKER_END)) {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        // Interrupted or late: it ends all the same, only not before us.
-        let _ = poll(&mut fds, Some(&timeout));
+    if let Ok(broker) = Connection::connect(socket) {
+        // Without clients it ends by itself, only later.
+        drop(broker::end(broker, true));
     }
 }

@@ -122,6 +122,7 @@ impl World {
         let settings = Settings {
             owner_uid: OWNER,
             pid: 42,
+            keeper: 0,
             linger_ms: 2000,
             rings_per_second: 1000,
             retention: Retention {
