@@ -337,6 +337,10 @@ impl Stream {
                     return Ok(None);
                 }
                 LeaseReply::None => {
+                    // A bell that never stops would keep the wait from being over.
+                    if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                        return Err(ClientError::Timeout);
+                    }
                     if nr_idle > IDLE_AT_ONCE {
                         self.poll(None, Some(Instant::now() + PAUSE))?;
                     }
