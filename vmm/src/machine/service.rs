@@ -77,6 +77,9 @@ pub(super) struct Service {
     pub(super) telling: BTreeSet<u64>,
     /// The kernel was asked for its processes.
     pub(super) is_asking: bool,
+    /// The last that the kernel said is that it has nothing to do: it looks for
+    /// commands when it goes on.
+    is_idle: bool,
     /// The kernel asked for an interrupt that was not sent yet.
     is_interrupt_wanted: bool,
     /// Where the kernel wants the vCPU's extended state saved to and loaded from.
@@ -108,6 +111,7 @@ impl Service {
             killing: BTreeSet::new(),
             telling: BTreeSet::new(),
             is_asking: false,
+            is_idle: false,
             is_interrupt_wanted: false,
             extended: None,
         }
@@ -154,11 +158,13 @@ impl Service {
     }
 
     /// Whether the kernel is to be interrupted: a kill was posted whose program
-    /// has not ended yet, or a signal, a program or a question that it has not taken,
-    /// or it asked for it.
+    /// has not ended yet, or a signal that it has not taken, or it asked for it; or
+    /// there is a program or a question that it has not taken, unless it waits for
+    /// such anyway.
     pub(super) fn wants_interrupt(&self) -> bool {
         let is_told = !self.killing.is_empty() || !self.telling.is_empty();
-        is_told || !self.waiting.is_empty() || self.is_asking || self.is_interrupt_wanted
+        let is_asked = !self.waiting.is_empty() || self.is_asking;
+        is_told || self.is_interrupt_wanted || (is_asked && !self.is_idle)
     }
 
     /// What is to be done to the vCPU's extended state before it goes on, once.
@@ -222,6 +228,7 @@ impl Service {
             return self.refuse(record);
         };
         let a = record.args;
+        self.is_idle = call == Call::Idle;
         let answer = match call {
             Call::Idle => return self.idle(),
             // Once: later ones are a program's, which writes where it should not.
