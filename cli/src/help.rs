@@ -62,6 +62,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["enclavectl logs -f a1", "enclavectl logs --vmm a1"],
     ),
     ("console", &["enclavectl console a1"]),
+    (
+        "update",
+        &[
+            "enclavectl update a1 --add-mem 256M",
+            "enclavectl update a1 --remove-mem 128M",
+        ],
+    ),
     ("freeze", &["enclavectl freeze a1"]),
     ("thaw", &["enclavectl thaw a1"]),
     (
@@ -149,6 +156,7 @@ const ENCLAVES: &[(&str, &str)] = &[
     ("events", "name"),
     ("wait", "name"),
     ("debug dump", "name"),
+    ("update", "name"),
     ("freeze", "name"),
     ("thaw", "name"),
     ("gdb", "name"),

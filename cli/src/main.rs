@@ -115,6 +115,8 @@ enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Run the kernel's self-tests here, and print a report for a bug.
     Selftest(cmd::selftest::Selftest),
+    /// Give a running enclave more memory, or take some of it away.
+    Update(cmd::update::Update),
     /// Hold an enclave where it is; what it has published stays readable.
     Freeze(cmd::freeze::Freeze),
     /// Let a frozen enclave go on.
@@ -180,6 +182,7 @@ fn main() -> ExitCode {
         Command::Xemem(verb) => verb.run(format),
         Command::Doctor(verb) => verb.run(format),
         Command::Selftest(verb) => return verb.run(format),
+        Command::Update(verb) => verb.run(format),
         Command::Freeze(verb) => verb.run(),
         Command::Thaw(verb) => verb.run(),
         Command::Destroy(verb) => verb.run(format),

@@ -16,7 +16,7 @@ use enclave_core::signal::bit;
 use spin::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::phys;
+use crate::{blocks, phys};
 
 const TO_HOST: u64 = QUEUE + offset_of!(QueuePage, to_host) as u64;
 const TO_GUEST: u64 = QUEUE + offset_of!(QueuePage, to_guest) as u64;
@@ -32,6 +32,7 @@ static TOLD: Mutex<Told> = Mutex::new(Told {
     signals: BTreeMap::new(),
     is_run_wanted: false,
     is_list_wanted: false,
+    memory: None,
 });
 /// Whether there is any of it.
 static IS_TOLD: AtomicBool = AtomicBool::new(false);
@@ -49,6 +50,8 @@ struct Told {
     is_run_wanted: bool,
     /// It wants to know of all processes.
     is_list_wanted: bool,
+    /// Memory is to come or go; one order at a time is under way.
+    memory: Option<[u64; 7]>,
 }
 
 /// Signals for one run.
@@ -64,7 +67,8 @@ struct Signals {
 
 impl Told {
     fn is_any(&self) -> bool {
-        self.is_run_wanted || self.is_list_wanted || !self.signals.is_empty()
+        let is_asked = self.is_run_wanted || self.is_list_wanted || self.memory.is_some();
+        is_asked || !self.signals.is_empty()
     }
 }
 
@@ -114,6 +118,7 @@ fn note(record: &Record) {
     told(|told| match Command::try_from(record.kind) {
         Ok(Command::Run) => told.is_run_wanted = true,
         Ok(Command::List) => told.is_list_wanted = true,
+        Ok(Command::Memory) => told.memory = Some(record.args),
         Ok(Command::Kill) => {
             let one = told.signals.entry(run).or_default();
             if may_handle == 0 {
@@ -181,9 +186,14 @@ pub(crate) fn attended() {
     ATTENTION.store(0, Ordering::Relaxed);
 }
 
-/// Takes in commands that came meanwhile; whether one is to interrupt a wait.
+/// Takes in commands that came meanwhile, and carries out what the program need not
+/// know of; whether one is to interrupt a wait.
 pub(crate) fn is_interrupted() -> bool {
-    poll_attention() && IS_TOLD.load(Ordering::Relaxed)
+    if !poll_attention() {
+        return false;
+    }
+    blocks::attend();
+    IS_TOLD.load(Ordering::Relaxed)
 }
 
 /// Whether a timer of run `run` is due; once.
@@ -239,6 +249,14 @@ fn drain() {
     while let Some(record) = take() {
         note(&record);
     }
+}
+
+/// The order for memory that came, once.
+pub(crate) fn take_memory() -> Option<[u64; 7]> {
+    if !IS_TOLD.load(Ordering::Acquire) {
+        return None;
+    }
+    told(|told| told.memory.take())
 }
 
 /// The signal a pending kill of run `run` carries, once.

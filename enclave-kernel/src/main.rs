@@ -41,6 +41,8 @@ mod arenas;
 #[cfg(target_os = "none")]
 mod bells;
 #[cfg(target_os = "none")]
+mod blocks;
+#[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
 mod clock;

@@ -7,14 +7,16 @@
 // UNSAFETY: gives a piece of memory to the heap allocator.
 #![expect(unsafe_code)]
 
-use enclave_abi::boot::BootInfo;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use enclave_abi::boot::{BootInfo, MAX_EXTENTS};
 use enclave_abi::layout::DIRECT_MAP;
-use enclave_core::frame::{Block, FrameAllocator};
+use enclave_core::frame::{Block, FrameAllocator, RemoveError};
 use spin::Mutex;
 use talc::TalcLock;
 use talc::source::Manual;
 
-use crate::phys;
+use crate::{boot, phys};
 
 /// Bytes of the kernel heap: region tables, arena tables, program headers.
 const HEAP_BYTES: u64 = 4 << 20;
@@ -23,6 +25,8 @@ const HEAP_BYTES: u64 = 4 << 20;
 static HEAP: TalcLock<Mutex<()>, Manual> = TalcLock::new(Manual);
 
 static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
+/// Bytes that came since boot and have not gone.
+static ADDED: AtomicU64 = AtomicU64::new(0);
 
 /// Takes over RAM.
 pub(crate) fn init(info: &BootInfo) {
@@ -75,4 +79,32 @@ pub(crate) fn free(start: u64, len_bytes: u64) {
 /// Bytes of RAM not in use.
 pub(crate) fn free_bytes() -> u64 {
     FRAMES.lock().as_ref().map_or(0, FrameAllocator::free_bytes)
+}
+
+/// Bytes of RAM, the kernel's own among them.
+pub(crate) fn total_bytes() -> u64 {
+    let extents = boot::info().extents.iter().take(MAX_EXTENTS);
+    let at_boot: u64 = extents.map(|extent| extent.len_bytes).sum();
+    at_boot + ADDED.load(Ordering::Relaxed)
+}
+
+/// Takes more memory in, which is mapped; whether it was taken.
+pub(crate) fn add(start: u64, len_bytes: u64, is_zero: bool) -> bool {
+    let mut frames = FRAMES.lock();
+    let taken = frames
+        .as_mut()
+        .is_some_and(|frames| frames.add_removable(start, len_bytes, is_zero));
+    if taken {
+        ADDED.fetch_add(len_bytes, Ordering::Relaxed);
+    }
+    taken
+}
+
+/// Gives no more of this memory out.
+pub(crate) fn remove(start: u64, len_bytes: u64) -> Result<(), RemoveError> {
+    let mut frames = FRAMES.lock();
+    let frames = frames.as_mut().ok_or(RemoveError::NotOwned)?;
+    frames.remove(start, len_bytes)?;
+    ADDED.fetch_sub(len_bytes, Ordering::Relaxed);
+    Ok(())
 }

@@ -99,6 +99,18 @@ impl Process {
         sum
     }
 
+    /// Bytes of the frames `[start, start + len)` that it has mapped.
+    pub(crate) fn bytes_within(&self, start: u64, len: u64) -> u64 {
+        let of = |region: &Region| {
+            let Backing::Frames(pa) = region.backing else {
+                return 0;
+            };
+            let end = (pa + (region.end - region.start)).min(start + len);
+            end.saturating_sub(pa.max(start))
+        };
+        self.aspace.iter().map(of).sum()
+    }
+
     /// The region at or nearest to `address`, in words.
     pub(crate) fn describe(&self, address: u64) -> String {
         let Some(region) = self.aspace.nearest(address) else {
@@ -132,6 +144,11 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Process) -> T) -> T {
 /// The same if there is one.
 pub(crate) fn if_any<T>(f: impl FnOnce(&mut Process) -> T) -> Option<T> {
     CURRENT.lock().as_mut().map(f)
+}
+
+/// The same, to look at, unless somebody else is at it.
+pub(crate) fn if_free<T>(f: impl FnOnce(&Process) -> T) -> Option<T> {
+    CURRENT.try_lock()?.as_ref().map(f)
 }
 
 /// The number of the process that has the cores.

@@ -24,7 +24,7 @@ use spin::Mutex;
 use zerocopy::IntoBytes;
 
 use crate::process::{self, Process};
-use crate::{arch, arenas, clock, host, imports, phys};
+use crate::{arch, arenas, blocks, clock, host, imports, phys};
 
 /// Where the VMM sees whose calls are forwarded.
 const CURRENT_RUN: u64 = QUEUE + offset_of!(QueuePage, current_run) as u64;
@@ -226,6 +226,7 @@ pub(crate) fn add(
 /// Does what the host wants of any process: starts programs, ends those without a
 /// core that are to be killed, and tells of all.
 pub(crate) fn attend() {
+    blocks::attend();
     if host::is_run_wanted() {
         process::start_all();
     }
@@ -245,6 +246,16 @@ pub(crate) fn attend() {
     if host::is_list_wanted() {
         tell();
     }
+}
+
+/// Bytes of the frames `[start, start + len)` that processes have mapped; without
+/// those that are being changed.
+pub(crate) fn bytes_within(start: u64, len: u64) -> u64 {
+    let current = process::if_free(|p| p.bytes_within(start, len));
+    let parked = PARKED.try_lock();
+    let parked = parked.iter().flat_map(|parked| parked.iter());
+    let others: u64 = parked.map(|p| p.process.bytes_within(start, len)).sum();
+    current.unwrap_or(0) + others
 }
 
 /// A process without a core that is to be killed.

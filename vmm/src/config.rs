@@ -23,6 +23,8 @@ pub const MIN_MEM_BYTES: u64 = 32 << 20;
 /// Most private RAM of an enclave in bytes: the low window and the one above
 /// 4 GiB, up to the arenas.
 pub const MAX_MEM_BYTES: u64 = layout::LOW_RAM_END + (layout::ARENA_WINDOW - layout::HIGH_RAM);
+/// Memory of a running enclave grows and shrinks by blocks of this size.
+pub const MEMORY_BLOCK_BYTES: u64 = 128 << 20;
 /// Highest core number that is understood.
 pub const MAX_CORE: usize = 4095;
 /// Highest number of a NUMA node that any Linux has.

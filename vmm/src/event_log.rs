@@ -67,6 +67,20 @@ pub enum Happened {
         /// Why, as far as can be told.
         reason: String,
     },
+    /// It has more memory.
+    MemoryAdded {
+        /// By so much.
+        bytes: u64,
+        /// All of it now.
+        mem_bytes: u64,
+    },
+    /// It has less memory.
+    MemoryRemoved {
+        /// By so much.
+        bytes: u64,
+        /// What is left.
+        mem_bytes: u64,
+    },
     /// Its cores and memory are given back.
     Destroyed {
         /// At whose wish.
@@ -180,7 +194,9 @@ fn shorten(happened: &mut Happened) {
             RunOutcome::Refused { reason } | RunOutcome::MachineStopped { reason } => reason,
             RunOutcome::Exited { .. } => return,
         },
-        Happened::Created { .. } => return,
+        Happened::Created { .. }
+        | Happened::MemoryAdded { .. }
+        | Happened::MemoryRemoved { .. } => return,
     };
     if let Some((at, _)) = text.char_indices().nth(MAX_DETAIL_CHARS) {
         text.truncate(at);

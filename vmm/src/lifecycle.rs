@@ -30,7 +30,7 @@ use crate::control::Control;
 use crate::control::protocol::{Effective, Started};
 use crate::control::server::{Ended, Facts, serve};
 use crate::failure::{Class, Failure};
-use crate::ledger::{Grant, Reservation};
+use crate::ledger::{Grant, Holdings, Reservation};
 use crate::machine::{MachineConfig, MachineState, MemoryNode};
 use crate::placement::Placement;
 use crate::signals::SignalFd;
@@ -184,9 +184,11 @@ impl Enclave {
             control,
             facts,
         } = self;
-        let served = serve(listener, signals, creator, Arc::clone(&control), facts);
+        let holdings = Arc::new(Holdings::new(reservation));
+        let shared = (Arc::clone(&control), Arc::clone(&holdings));
+        let served = serve(listener, signals, creator, shared, facts);
         stop(control);
-        let released = reservation.release();
+        let released = holdings.release();
         let ended = served?;
         released?;
         Ok(ended)
@@ -238,6 +240,7 @@ fn boot(
         idle: grant.idle,
         memory_node: grant.memory_node,
         warnings: grant.warnings,
+        added_bytes: 0,
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         created_unix_ms: unix_ms(),
     };
@@ -480,6 +483,7 @@ mod tests {
                 idle: Vec::new(),
                 memory_node,
                 warnings: Vec::new(),
+                added_bytes: 0,
                 pid: 1,
                 created_unix_ms: 1,
             };

@@ -160,40 +160,68 @@ impl PrivateRam {
             return Err(MemoryError::Size(mem_bytes));
         }
         let wanted = Wanted {
-            bytes: mem_bytes,
+            extents: extents(mem_bytes),
             prefault,
             node,
         };
-        match backing {
-            Backing::Huge2m => wanted.with_pages(true),
-            Backing::Small => wanted.with_pages(false),
-            Backing::Auto => {
-                let free = Supply::read(node).huge_pages;
-                let enough = free >= mem_bytes / LARGE_PAGE_SIZE;
-                // Free pages may be promised to somebody else already: only the
-                // attempt tells.
-                if enough && let Ok(this) = wanted.with_pages(true) {
-                    return Ok(this);
-                }
-                let mut this = wanted.with_pages(false)?;
-                this.warnings.push(small_page_warning(mem_bytes, free));
-                Ok(this)
-            }
-        }
+        wanted.backed(backing)
+    }
+
+    /// Allocates and maps a block of `bytes` (a multiple of 2 MiB) for
+    /// guest-physical `start`.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; nothing stays allocated.
+    pub(crate) fn block(
+        (start, bytes): (u64, u64),
+        backing: Backing,
+        prefault: bool,
+        node: MemoryNode,
+    ) -> Result<Self, MemoryError> {
+        let wanted = Wanted {
+            extents: vec![(start, bytes)],
+            prefault,
+            node,
+        };
+        wanted.backed(backing)
     }
 }
 
 /// What is asked for, page size aside.
 struct Wanted {
-    bytes: u64,
+    extents: Vec<(u64, u64)>,
     prefault: bool,
     node: MemoryNode,
 }
 
 impl Wanted {
+    fn bytes(&self) -> u64 {
+        self.extents.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn backed(self, backing: Backing) -> Result<PrivateRam, MemoryError> {
+        let bytes = self.bytes();
+        match backing {
+            Backing::Huge2m => self.with_pages(true),
+            Backing::Small => self.with_pages(false),
+            Backing::Auto => {
+                let free = Supply::read(self.node).huge_pages;
+                let enough = free >= bytes / LARGE_PAGE_SIZE;
+                // Free pages may be promised to somebody else already: only the
+                // attempt tells.
+                if enough && let Ok(this) = self.with_pages(true) {
+                    return Ok(this);
+                }
+                let mut this = self.with_pages(false)?;
+                this.warnings.push(small_page_warning(bytes, free));
+                Ok(this)
+            }
+        }
+    }
+
     fn with_pages(&self, huge: bool) -> Result<PrivateRam, MemoryError> {
-        let file = memfd(self.bytes, huge)?;
-        let extents = extents(self.bytes);
+        let file = memfd(self.bytes(), huge)?;
+        let extents = self.extents.clone();
         let mut regions = Vec::new();
         let mut warnings = Vec::new();
         let mut offset = 0;

@@ -126,11 +126,19 @@ fn text(event: &Event) -> String {
         }
         Happened::Failed { reason } => ("failed", reason.clone()),
         Happened::Died { reason } => ("died", reason.clone()),
+        Happened::MemoryAdded { bytes, mem_bytes } => ("memory-added", change(*bytes, *mem_bytes)),
+        Happened::MemoryRemoved { bytes, mem_bytes } => {
+            ("memory-removed", change(*bytes, *mem_bytes))
+        }
         Happened::Destroyed { reason } => ("destroyed", reason.clone()),
     };
     let (time, enclave) = (output::time(event.unix_ms), &event.enclave);
     let line = format!("{time} {enclave} {what} {detail}");
     format!("{}\n", output::printable(line.trim_end()))
+}
+
+fn change(bytes: u64, now: u64) -> String {
+    format!("{}, {} now", output::size(bytes), output::size(now))
 }
 
 fn end(outcome: &RunOutcome) -> String {

@@ -26,6 +26,7 @@ pub(crate) mod stats;
 pub(crate) mod store;
 pub(crate) mod timeline;
 pub(crate) mod top;
+pub(crate) mod update;
 pub(crate) mod version;
 pub(crate) mod wait;
 pub(crate) mod xemem;

@@ -297,6 +297,7 @@ fn handle(
         | Reply::Placement(_)
         | Reply::Dump(_)
         | Reply::Processes { .. }
+        | Reply::Updated(_)
         | Reply::Error(_) => Ok(None),
     }
 }

@@ -3,13 +3,11 @@
 
 use std::fmt::Write as _;
 
-use enclave_vmm::config::{MAX_MEM_BYTES, MIN_MEM_BYTES};
+use enclave_vmm::config::{MAX_MEM_BYTES, MEMORY_BLOCK_BYTES as BLOCK_BYTES, MIN_MEM_BYTES};
 use enclave_vmm::topology::{Topology, cpu_list};
 
 use crate::output::size;
 
-/// Memory is suggested in blocks of this size.
-const BLOCK_BYTES: u64 = 128 << 20;
 /// Most that is suggested, in parts of what is available.
 const SHARE: u64 = 4;
 

@@ -2,12 +2,11 @@
 
 use core::sync::atomic::Ordering;
 
-use enclave_abi::boot::MAX_EXTENTS;
 use enclave_core::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Outcome;
-use crate::{arch, boot, clock, memory, process, threads, user};
+use crate::{arch, clock, memory, process, threads, user};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 
@@ -121,15 +120,9 @@ fn arch_prctl(code: u64, argument: u64) -> Outcome {
 }
 
 fn sysinfo(to: u64) -> Outcome {
-    let total: u64 = boot::info()
-        .extents
-        .iter()
-        .take(MAX_EXTENTS)
-        .map(|extent| extent.len_bytes)
-        .sum();
     let mut info = [0u64; 14];
     info[0] = clock::uptime_us().div_ceil(1_000_000);
-    info[4] = total;
+    info[4] = memory::total_bytes();
     info[5] = memory::free_bytes();
     info[10] = 1; // one process
     info[13] = 1; // sizes are in bytes

@@ -17,11 +17,13 @@ pub enum Role {
     Vcpu,
     /// Waits for something and passes it on.
     Helper,
+    /// Changes what the machine has: memory objects, KVM, the ledger.
+    Update,
 }
 
 impl Role {
     /// Every role.
-    pub(super) const ALL: [Self; 3] = [Self::Main, Self::Vcpu, Self::Helper];
+    pub(super) const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Helper, Self::Update];
 }
 
 /// A condition on one argument: `value == argument & mask`.
@@ -56,10 +58,24 @@ const LOW: u64 = 0xffff_ffff;
 pub(super) fn allowed(role: Role, pid: u64) -> Vec<Allowed> {
     let mut list = plain(EVERYWHERE);
     list.extend(guarded(pid));
-    if role != Role::Helper {
-        list.extend(plain(FILES));
-        list.extend(plain(MACHINE));
-        list.extend(guarded_machine());
+    match role {
+        Role::Helper => {}
+        Role::Update => {
+            list.extend(plain(LEDGER));
+            list.extend(plain(MEMORY));
+            list.extend(
+                guarded_machine()
+                    .into_iter()
+                    .filter(|(nr, _)| *nr == libc::SYS_ioctl),
+            );
+        }
+        Role::Main | Role::Vcpu => {
+            list.extend(plain(LEDGER));
+            list.extend(plain(FILES));
+            list.extend(plain(MEMORY));
+            list.extend(plain(MACHINE));
+            list.extend(guarded_machine());
+        }
     }
     if role == Role::Main {
         list.extend(plain(CONTROL));
@@ -184,8 +200,8 @@ const EVERYWHERE: &[i64] = &[
     libc::SYS_getcpu,
 ];
 
-/// Forwarded calls and the enclave's own files.
-const FILES: &[i64] = &[
+/// The run directory's own files, and what the host says of itself.
+const LEDGER: &[i64] = &[
     libc::SYS_open,
     libc::SYS_openat2,
     libc::SYS_stat,
@@ -193,18 +209,26 @@ const FILES: &[i64] = &[
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_lseek,
+    libc::SYS_flock,
+    libc::SYS_ftruncate,
+    libc::SYS_getdents64,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_access,
+    libc::SYS_dup,
+];
+
+/// Forwarded calls and the enclave's own files.
+const FILES: &[i64] = &[
     libc::SYS_readv,
     libc::SYS_pwrite64,
     libc::SYS_preadv,
     libc::SYS_pwritev,
     libc::SYS_preadv2,
     libc::SYS_pwritev2,
-    libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_ftruncate,
     libc::SYS_fallocate,
-    libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_mkdir,
     libc::SYS_mkdirat,
@@ -214,9 +238,6 @@ const FILES: &[i64] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_linkat,
-    libc::SYS_readlink,
-    libc::SYS_readlinkat,
-    libc::SYS_access,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_fchmod,
@@ -226,16 +247,19 @@ const FILES: &[i64] = &[
     libc::SYS_fstatfs,
     libc::SYS_fadvise64,
     libc::SYS_pipe2,
-    libc::SYS_dup,
     libc::SYS_dup2,
     libc::SYS_dup3,
 ];
 
-/// Memory objects, doorbells, the broker, and a vCPU's place.
-const MACHINE: &[i64] = &[
+/// Memory objects.
+const MEMORY: &[i64] = &[
     libc::SYS_memfd_create,
     libc::SYS_mbind,
     libc::SYS_get_mempolicy,
+];
+
+/// Doorbells, the broker, and a vCPU's place.
+const MACHINE: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_connect,
     libc::SYS_sendto,
@@ -286,9 +310,9 @@ mod tests {
 
     #[test]
     fn no_role_has_what_its_maker_lacks() {
-        let [main, vcpu, helper] = Role::ALL.map(numbers);
-        assert!(main.is_superset(&vcpu));
-        assert!(vcpu.is_superset(&helper));
+        let [main, vcpu, helper, update] = Role::ALL.map(numbers);
+        assert!(main.is_superset(&vcpu) && main.is_superset(&update));
+        assert!(vcpu.is_superset(&helper) && update.is_superset(&helper));
         assert!(helper.len() < vcpu.len() && vcpu.len() < main.len());
     }
 

@@ -33,14 +33,19 @@ impl Filters {
                 SeccompAction::Allow,
             )
         };
-        let [main, vcpu, helper] = Role::ALL;
+        let [main, vcpu, helper, update] = Role::ALL;
         // `fchmodat2` and `statx` are asked for by C libraries that go on
         // without; of those only what we do not need is on this list.
         let absent = [libc::SYS_clone3].map(|nr| (nr, Vec::new()));
         let enosys = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         Ok(Self {
             absent: program(absent.into(), SeccompAction::Allow, enosys)?,
-            roles: [compile(main)?, compile(vcpu)?, compile(helper)?],
+            roles: [
+                compile(main)?,
+                compile(vcpu)?,
+                compile(helper)?,
+                compile(update)?,
+            ],
         })
     }
 
@@ -56,6 +61,7 @@ impl Filters {
             Role::Main => Ok(()),
             Role::Vcpu => apply(&self.roles[1]),
             Role::Helper => apply(&self.roles[2]),
+            Role::Update => apply(&self.roles[3]),
         }
     }
 }

@@ -11,7 +11,8 @@ use super::Control;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec,
+    BlockError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome,
+    RunSpec,
 };
 
 /// The fake. A program whose image begins with `exit N` ends at once.
@@ -30,6 +31,7 @@ struct State {
     outcomes: BTreeMap<u64, RunOutcome>,
     stopped: bool,
     frozen: bool,
+    added_bytes: u64,
     cwds: Vec<String>,
 }
 
@@ -176,6 +178,29 @@ impl Control for FakeMachine {
             true => Ok(()),
             false => Err(FreezeError::NotFrozen),
         }
+    }
+
+    fn add_memory(&self, bytes: u64) -> Result<Vec<String>, BlockError> {
+        let mut state = self.state.lock().unwrap();
+        if state.frozen {
+            return Err(BlockError::Frozen);
+        }
+        state.added_bytes += bytes;
+        Ok(vec!["small pages".into()])
+    }
+
+    fn remove_memory(&self, bytes: u64) -> Result<(), BlockError> {
+        let mut state = self.state.lock().unwrap();
+        let left = state.added_bytes.checked_sub(bytes);
+        state.added_bytes = left.ok_or(BlockError::NotAdded {
+            wanted: bytes,
+            added: state.added_bytes,
+        })?;
+        Ok(())
+    }
+
+    fn added_bytes(&self) -> u64 {
+        self.state.lock().unwrap().added_bytes
     }
 
     fn stop(&self) {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod protocol;
 mod run;
 pub mod server;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use std::time::Duration;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec,
+    BlockError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome,
+    RunSpec,
 };
 
 /// What the control side needs from a machine. Every method may be called
@@ -62,6 +64,18 @@ pub trait Control: Send + Sync {
     /// # Errors
     /// When they are not held.
     fn thaw(&self) -> Result<(), FreezeError>;
+    /// Gives it more memory while it runs; warnings.
+    ///
+    /// # Errors
+    /// When it cannot be; what has changed then the error says.
+    fn add_memory(&self, bytes: u64) -> Result<Vec<String>, BlockError>;
+    /// Takes away memory that was added.
+    ///
+    /// # Errors
+    /// When it is in use, or cannot be taken.
+    fn remove_memory(&self, bytes: u64) -> Result<(), BlockError>;
+    /// Bytes that were added and not removed.
+    fn added_bytes(&self) -> u64;
     /// Sends that program a signal, which it may handle or ignore; SIGKILL kills.
     fn signal(&self, run: u64, signal: u8);
     /// Stops the machine and ends every wait; may be called again.

@@ -81,8 +81,26 @@ pub enum Request {
     /// Serve gdb on the two descriptors that come along: what to read from, what
     /// to write to.
     Gdb {},
+    /// Change what it has.
+    Update(Change),
     /// Stop the enclave and end.
     Stop {},
+}
+
+/// A change of what a running enclave has. Whole or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Change {
+    /// More memory.
+    AddMemory {
+        /// How much, in whole blocks.
+        bytes: u64,
+    },
+    /// Less memory: of what was added.
+    RemoveMemory {
+        /// How much, in whole blocks.
+        bytes: u64,
+    },
 }
 
 /// What the server answers.
@@ -114,8 +132,19 @@ pub enum Reply {
     Placement(Box<Placement>),
     /// Answer to `dump`.
     Dump(Box<Dump>),
+    /// The change was made.
+    Updated(Updated),
     /// Refused or failed.
     Error(Failure),
+}
+
+/// What an enclave has after a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Updated {
+    /// Private RAM in bytes.
+    pub mem_bytes: u64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// The effective configuration: what was asked and what was granted. Also the
@@ -132,6 +161,9 @@ pub struct Effective {
     /// Where memory comes from.
     #[serde(default)]
     pub memory_node: MemoryNode,
+    /// Bytes of memory that were added since, and not removed.
+    #[serde(default)]
+    pub added_bytes: u64,
     /// Warnings given at admission.
     pub warnings: Vec<String>,
     /// Process id of the VMM.
@@ -258,6 +290,8 @@ mod tests {
         round(&Request::Thaw {});
         round(&Request::Gdb {});
         round(&Request::Stop {});
+        round(&Request::Update(Change::AddMemory { bytes: 1 << 40 }));
+        round(&Request::Update(Change::RemoveMemory { bytes: 0 }));
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {
             path: "/a\nb".into(),

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Control;
-use super::protocol::{Effective, RUN_FDS, Request};
+use super::protocol::{Effective, RUN_FDS, Request, Updated};
 use crate::failure::{Class, Failure};
 use crate::machine::{RunError, RunOutcome, RunSpec};
 
@@ -27,6 +27,10 @@ pub(super) enum Report {
         id: u64,
         run: u64,
         outcome: RunOutcome,
+    },
+    Updated {
+        id: u64,
+        result: Result<Updated, Failure>,
     },
 }
 

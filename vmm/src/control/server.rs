@@ -2,7 +2,7 @@
 //!
 //! One thread owns every connection and never blocks on one: bytes go in and
 //! out as the sockets allow. What blocks ([`Control::run`], [`Control::wait`])
-//! happens on a thread per run, which reports back through a channel and an
+//! happens on a thread per run, or of a change, which reports back through a channel and an
 //! eventfd. At most [`MAX_CONNECTIONS`] connections and as many runs in
 //! flight. Nothing a client sends can stop the loop except `stop`.
 
@@ -18,12 +18,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Control;
 use super::channel::{Inbox, Line, Progress, send};
-use super::protocol::{Effective, Inspection, Reply, Request, decode, encode};
+use super::protocol::{Change, Effective, Inspection, Reply, Request, decode, encode};
 use super::run::{Report, run_failure, run_spec, run_to_end};
+use super::update;
 use crate::confine::{self, Confinement, Role};
 use crate::console_log::ConsoleLog;
 use crate::event_log::{self, Happened};
 use crate::failure::{Class, Failure};
+use crate::ledger::Holdings;
 use crate::machine::{FreezeError, MachineState, RunOutcome};
 use crate::placement::Placement;
 use crate::signals::{SIGHUP, SignalFd};
@@ -66,7 +68,7 @@ pub fn serve(
     listener: UnixListener,
     signals: SignalFd,
     creator: Option<OwnedFd>,
-    control: Arc<dyn Control>,
+    (control, holdings): (Arc<dyn Control>, Arc<Holdings>),
     facts: Facts,
 ) -> Result<Ended, Failure> {
     let what = "serve the control socket";
@@ -85,7 +87,9 @@ pub fn serve(
         reports,
         reports_in,
         control,
+        holdings,
         facts,
+        is_updating: false,
         connections: BTreeMap::new(),
         next_id: 0,
         runs_in_flight: 0,
@@ -126,7 +130,10 @@ struct Server {
     reports: mpsc::Receiver<Report>,
     reports_in: mpsc::Sender<Report>,
     control: Arc<dyn Control>,
+    holdings: Arc<Holdings>,
     facts: Facts,
+    /// A change is under way.
+    is_updating: bool,
     connections: BTreeMap<RawFd, Connection>,
     next_id: u64,
     runs_in_flight: usize,
@@ -315,6 +322,7 @@ impl Server {
                 let thawed = self.control.thaw();
                 self.answer_freeze(fd, "thaw", thawed, ops);
             }
+            Request::Update(change) => self.start_update(fd, change, ops),
             Request::Stop {} => {
                 self.reply(fd, &Reply::Ok, ops);
                 self.ended.get_or_insert(Ended::Requested);
@@ -392,6 +400,30 @@ impl Server {
         }
     }
 
+    fn start_update(&mut self, fd: RawFd, change: Change, ops: &mut EventOps) {
+        let what = format!("update enclave {}", self.facts.effective.config.name);
+        if self.is_updating {
+            let failure = Failure::new(Class::Busy, what, "another change is under way");
+            return self.reply(fd, &Reply::Error(failure), ops);
+        }
+        let Some(id) = self.connections.get(&fd).map(|connection| connection.id) else {
+            return;
+        };
+        let (control, holdings) = (Arc::clone(&self.control), Arc::clone(&self.holdings));
+        let config = self.facts.effective.config.clone();
+        let (reports, wake) = (self.reports_in.clone(), Arc::clone(&self.wake));
+        let body = move || {
+            let result = update::carry_out(&*control, &holdings, &config, &change);
+            // The loop may have ended already; then nobody needs the report.
+            drop(reports.send(Report::Updated { id, result }));
+            drop(wake.write(1));
+        };
+        match confine::spawn(Role::Update, "update", body) {
+            Ok(_) => self.is_updating = true,
+            Err(error) => self.reply(fd, &Reply::Error(Failure::io(what, error)), ops),
+        }
+    }
+
     fn take_reports(&mut self, ops: &mut EventOps) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
@@ -408,6 +440,14 @@ impl Server {
                     self.runs_in_flight -= 1;
                     if let Some((fd, _)) = self.by_id(id) {
                         self.reply_and_close(fd, run_failure(&error), ops);
+                    }
+                }
+                Report::Updated { id, result } => {
+                    self.is_updating = false;
+                    self.facts.effective.added_bytes = self.control.added_bytes();
+                    if let Some((fd, _)) = self.by_id(id) {
+                        let reply = result.map_or_else(Reply::Error, Reply::Updated);
+                        self.reply(fd, &reply, ops);
                     }
                 }
                 Report::Finished { id, run, outcome } => {

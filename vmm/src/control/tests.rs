@@ -52,6 +52,7 @@ fn effective(scratch: &Scratch) -> Effective {
         idle: Vec::new(),
         memory_node: MemoryNode::Any,
         warnings: Vec::new(),
+        added_bytes: 0,
         pid: 1,
         created_unix_ms: 1,
     }
@@ -71,7 +72,7 @@ fn start() -> Served {
     let control = Arc::clone(&machine);
     let thread = std::thread::spawn(move || {
         let signals = SignalFd::new(&[libc::SIGUSR1]).unwrap();
-        serve(listener, signals, None, control, facts)
+        serve(listener, signals, None, (control, Arc::default()), facts)
     });
     Served {
         scratch,

@@ -18,10 +18,12 @@
 
 pub mod cores;
 mod enclave_dir;
+mod holdings;
 mod reserve;
 mod run_dir;
 
 pub use enclave_dir::{EnclaveDir, Occupancy, Record};
+pub use holdings::Holdings;
 pub use reserve::{Grant, Reservation, allowed_cores, live, plan};
 pub use run_dir::RunDir;
 pub(crate) use run_dir::beneath;

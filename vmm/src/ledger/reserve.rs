@@ -121,6 +121,54 @@ impl Reservation {
         drop(write_record(&mut self.lock, &self.record));
     }
 
+    /// Admits `bytes` more memory of the kind `config` asks for. The record says
+    /// that it is held from then on; [`Reservation::hold`] says what came of it.
+    ///
+    /// # Errors
+    /// [`Class::Resources`] with figures.
+    pub fn grow(
+        &mut self,
+        config: &EnclaveConfig,
+        bytes: u64,
+        topology: &Topology,
+    ) -> Result<(), Failure> {
+        let what = format!("add memory to enclave {}", config.name);
+        let _admission = self.admission_lock().map_err(|failure| Failure {
+            what: what.clone(),
+            ..failure
+        })?;
+        let wanted = EnclaveConfig {
+            mem_bytes: bytes,
+            ..config.clone()
+        };
+        // Its own promise counts, too.
+        let all = live(&self.run)?;
+        check_memory(&wanted, topology, &all).map_err(|failure| {
+            let is_about_pages = config.backing == Backing::Huge2m;
+            let hint = if is_about_pages {
+                failure.hint
+            } else {
+                "enclavectl part ls".into()
+            };
+            Failure {
+                what,
+                hint,
+                ..failure
+            }
+        })?;
+        self.hold(self.record.mem_bytes.saturating_add(bytes), false);
+        Ok(())
+    }
+
+    /// Says how much is held now, and whether the host's own figures show it.
+    pub fn hold(&mut self, bytes: u64, is_settled: bool) {
+        self.record.mem_bytes = bytes;
+        self.record.settled = is_settled;
+        // A record that says too much makes others more careful, and one that says
+        // too little is made up for by the host's figures.
+        drop(write_record(&mut self.lock, &self.record));
+    }
+
     /// The run directory.
     #[must_use]
     pub fn run(&self) -> &RunDir {

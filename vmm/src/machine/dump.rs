@@ -17,6 +17,7 @@ use super::MachineState;
 use super::arenas::{FIRST_ARENA_SLOT, LEASE_SLOT};
 use super::gate::Gate;
 use super::imports::FIRST_IMPORT_SLOT;
+use super::memory_blocks::FIRST_BLOCK_SLOT;
 use crate::memory::Ram;
 
 /// Everything that is told.
@@ -105,7 +106,8 @@ impl SlotUse {
             ..LEASE_SLOT => Self::Ram,
             LEASE_SLOT => Self::Leases,
             FIRST_ARENA_SLOT..FIRST_IMPORT_SLOT => Self::Arena,
-            _ => Self::Import,
+            FIRST_IMPORT_SLOT..FIRST_BLOCK_SLOT => Self::Import,
+            FIRST_BLOCK_SLOT.. => Self::Ram,
         }
     }
 
@@ -239,10 +241,13 @@ mod tests {
             3,
             FIRST_IMPORT_SLOT - 1,
             FIRST_IMPORT_SLOT,
-            u32::MAX,
+            FIRST_BLOCK_SLOT - 1,
+            FIRST_BLOCK_SLOT,
         ];
         let names = uses.map(|slot| SlotUse::of(slot).name());
-        let expected = ["ram", "ram", "leases", "arena", "arena", "import", "import"];
+        let expected = [
+            "ram", "ram", "leases", "arena", "arena", "import", "import", "ram",
+        ];
         assert_eq!(names, expected);
     }
 }

@@ -14,6 +14,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::vm::Vm;
 use crate::memory::Ram;
 
 /// Why the state could not be exchanged.
@@ -41,7 +42,7 @@ impl ExtendedError {
 /// not. The form is that of XSAVE without compaction, 4,096 bytes.
 pub(super) fn exchange(
     vcpu: &VcpuFd,
-    ram: &Ram,
+    (ram, vm): (&Ram, &Vm),
     save: u64,
     load: u64,
 ) -> Result<(), ExtendedError> {
@@ -50,8 +51,10 @@ pub(super) fn exchange(
             .get_xsave()
             .map_err(|error| ExtendedError::Kvm("KVM_GET_XSAVE", error))?;
         let bytes: Vec<u8> = state.region.iter().flat_map(|w| w.to_le_bytes()).collect();
-        ram.write_slice(&bytes, GuestAddress(save))
-            .map_err(|_| ExtendedError::NotRam(save))?;
+        let written = ram.write_slice(&bytes, GuestAddress(save));
+        if written.is_err() && !vm.write(save, &bytes) {
+            return Err(ExtendedError::NotRam(save));
+        }
     }
     if load != 0 {
         let mut state = kvm_xsave::default();
@@ -59,8 +62,10 @@ pub(super) fn exchange(
         let bytes = bytes
             .get_mut(..size_of_val(&state.region))
             .unwrap_or(&mut []);
-        ram.read_slice(bytes, GuestAddress(load))
-            .map_err(|_| ExtendedError::NotRam(load))?;
+        let read = ram.read_slice(bytes, GuestAddress(load));
+        if read.is_err() && !vm.read(load, bytes) {
+            return Err(ExtendedError::NotRam(load));
+        }
         for (word, from) in state.region.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = from.try_into().map_or(0, u32::from_le_bytes);
         }

@@ -44,8 +44,11 @@ use crate::machine::{Backing, MemoryNode};
 /// First memslot of imports.
 pub(super) const FIRST_IMPORT_SLOT: u32 = FIRST_ARENA_SLOT + 32;
 const _: () = assert!(MAX_ARENAS == 32);
+/// First memslot behind those of imports.
+pub(super) const AFTER_IMPORTS: u32 = FIRST_IMPORT_SLOT + 16;
+const _: () = assert!(MAX_IMPORTS == 16);
 /// Memslots that a machine may need: RAM, lease page, arenas, imports.
-pub(crate) const MEMSLOTS: i64 = FIRST_IMPORT_SLOT as i64 + MAX_IMPORTS as i64;
+pub(crate) const MEMSLOTS: i64 = AFTER_IMPORTS as i64;
 
 /// Memory in a slot.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ mod given_back;
 pub(crate) mod imports;
 mod kick;
 mod leases;
+mod memory_blocks;
 mod programs;
 pub mod queue;
 mod running;
@@ -28,6 +29,7 @@ mod vcpu_loop;
 mod virtual_memory;
 mod vm;
 
+pub use memory_blocks::{BlockError, MAX_BLOCKS};
 pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
 pub use vm::Vm;

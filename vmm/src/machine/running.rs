@@ -24,14 +24,15 @@ use super::dump::{self, Dump};
 use super::gate::Gate;
 use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
+use super::memory_blocks::Blocks;
 use super::queue::bell_counts;
 use super::service::Service;
 use super::state::Shared;
 use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
-    BellCounts, FreezeError, MachineConfig, MachineReport, MachineState, ProcessInfo, Ring,
-    RunError, RunOutcome, RunSpec,
+    BellCounts, BlockError, FreezeError, MachineConfig, MachineReport, MachineState, ProcessInfo,
+    Ring, RunError, RunOutcome, RunSpec,
 };
 use crate::capability;
 use crate::confine::{self, Role};
@@ -94,10 +95,11 @@ pub struct Machine {
     ram: Ram,
     pub(super) cores: Arc<Cores>,
     gates: Vec<Arc<Gate>>,
-    vm: Arc<Vm>,
+    pub(super) vm: Arc<Vm>,
     ready: Mutex<Vec<VcpuLoop>>,
     pub(super) debugger: Arc<Debugger>,
     shares: Arc<Shares>,
+    pub(super) blocks: Blocks,
 }
 
 /// An eventfd as a borrowed descriptor.
@@ -251,6 +253,7 @@ impl Machine {
             exports,
             (arenas, imports),
             Arc::clone(&stats),
+            Arc::clone(&vm),
         );
         let shares = Arc::clone(service.imports.shares());
         let service = Arc::new(Mutex::new(service));
@@ -279,6 +282,7 @@ impl Machine {
             vm,
             ready: Mutex::new(loops),
             debugger,
+            blocks: Blocks::new(config),
         })
     }
 
@@ -564,6 +568,15 @@ impl crate::control::Control for Machine {
     }
     fn thaw(&self) -> Result<(), FreezeError> {
         self.thaw()
+    }
+    fn add_memory(&self, bytes: u64) -> Result<Vec<String>, BlockError> {
+        self.add_memory(bytes)
+    }
+    fn remove_memory(&self, bytes: u64) -> Result<(), BlockError> {
+        self.remove_memory(bytes)
+    }
+    fn added_bytes(&self) -> u64 {
+        self.added_bytes()
     }
     fn signal(&self, run: u64, signal: u8) {
         self.signal(run, signal);

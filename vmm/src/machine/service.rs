@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enclave_abi::arena::GenerationRecord;
 use enclave_abi::layout::{BOUNCE, BOUNCE_BYTES};
@@ -25,6 +25,7 @@ use super::imports::{ImportTable, Next, Wanted};
 use super::programs::Running;
 use super::queue::{HostQueue, QueueError, current_run, drain_console};
 use super::state::{Pending, Shared, Urgency};
+use super::vm::Vm;
 use super::{MachineState, RunSpec, Selftest};
 use crate::console_log::ConsoleLog;
 use crate::forward::{self, Exports, Reply};
@@ -33,6 +34,8 @@ use crate::stats::KvmStats;
 
 /// Longest pause the kernel may ask for.
 const MAX_PAUSE_MS: u64 = 1000;
+/// An order that the kernel has not come by after so long interrupts the program.
+const ORDER_PATIENCE: Duration = Duration::from_millis(20);
 /// What the service made of the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Served {
@@ -77,9 +80,12 @@ pub(super) struct Service {
     pub(super) telling: BTreeSet<u64>,
     /// The kernel was asked for its processes.
     pub(super) is_asking: bool,
+    /// When an order for memory was posted that the kernel has not answered yet.
+    pub(super) ordered: Option<Instant>,
     /// The last that the kernel said is that it has nothing to do: it looks for
     /// commands when it goes on.
     is_idle: bool,
+    vm: Arc<Vm>,
     /// The kernel asked for an interrupt that was not sent yet.
     is_interrupt_wanted: bool,
     /// Where the kernel wants the vCPU's extended state saved to and loaded from.
@@ -94,6 +100,7 @@ impl Service {
         exports: Exports,
         (arenas, imports): (ArenaTable, ImportTable),
         stats: Arc<[KvmStats]>,
+        vm: Arc<Vm>,
     ) -> Self {
         Self {
             queue: HostQueue::new(ram.clone()),
@@ -111,7 +118,9 @@ impl Service {
             killing: BTreeSet::new(),
             telling: BTreeSet::new(),
             is_asking: false,
+            ordered: None,
             is_idle: false,
+            vm,
             is_interrupt_wanted: false,
             extended: None,
         }
@@ -159,11 +168,13 @@ impl Service {
 
     /// Whether the kernel is to be interrupted: a kill was posted whose program
     /// has not ended yet, or a signal that it has not taken, or it asked for it; or
-    /// there is a program or a question that it has not taken, unless it waits for
-    /// such anyway.
+    /// there is a program, a question or, for a while, an order that it has not taken,
+    /// unless it waits for such anyway.
     pub(super) fn wants_interrupt(&self) -> bool {
         let is_told = !self.killing.is_empty() || !self.telling.is_empty();
-        let is_asked = !self.waiting.is_empty() || self.is_asking;
+        let is_late = |posted: Instant| posted.elapsed() >= ORDER_PATIENCE;
+        let is_ordered = self.ordered.is_some_and(is_late);
+        let is_asked = !self.waiting.is_empty() || self.is_asking || is_ordered;
         is_told || self.is_interrupt_wanted || (is_asked && !self.is_idle)
     }
 
@@ -199,6 +210,7 @@ impl Service {
             // One question at a time: the queue is short.
             Pending::List if std::mem::replace(&mut self.is_asking, true) => Ok(()),
             Pending::List => self.queue.post(Command::List as u16, 0, [0; 7]),
+            Pending::Memory(number, order) => self.post_order(number, order),
         }
     }
 
@@ -322,6 +334,10 @@ impl Service {
                 self.shared.signals_taken(a[0]);
                 [0; 7]
             }
+            Call::MemoryDone => {
+                self.order_done(a);
+                [0; 7]
+            }
             Call::Alarm => {
                 self.shared.alarms.set(a[0], a[1]);
                 [0; 7]
@@ -405,9 +421,10 @@ impl Service {
             }
             let to = target.checked_add(done).ok_or(Errno::FAULT)?;
             let part = bytes.get(..got).unwrap_or_default();
-            self.ram
-                .write_slice(part, GuestAddress(to))
-                .map_err(|_| Errno::FAULT)?;
+            let written = self.ram.write_slice(part, GuestAddress(to));
+            if written.is_err() && !self.vm.write(to, part) {
+                return Err(Errno::FAULT);
+            }
             done += got as u64;
         }
         Ok(done)

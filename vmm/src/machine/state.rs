@@ -23,6 +23,41 @@ pub(super) enum Pending {
     Signal(u64, Urgency, u8),
     /// The kernel is to tell of its processes.
     List,
+    /// Memory comes or goes (delivered at once): number of the order.
+    Memory(u64, Order),
+}
+
+/// An order for memory to come or go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    /// `MEMORY_ADD` or `MEMORY_REMOVE`.
+    pub(super) what: u64,
+    /// Guest-physical.
+    pub(super) start: u64,
+    /// How much.
+    pub(super) bytes: u64,
+    /// It was never used.
+    pub(super) is_zero: bool,
+}
+
+/// What the kernel says to an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OrderAnswer {
+    /// 0 = done.
+    pub(super) errno: i32,
+    /// Bytes in use, where that is why not.
+    pub(super) used: u64,
+    /// Of these the program's.
+    pub(super) of_program: u64,
+}
+
+/// Why the kernel cannot be given orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OrderError {
+    /// It is held.
+    Frozen,
+    /// It is not up.
+    NotUp,
 }
 
 /// Whether a program is asked.
@@ -59,11 +94,31 @@ struct Inner {
     starting: BTreeSet<u64>,
     /// The kernel is asked for its processes.
     asking: bool,
+    /// Number of the last order, and whether its answer is awaited.
+    order: (u64, bool),
+    order_answer: Option<(u64, OrderAnswer)>,
     /// What the kernel told of its processes, and how often it has.
     processes: (u64, Vec<ProcessInfo>),
 }
 
 impl Inner {
+    /// The kernel is up and not being stopped.
+    fn is_up(&self) -> bool {
+        let is_up = matches!(
+            self.state,
+            MachineState::Idle | MachineState::Running { .. }
+        );
+        is_up && !self.stopping
+    }
+
+    fn takes_orders(&self) -> Result<(), OrderError> {
+        match (self.is_up(), self.frozen) {
+            (false, _) => Err(OrderError::NotUp),
+            (true, true) => Err(OrderError::Frozen),
+            (true, false) => Ok(()),
+        }
+    }
+
     /// What runs, as the state has it.
     fn of_runs(&self) -> MachineState {
         if self.runs.is_empty() {
@@ -77,7 +132,8 @@ impl Inner {
 
     /// Lets blocking calls wait again when nothing is to end them.
     fn settle(&self, cancel: &EventFd) {
-        let is_calm = self.killing.is_empty() && self.untaken.is_empty() && !self.asking;
+        let is_calm =
+            self.killing.is_empty() && self.untaken.is_empty() && !self.asking && !self.order.1;
         if is_calm && self.starting.is_empty() && !self.stopping {
             let _ = cancel.read();
         }
@@ -130,6 +186,8 @@ impl Shared {
                 starting: BTreeSet::new(),
                 asking: false,
                 processes: (0, Vec::new()),
+                order: (0, false),
+                order_answer: None,
             }),
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
@@ -415,6 +473,75 @@ impl Shared {
             .wait_timeout_while(self.lock(), timeout, |inner| waits(inner))
             .unwrap_or_else(PoisonError::into_inner);
         !waits(&inner)
+    }
+
+    /// Whether the kernel can be given orders.
+    pub(super) fn takes_orders(&self) -> Result<(), OrderError> {
+        self.lock().takes_orders()
+    }
+
+    /// Orders memory to come or go; its number.
+    pub(super) fn submit_order(&self, order: Order) -> Result<u64, OrderError> {
+        let mut inner = self.lock();
+        inner.takes_orders()?;
+        let number = inner.order.0.wrapping_add(1);
+        inner.order = (number, true);
+        inner.pending.push_back(Pending::Memory(number, order));
+        // Waits on behalf of the program end, and begin anew.
+        let _ = self.cancel.write(1);
+        self.changed.notify_all();
+        Ok(number)
+    }
+
+    /// The answer to order `number`, once; waits for it at most `timeout`.
+    pub(super) fn wait_order(
+        &self,
+        number: u64,
+        timeout: Duration,
+    ) -> Result<Option<OrderAnswer>, OrderError> {
+        let waits = |inner: &mut Inner| {
+            let is_there = inner.order_answer.is_some_and(|(of, _)| of == number);
+            !is_there && inner.is_up()
+        };
+        let (mut inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        match inner.order_answer {
+            Some((of, answer)) if of == number => {
+                inner.order_answer = None;
+                Ok(Some(answer))
+            }
+            _ if !inner.is_up() => Err(OrderError::NotUp),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes order `number` back; whether the kernel has not seen it.
+    pub(super) fn withdraw(&self, number: u64) -> bool {
+        let mut inner = self.lock();
+        let before = inner.pending.len();
+        inner
+            .pending
+            .retain(|p| !matches!(p, Pending::Memory(of, _) if *of == number));
+        let is_unseen = inner.pending.len() < before;
+        if is_unseen {
+            inner.order.1 = false;
+            inner.settle(&self.cancel);
+        }
+        is_unseen
+    }
+
+    /// The kernel answers order `number`; others than the last are nonsense.
+    pub(super) fn order_done(&self, number: u64, answer: OrderAnswer) {
+        let mut inner = self.lock();
+        if inner.order != (number, true) {
+            return;
+        }
+        inner.order.1 = false;
+        inner.order_answer = Some((number, answer));
+        inner.settle(&self.cancel);
+        self.changed.notify_all();
     }
 
     /// Run `run` ended.

@@ -151,7 +151,8 @@ impl VcpuLoop {
             return served;
         };
         let (save, load) = (wanted.save, wanted.load);
-        let done = extended::exchange(&self.gate.vcpu(), &self.ram, save, load);
+        let memory = (&self.ram, &*self.vm);
+        let done = extended::exchange(&self.gate.vcpu(), memory, save, load);
         // Nonsense from a guest is its kernel's to deal with, not the machine's.
         let done = done.map_err(|error| {
             note(format_args!("the registers of a thread: {error}"));

@@ -20,12 +20,19 @@ pub(super) struct VirtualMemory<'a> {
 }
 
 impl VirtualMemory<'_> {
+    /// An entry of a page table.
+    fn entry(&self, gpa: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let read = self.ram.read_slice(&mut bytes, GuestAddress(gpa));
+        (read.is_ok() || self.vm.read(gpa, &mut bytes)).then(|| u64::from_le_bytes(bytes))
+    }
+
     /// Reads; else the first address that could not be read.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), u64> {
         let mut at = address;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (gpa, left) = walk(self.ram, self.root, at).ok_or(at)?;
+            let (gpa, left) = walk(|at| self.entry(at), self.root, at).ok_or(at)?;
             let len = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let (part, after) = rest.split_at_mut(len);
             let read = self.ram.read_slice(part, GuestAddress(gpa));
@@ -43,11 +50,13 @@ impl VirtualMemory<'_> {
         let mut at = address;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (gpa, left) = walk(self.ram, self.root, at).ok_or(at)?;
+            let (gpa, left) = walk(|at| self.entry(at), self.root, at).ok_or(at)?;
             let len = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let (part, after) = rest.split_at(len);
             let written = self.ram.write_slice(part, GuestAddress(gpa));
-            written.map_err(|_| at)?;
+            if written.is_err() && !self.vm.write(gpa, part) {
+                return Err(at);
+            }
             at = at.wrapping_add(len as u64);
             rest = after;
         }
@@ -57,12 +66,12 @@ impl VirtualMemory<'_> {
 
 /// Guest-physical address of `address`, and the bytes from there to the end of
 /// its page (SDM vol. 3 §4.5).
-fn walk(ram: &Ram, root: u64, address: u64) -> Option<(u64, u64)> {
+fn walk(read: impl Fn(u64) -> Option<u64>, root: u64, address: u64) -> Option<(u64, u64)> {
     let mut table = root & pte::ADDR;
     for level in (1..=4_u32).rev() {
         let shift = 12 + 9 * (level - 1);
         let index = address >> shift & 511;
-        let entry: u64 = ram.read_obj(GuestAddress(table + index * 8)).ok()?;
+        let entry = read(table + index * 8)?;
         if entry & pte::P == 0 {
             return None;
         }
@@ -91,18 +100,19 @@ mod tests {
         let large = 0x20_0000;
         tables.map(0x40_0000, 0x30_0000, 0x2000, 0, 4096).unwrap();
         tables.map(0x80_0000, 0x40_0000, large, 0, large).unwrap();
+        let read = |at| ram.read_obj::<u64>(GuestAddress(at)).ok();
         let root = tables.root();
-        assert_eq!(walk(ram, root, 0x40_1ffe), Some((0x30_1ffe, 2)));
+        assert_eq!(walk(read, root, 0x40_1ffe), Some((0x30_1ffe, 2)));
         assert_eq!(
-            walk(ram, root, 0x80_1000),
+            walk(read, root, 0x80_1000),
             Some((0x40_1000, large - 0x1000))
         );
-        assert_eq!(walk(ram, root, 0x40_2000), None);
-        assert_eq!(walk(ram, root, u64::MAX), None);
-        assert_eq!(walk(ram, 0x7000_0000_0000, 0), None);
+        assert_eq!(walk(read, root, 0x40_2000), None);
+        assert_eq!(walk(read, root, u64::MAX), None);
+        assert_eq!(walk(read, 0x7000_0000_0000, 0), None);
         // A table that leads to itself.
         ram.write_obj(0x50_0000_u64 | pte::P, GuestAddress(0x50_0000))
             .unwrap();
-        assert_eq!(walk(ram, 0x50_0000, 7), Some((0x50_0007, 4089)));
+        assert_eq!(walk(read, 0x50_0000, 7), Some((0x50_0007, 4089)));
     }
 }

@@ -86,6 +86,36 @@ impl Vm {
         true
     }
 
+    /// Writes to RAM; false where not all of it is RAM, of which some may be
+    /// written then.
+    pub(super) fn write(&self, gpa: u64, bytes: &[u8]) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut at, mut rest) = (gpa, bytes);
+        while !rest.is_empty() {
+            let place = slots.values().find_map(|slot| {
+                let offset = at.checked_sub(slot.guest_phys_addr)?;
+                let left = slot
+                    .memory_size
+                    .checked_sub(offset)
+                    .filter(|&left| left > 0)?;
+                (SlotUse::of(slot.slot) == SlotUse::Ram)
+                    .then_some((slot.userspace_addr + offset, left))
+            });
+            let Some((to, left)) = place else {
+                return false;
+            };
+            let len = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let (part, after) = rest.split_at(len);
+            // SAFETY: inside the slot's host range, which is mapped as long as the
+            // slot is listed; nobody holds references into it, and `part` is memory
+            // of this process's own.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to as *mut u8, len) };
+            at += len as u64;
+            rest = after;
+        }
+        true
+    }
+
     /// Every memslot there is.
     pub(super) fn slots(&self) -> Vec<SlotDump> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,8 +21,8 @@ pub(super) const HOST_TARGET: &str = "x86_64-unknown-linux-musl";
 /// Where this lane's sources are.
 const SOURCES: &str = "ci/xtask/src/hw_lane";
 /// C programs of the project that run in enclaves, with musl.
-const GUESTS: [&str; 8] = [
-    "tls", "segv", "signals", "spin", "threads", "timers", "cores", "siblings",
+const GUESTS: [&str; 9] = [
+    "tls", "segv", "signals", "spin", "threads", "timers", "cores", "siblings", "grow",
 ];
 /// Those that attack their enclave; unoptimised, or their faults vanish.
 const HOSTILE: [&str; 6] = [

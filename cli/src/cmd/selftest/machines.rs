@@ -324,6 +324,7 @@ mod tests {
                 idle: Vec::new(),
                 memory_node: MemoryNode::Any,
                 warnings: Vec::new(),
+                added_bytes: 0,
                 pid: 1,
                 created_unix_ms: 0,
             },

@@ -12,7 +12,8 @@
 //!
 //! Promises: granules of 4 KiB; no byte is in two blocks at a time; memory that
 //! was never added, or is free already, cannot be freed; small requests do not
-//! break a whole free 2 MiB block while a partly used one can serve them.
+//! break a whole free 2 MiB block while a partly used one can serve them; memory
+//! that may be taken back is used when all else is, so that it stays free.
 //! Does not zero anything: [`Block::clean`] tells whether that is needed.
 //! The lists live on the heap, so a free or an allocation may grow them.
 
@@ -51,6 +52,17 @@ pub struct FrameAllocator {
     /// The part of `free` that was never handed out and was zero when added.
     clean: Spans,
     free_bytes: u64,
+    /// Memory from here on may be taken back: it is handed out last.
+    removable_from: Option<u64>,
+}
+
+/// Why memory cannot be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveError {
+    /// It is not all owned, or not whole frames.
+    NotOwned,
+    /// So many bytes of it are handed out.
+    InUse(u64),
 }
 
 impl FrameAllocator {
@@ -85,9 +97,40 @@ impl FrameAllocator {
         true
     }
 
+    /// As [`FrameAllocator::add`], for memory that may be taken back: from its
+    /// start on memory is handed out only when none below serves the request.
+    pub fn add_removable(&mut self, start: u64, len_bytes: u64, clean: bool) -> bool {
+        let taken = self.add(start, len_bytes, clean);
+        if taken {
+            let from = self.removable_from.map_or(start, |from| from.min(start));
+            self.removable_from = Some(from);
+        }
+        taken
+    }
+
+    /// Takes memory back that nobody uses: it is not owned any more.
+    ///
+    /// # Errors
+    /// [`RemoveError`]; then nothing has changed.
+    pub fn remove(&mut self, start: u64, len_bytes: u64) -> Result<(), RemoveError> {
+        let span = whole_frames(start, len_bytes).ok_or(RemoveError::NotOwned)?;
+        if !self.owned.contains(span) {
+            return Err(RemoveError::NotOwned);
+        }
+        let free: u64 = self.free.within(span).map(Span::len).sum();
+        if free != span.len() {
+            return Err(RemoveError::InUse(span.len() - free));
+        }
+        for spans in [&mut self.owned, &mut self.free, &mut self.clean] {
+            spans.remove(span);
+        }
+        self.free_bytes -= span.len();
+        Ok(())
+    }
+
     /// Hands out `len_bytes` (rounded up to 4 KiB) at a multiple of `align`
     /// (a power of two; at least 4 KiB is used), lowest address first and clean
-    /// memory before used memory.
+    /// memory before used memory, but memory that may be taken back last.
     ///
     /// `None` when no free piece is large enough, for no bytes, or when `align`
     /// is no power of two.
@@ -111,7 +154,8 @@ impl FrameAllocator {
         }
         let (_, align) = rounded(len_bytes, align)?;
         let mut best = Span { start: 0, end: 0 };
-        for span in self.free.iter() {
+        let zones = self.zones();
+        for span in zones.iter().flat_map(|&zone| self.free.within(zone)) {
             let Some(start) = align_up(span.start, align) else {
                 break;
             };
@@ -128,12 +172,10 @@ impl FrameAllocator {
     /// Returns whether it was taken: a range that is empty, not made of whole
     /// frames, not owned or (in part) free already is refused as a whole.
     pub fn free(&mut self, start: u64, len_bytes: u64) -> bool {
-        let Some(end) = start.checked_add(len_bytes) else {
+        let Some(span) = whole_frames(start, len_bytes) else {
             return false;
         };
-        let span = Span { start, end };
-        let whole = is_aligned(start, PAGE_SIZE) && is_aligned(end, PAGE_SIZE) && len_bytes > 0;
-        if !whole || !self.owned.contains(span) || self.free.overlaps(span) {
+        if !self.owned.contains(span) || self.free.overlaps(span) {
             return false;
         }
         self.free.insert(span);
@@ -153,12 +195,25 @@ impl FrameAllocator {
         self.free.iter().map(Span::len).max().unwrap_or(0)
     }
 
-    /// The place for `len` bytes. Breaking a whole 2 MiB block costs a later
-    /// large page, zeroing used memory only time: so the former decides first.
+    /// What is searched first, and what after it.
+    fn zones(&self) -> [Span; 2] {
+        let border = self.removable_from.unwrap_or(u64::MAX);
+        [(0, border), (border, u64::MAX)].map(|(start, end)| Span { start, end })
+    }
+
+    /// The place for `len` bytes.
     fn find(&self, len: u64, align: u64) -> Option<u64> {
+        let mut zones = self.zones().into_iter();
+        zones.find_map(|zone| self.find_in(zone, len, align))
+    }
+
+    /// The place for `len` bytes in `zone`. Breaking a whole 2 MiB block costs a
+    /// later large page, zeroing used memory only time: so the former decides
+    /// first.
+    fn find_in(&self, zone: Span, len: u64, align: u64) -> Option<u64> {
         if len < LARGE_PAGE_SIZE && align < LARGE_PAGE_SIZE {
             for wanted in [Wanted::Clean, Wanted::Any] {
-                for span in self.free.iter() {
+                for span in self.free.within(zone) {
                     for zone in span.partial_blocks() {
                         if let Some(start) = self.fit(zone, len, align, wanted) {
                             return Some(start);
@@ -168,7 +223,7 @@ impl FrameAllocator {
             }
         }
         [Wanted::Clean, Wanted::Any].into_iter().find_map(|wanted| {
-            let mut spans = self.free.iter();
+            let mut spans = self.free.within(zone);
             spans.find_map(|span| self.fit(span, len, align, wanted))
         })
     }
@@ -197,6 +252,13 @@ impl FrameAllocator {
             clean,
         }
     }
+}
+
+/// The range, if it is not empty and made of whole frames.
+fn whole_frames(start: u64, len_bytes: u64) -> Option<Span> {
+    let end = start.checked_add(len_bytes)?;
+    let whole = is_aligned(start, PAGE_SIZE) && is_aligned(end, PAGE_SIZE) && len_bytes > 0;
+    whole.then_some(Span { start, end })
 }
 
 /// `len` and `align` in whole frames, or `None` when they cannot be served.

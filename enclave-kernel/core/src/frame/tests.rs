@@ -62,6 +62,83 @@ fn clean_memory_goes_before_used_memory() {
     assert_eq!((block.start, block.clean), (4 * MIB, true));
 }
 
+/// 4 MiB to stay, and 8 MiB from 64 MiB on that may go.
+fn with_removable() -> FrameAllocator {
+    let mut frames = allocator(&[(0, 4 * MIB, true)]);
+    assert!(frames.add_removable(64 * MIB, 8 * MIB, true));
+    frames
+}
+
+#[test]
+fn memory_that_may_go_is_used_last_even_before_it_is_dirty() {
+    let mut frames = with_removable();
+    let first = frames.alloc(4 * MIB, 1).expect("all that stays");
+    assert!(frames.free(first.start, first.len_bytes));
+    for len in [0x1000, MIB, 2 * MIB] {
+        let block = frames.alloc(len, 1).expect("memory is there");
+        assert!(block.start < 64 * MIB, "{len:#x} at {:#x}", block.start);
+    }
+    assert!(
+        frames
+            .alloc(2 * MIB, 1)
+            .is_some_and(|b| b.start == 64 * MIB)
+    );
+    let rest = frames.alloc_up_to(64 * MIB, 1).expect("the largest piece");
+    assert_eq!((rest.start, rest.len_bytes), (66 * MIB, 6 * MIB));
+}
+
+#[test]
+fn no_piece_lies_across_the_border_to_what_may_go() {
+    let mut frames = allocator(&[(0, 4 * MIB, true)]);
+    assert!(frames.add_removable(4 * MIB, 4 * MIB, true));
+    assert_eq!(frames.alloc(6 * MIB, 1), None);
+    let piece = frames.alloc_up_to(6 * MIB, 1).expect("one of both");
+    assert_eq!(piece.len_bytes, 4 * MIB);
+}
+
+#[test]
+fn free_memory_goes_whole_and_can_come_again() {
+    let mut frames = with_removable();
+    assert_eq!(frames.remove(66 * MIB, 2 * MIB), Ok(()));
+    assert_eq!(frames.free_bytes(), 10 * MIB);
+    assert!(!frames.free(66 * MIB, 0x1000));
+    assert_eq!(frames.alloc(8 * MIB, 1), None);
+    assert!(frames.add_removable(66 * MIB, 2 * MIB, false));
+    let block = frames.alloc(8 * MIB, 1).expect("whole again");
+    assert_eq!((block.start, block.clean), (64 * MIB, false));
+}
+
+#[test]
+fn memory_in_use_does_not_go_and_says_how_much_is() {
+    let mut frames = with_removable();
+    let block = frames.alloc(6 * MIB, 1).expect("memory is there");
+    assert_eq!(block.start, 64 * MIB);
+    let part = frames.remove(68 * MIB, 4 * MIB);
+    assert_eq!(part, Err(RemoveError::InUse(2 * MIB)));
+    assert_eq!(frames.free_bytes(), 6 * MIB);
+    assert!(frames.free(68 * MIB, 2 * MIB));
+    assert_eq!(frames.remove(68 * MIB, 4 * MIB), Ok(()));
+    assert_eq!(frames.free_bytes(), 4 * MIB);
+}
+
+#[test]
+fn what_is_not_owned_or_not_whole_does_not_go() {
+    let mut frames = with_removable();
+    for (start, len) in [
+        (0x800, 0x1000),
+        (64 * MIB, 0),
+        (64 * MIB, 0x800),
+        (63 * MIB, 2 * MIB),
+        (71 * MIB, 2 * MIB),
+        (u64::MAX - 0xfff, 0x1000),
+        (0x1000, u64::MAX),
+    ] {
+        let gone = frames.remove(start, len);
+        assert_eq!(gone, Err(RemoveError::NotOwned), "{start:#x}+{len:#x}");
+    }
+    assert_eq!(frames.free_bytes(), 12 * MIB);
+}
+
 #[test]
 fn small_requests_leave_whole_large_pages_alone() {
     let mut frames = allocator(&[(2 * MIB, 4 * MIB, true), (8 * MIB + 0x5000, 0x3000, true)]);

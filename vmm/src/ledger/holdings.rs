@@ -1,0 +1,65 @@
+//! What a live enclave holds, as its threads see it: the record in the ledger that
+//! grows and shrinks while it runs.
+//!
+//! Made from the [`Reservation`] when the enclave is up; used by the control side.
+//! The record always says at least what is held: it grows before memory is taken
+//! and shrinks after it was given back.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Reservation;
+use crate::config::EnclaveConfig;
+use crate::failure::Failure;
+use crate::topology::Topology;
+
+/// The reservation of a live enclave, until it is released.
+#[derive(Debug, Default)]
+pub struct Holdings(Mutex<Option<Reservation>>);
+
+impl Holdings {
+    /// Those of `reservation`.
+    #[must_use]
+    pub fn new(reservation: Reservation) -> Self {
+        Self(Mutex::new(Some(reservation)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Reservation>> {
+        // Each change of it is whole or harmless.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits `bytes` more, of the kind the enclave was created with.
+    ///
+    /// # Errors
+    /// [`crate::failure::Class::Resources`] with figures when the host does not
+    /// have them.
+    pub fn grow(
+        &self,
+        config: &EnclaveConfig,
+        bytes: u64,
+        topology: &Topology,
+    ) -> Result<(), Failure> {
+        match self.lock().as_mut() {
+            Some(reservation) => reservation.grow(config, bytes, topology),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that `bytes` are held now.
+    pub fn hold(&self, bytes: u64, is_settled: bool) {
+        if let Some(reservation) = self.lock().as_mut() {
+            reservation.hold(bytes, is_settled);
+        }
+    }
+
+    /// Removes the enclave's files and gives everything back.
+    ///
+    /// # Errors
+    /// As [`Reservation::release`].
+    pub fn release(&self) -> Result<(), Failure> {
+        match self.lock().take() {
+            Some(reservation) => reservation.release(),
+            None => Ok(()),
+        }
+    }
+}
