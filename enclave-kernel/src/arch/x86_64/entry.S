@@ -58,6 +58,9 @@ __header_start:
     # Ring-0 mode: every entry runs in ring 0. Vector 4 is the system-call
     # gate where SYSCALL stays in ring 3. The VMM enters CLAC_BYTES earlier
     # where SMAP is on (boot.rs says so).
+    # Interrupts use the trap stack, or go on below what they interrupt there: on
+    # a stack of their own a second one would be written over the first
+    # (docs/platforms.md).
     .macro gates_ring0 kind
     .irp n, 0,1,2
     gate vector\kind\()_\n
@@ -75,13 +78,13 @@ __header_start:
     .rept 0x30 - 23
     .quad 0, 0
     .endr
-    gate vector\kind\()_48, 2
-    gate vector\kind\()_49, 2
+    gate vector\kind\()_48, 0
+    gate vector\kind\()_49, 0
     .rept 0x40 - 0x32
     .quad 0, 0
     .endr
-    gate vector\kind\()_64, 2
-    gate vector\kind\()_65, 2
+    gate vector\kind\()_64, 0
+    gate vector\kind\()_65, 0
     .endm
 
     # Ring-3 mode: entries run in ring 3 on their IST stack; #PF and int3 pass
