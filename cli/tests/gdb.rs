@@ -28,6 +28,8 @@ struct Stage {
 
 /// A program that runs there.
 struct Running {
+    /// How it is started without an enclave.
+    command: Vec<PathBuf>,
     child: Child,
     stdout: BufReader<ChildStdout>,
     text: String,
@@ -35,12 +37,17 @@ struct Running {
 
 impl Stage {
     fn new(ring: &str) -> Self {
+        Self::with_cores(ring, "1")
+    }
+
+    fn with_cores(ring: &str, cores: &str) -> Self {
         support::require_programs();
         let stage = Self {
             home: unique_dir("gdb"),
         };
         let create = ["create", "e1", "--mem", "64M", "--share-cores"];
-        let created = stage.ctl(&[&create[..], &["--no-prefault", "--ring", ring]].concat());
+        let as_asked = ["--no-prefault", "--ring", ring, "--cores", cores];
+        let created = stage.ctl(&[&create[..], &as_asked].concat());
         assert_eq!(created.code, 0, "{}", created.stderr);
         stage
     }
@@ -55,10 +62,13 @@ impl Stage {
 
     /// Starts the program and waits until it computes.
     fn compute(&self) -> Running {
+        self.start(vec![steps(), COUNT.into()])
+    }
+
+    fn start(&self, command: Vec<PathBuf>) -> Running {
         let mut child = enclavectl(&self.run_dir())
             .args(["run", "e1", "--"])
-            .arg(steps())
-            .arg(COUNT)
+            .args(&command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -67,6 +77,7 @@ impl Stage {
         let mut text = String::new();
         stdout.read_line(&mut text).unwrap();
         Running {
+            command,
             child,
             stdout,
             text,
@@ -131,7 +142,8 @@ impl Running {
     /// Asserts that it ends as it does without an enclave.
     fn ends_as_natively(mut self) {
         self.stdout.read_to_string(&mut self.text).unwrap();
-        let native = Command::new(steps()).arg(COUNT).output().unwrap();
+        let (program, arguments) = self.command.split_first().unwrap();
+        let native = Command::new(program).args(arguments).output().unwrap();
         assert_eq!(self.text.as_bytes(), native.stdout);
         assert_eq!(wait(&mut self.child), 0);
     }
@@ -139,6 +151,11 @@ impl Running {
 
 fn steps() -> PathBuf {
     build("c/steps.c", "steps-gdb", &["gcc", "-O1", "-g", "-static"])
+}
+
+fn team() -> PathBuf {
+    let gcc = ["gcc", "-O1", "-g", "-static", "-pthread"];
+    build("c/team.c", "team-gdb", &gcc)
 }
 
 /// Sends a packet; the answer's data.
@@ -162,6 +179,14 @@ fn answer(stream: &mut UnixStream) -> String {
     text.trim_start_matches(['+', '$'])
         .trim_end_matches('#')
         .to_owned()
+}
+
+/// Where a program's `step` is, in hexadecimal.
+fn address_of_step(program: &Path) -> String {
+    let symbols = finish(Command::new("nm").arg(program), b"").stdout;
+    let step = symbols.lines().find(|line| line.ends_with(" T step"));
+    let (address, _) = step.unwrap().split_once(' ').unwrap();
+    address.to_owned()
 }
 
 /// The number behind `name = `.
@@ -205,6 +230,51 @@ fn gdb_stops_looks_steps_and_lets_go() {
 }
 
 #[test]
+fn each_core_is_a_thread_that_stops_and_steps_with_the_others_at_rest() {
+    for ring in ["0", "3"] {
+        let stage = Stage::with_cores(ring, "2");
+        let program = stage.start(vec![team(), COUNT.into(), "2".into()]);
+        let text = stage.gdb(
+            &team(),
+            &[
+                "info threads",
+                "break step if who == 1",
+                "continue",
+                "print who",
+                "print nr",
+                "stepi",
+                "stepi",
+                "stepi",
+                "finish",
+                "delete",
+                "break step if who == 0",
+                "continue",
+                "print who",
+                "print nr",
+                "print done[0]",
+                "thread apply all print $pc != 0",
+                "delete",
+                "set scheduler-locking on",
+                "stepi",
+                "detach",
+            ],
+        );
+        for id in ["1", "2"] {
+            let line = format!("Thread {id} (core {} of", if id == "1" { 0 } else { 1 });
+            assert!(text.contains(&line), "{text}");
+        }
+        assert_eq!(value(&text, "$1"), 1, "{text}");
+        assert!(text.contains("Value returned is $3 = "), "{text}");
+        assert_eq!(value(&text, "$4"), 0, "{text}");
+        assert_eq!(value(&text, "$6"), value(&text, "$5") - 1, "{text}");
+        assert!(text.contains("$7 = 1") && text.contains("$8 = 1"), "{text}");
+        assert!(text.contains("detached"), "{text}");
+        program.ends_as_natively();
+        assert_eq!(stage.ctl(&["run", "e1", "--", BUSYBOX, "true"]).code, 0);
+    }
+}
+
+#[test]
 fn gdb_stops_in_the_kernel_where_its_ring_is_run_by_the_processor() {
     let stage = Stage::new("3");
     let mut program = enclavectl(&stage.run_dir())
@@ -238,12 +308,12 @@ fn a_running_program_is_interrupted_and_a_second_debugger_refused() {
     let stage = Stage::new("auto");
     let program = stage.compute();
     let mut stream = stage.connect();
-    assert_eq!(ask(&mut stream, "?"), "S05");
+    assert_eq!(ask(&mut stream, "?"), "T05thread:1;");
     let second = stage.ctl(&["gdb", "e1"]);
     assert_eq!(second.code, 4, "{}", second.stderr);
     stream.write_all(b"$c#63").unwrap();
     stream.write_all(&[3]).unwrap();
-    assert_eq!(answer(&mut stream), "S02");
+    assert_eq!(answer(&mut stream), "T02thread:1;");
     assert_eq!(ask(&mut stream, "D"), "OK");
     program.ends_as_natively();
 }
@@ -253,13 +323,33 @@ fn a_debugger_that_vanishes_leaves_no_breakpoint() {
     let stage = Stage::new("auto");
     let program = stage.compute();
     let mut stream = stage.connect();
-    let symbols = finish(Command::new("nm").arg(steps()), b"").stdout;
-    let step = symbols.lines().find(|line| line.ends_with(" T step"));
-    let (address, _) = step.unwrap().split_once(' ').unwrap();
-    assert_eq!(ask(&mut stream, &format!("Z0,{address},1")), "OK");
+    let insert = format!("Z0,{},1", address_of_step(&steps()));
+    assert_eq!(ask(&mut stream, &insert), "OK");
     let stop = ask(&mut stream, "c");
-    assert_eq!(stop, "T05swbreak:;", "{}", ask(&mut stream, "g"));
+    assert_eq!(stop, "T05thread:1;swbreak:;", "{}", ask(&mut stream, "g"));
     drop(stream);
+    program.ends_as_natively();
+}
+
+#[test]
+fn debuggers_that_come_and_go_change_no_result_of_two_cores() {
+    let stage = Stage::with_cores("auto", "2");
+    let program = stage.start(vec![team(), COUNT.into(), "2".into()]);
+    let insert = format!("Z0,{},1", address_of_step(&team()));
+    let ways: [&[&str]; 4] = [
+        &[&insert, "vCont;c"],
+        &["vCont;s:1", "vCont;s:2;c"],
+        &[&insert, "vCont;s:2", "vCont;c:1"],
+        &["D"],
+    ];
+    for way in ways.iter().cycle().take(20) {
+        let mut stream = stage.connect();
+        for request in *way {
+            let answer = ask(&mut stream, request);
+            let is_stop = answer.starts_with("T05thread:");
+            assert!(answer == "OK" || is_stop, "{request}: {answer}");
+        }
+    }
     program.ends_as_natively();
 }
 
@@ -268,14 +358,14 @@ fn a_stopped_program_is_killed_and_a_stopped_enclave_destroyed() {
     let stage = Stage::new("auto");
     let mut program = stage.compute();
     let mut stream = stage.connect();
-    assert_eq!(ask(&mut stream, "?"), "S05");
+    assert_eq!(ask(&mut stream, "?"), "T05thread:1;");
     kill_process(Pid::from_child(&program.child), Signal::TERM).unwrap();
     assert_eq!(wait(&mut program.child), 128 + 15);
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     let mut program = stage.compute();
     let mut stream = stage.connect();
-    assert_eq!(ask(&mut stream, "?"), "S05");
+    assert_eq!(ask(&mut stream, "?"), "T05thread:1;");
     assert_eq!(stage.ctl(&["destroy", "e1"]).code, 0);
     assert_ne!(wait(&mut program.child), 0);
 }

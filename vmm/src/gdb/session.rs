@@ -6,7 +6,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::packet::{Item, MAX_BYTES, Reader, encode, from_hex, to_hex};
 use super::registers::description;
-use super::{Registers, Stop, Target, TargetError};
+use super::threads::{self, Whom};
+use super::{Go, Registers, Stop, Target, TargetError};
 
 /// What the target did, as the session knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub(super) struct Session<'a> {
     state: State,
     /// gdb and we trust the connection: no more `+`.
     is_trusting: bool,
+    /// The core that gdb looks at.
+    core: usize,
+    /// The core that steps where gdb names none; any if there is none.
+    goes: Whom,
 }
 
 impl<'a> Session<'a> {
@@ -36,13 +41,16 @@ impl<'a> Session<'a> {
             reader: Reader::default(),
             state: State::Stopped,
             is_trusting: false,
+            core: 0,
+            goes: Whom::Any,
         }
     }
 
     /// Serves until it is over; the target goes on then.
     pub(super) fn run(mut self) {
         // gdb finds a stopped target when it connects.
-        if self.target.stop().is_ok() {
+        if let Ok(core) = self.target.stop() {
+            self.core = core;
             while self.state != State::Over {
                 self.turn();
             }
@@ -76,7 +84,7 @@ impl<'a> Session<'a> {
     }
 
     fn stopped_by_itself(&mut self) {
-        let Some(stop) = self.target.take_stop() else {
+        let Some((core, stop)) = self.target.take_stop() else {
             return;
         };
         if stop == Stop::End {
@@ -85,10 +93,12 @@ impl<'a> Session<'a> {
         }
         if self.state == State::Runs {
             self.state = State::Stopped;
-            self.send(match stop {
-                Stop::Breakpoint => "T05swbreak:;",
-                _ => "S05",
-            });
+            self.core = core;
+            let why = match stop {
+                Stop::Breakpoint => "swbreak:;",
+                _ => "",
+            };
+            self.tell_stop("05", why);
         }
     }
 
@@ -126,13 +136,20 @@ impl<'a> Session<'a> {
             return;
         }
         match self.target.stop() {
-            Ok(()) => {
+            Ok(core) => {
                 self.state = State::Stopped;
-                self.send("S02");
+                self.core = core;
+                self.tell_stop("02", "");
             }
             // It runs on; gdb asks its user whether to give up.
             Err(_) => self.send("O656e636c61766520646f6573206e6f742073746f700a"),
         }
+    }
+
+    /// Tells that the core looked at has stopped.
+    fn tell_stop(&mut self, signal: &str, why: &str) {
+        let id = threads::id(self.core);
+        self.send(&format!("T{signal}thread:{id};{why}"));
     }
 
     fn packet(&mut self, text: &str) {
@@ -140,14 +157,14 @@ impl<'a> Session<'a> {
         let first = letters.next();
         let rest = letters.as_str();
         match first {
-            Some('?') => self.send("S05"),
-            Some('g') => match self.target.registers() {
+            Some('?') => self.tell_stop("05", ""),
+            Some('g') => match self.target.registers(self.core) {
                 Ok(registers) => self.send(&to_hex(&registers.to_bytes())),
                 Err(error) => self.refuse(error),
             },
             Some('G') => match from_hex(rest).and_then(|it| Registers::from_bytes(&it)) {
                 Some(registers) => {
-                    let set = self.target.set_registers(&registers);
+                    let set = self.target.set_registers(self.core, &registers);
                     self.done(set);
                 }
                 None => self.send("E01"),
@@ -155,10 +172,14 @@ impl<'a> Session<'a> {
             Some('m') => self.read(rest),
             Some('M') => self.write_memory(rest),
             Some('c' | 's') if !rest.is_empty() => self.send("E01"),
-            Some('c') => self.resume(false),
-            Some('s') => self.resume(true),
+            Some('c') => self.resume_one(Go::On),
+            Some('s') => self.resume_one(Go::Step),
             Some('Z' | 'z') => self.breakpoint(first == Some('Z'), rest),
-            Some('H' | 'T') => self.send("OK"),
+            Some('H') => self.choose(rest),
+            Some('T') => match threads::whom(rest, self.target.cores()) {
+                Some(Whom::Core(_)) => self.send("OK"),
+                _ => self.send("E01"),
+            },
             Some('D') => {
                 self.send("OK");
                 self.state = State::Over;
@@ -184,21 +205,46 @@ impl<'a> Session<'a> {
         } else if text == "vCont?" {
             self.send("vCont;c;C;s;S");
         } else if let Some(action) = text.strip_prefix("vCont;") {
-            match action.chars().next() {
-                Some('c' | 'C') => self.resume(false),
-                Some('s' | 'S') => self.resume(true),
+            match threads::each(action, self.target.cores()) {
+                Some(each) => self.resume(&each),
+                None => self.send("E01"),
+            }
+        } else if let Some(id) = text.strip_prefix("qThreadExtraInfo,") {
+            match threads::whom(id, self.target.cores()) {
+                Some(Whom::Core(core)) => {
+                    self.send(&to_hex(format!("core {core} of the enclave").as_bytes()));
+                }
                 _ => self.send("E01"),
             }
         } else {
+            let ids = threads::list(self.target.cores());
+            let looked_at = format!("QC{}", threads::id(self.core));
             self.send(match text {
-                "qfThreadInfo" => "m1",
+                "qfThreadInfo" => &ids,
                 "qsThreadInfo" => "l",
-                "qC" => "QC1",
+                "qC" => &looked_at,
                 // The program was there before gdb: quitting detaches.
                 "qAttached" => "1",
                 _ => "",
             });
         }
+    }
+
+    /// `Hg` says which core the following is about, `Hc` which one goes on by `c`
+    /// and `s`.
+    fn choose(&mut self, text: &str) {
+        let mut letters = text.chars();
+        let which = letters.next();
+        let Some(whom) = threads::whom(letters.as_str(), self.target.cores()) else {
+            return self.send("E01");
+        };
+        match (which, whom) {
+            (Some('g'), Whom::Core(core)) => self.core = core,
+            (Some('g'), Whom::Any) => {}
+            (Some('c'), whom) => self.goes = whom,
+            _ => return self.send("E01"),
+        }
+        self.send("OK");
     }
 
     fn describe(&mut self, range: &str) {
@@ -224,7 +270,7 @@ impl<'a> Session<'a> {
             .unwrap_or(usize::MAX)
             .min(MAX_BYTES / 2 - 8);
         let mut bytes = vec![0; len];
-        match self.target.read(address, &mut bytes) {
+        match self.target.read(self.core, address, &mut bytes) {
             Ok(()) => self.send(&to_hex(&bytes)),
             Err(TargetError::NoMemory(end)) if end > address => {
                 let len = usize::try_from(end - address).unwrap_or(0).min(len);
@@ -242,7 +288,7 @@ impl<'a> Session<'a> {
         });
         match parsed {
             Some((address, data)) => {
-                let written = self.target.write(address, &data);
+                let written = self.target.write(self.core, address, &data);
                 self.done(written);
             }
             None => self.send("E01"),
@@ -259,15 +305,28 @@ impl<'a> Session<'a> {
             return self.send("");
         };
         let done = if insert {
-            self.target.insert(address)
+            self.target.insert(self.core, address)
         } else {
-            self.target.remove(address)
+            self.target.remove(self.core, address)
         };
         self.done(done);
     }
 
-    fn resume(&mut self, step: bool) {
-        match self.target.resume(step) {
+    /// `c` or `s`: the other cores go on as well.
+    fn resume_one(&mut self, go: Go) {
+        let core = match self.goes {
+            Whom::Core(core) => core,
+            Whom::Any => self.core,
+        };
+        let mut each = vec![Go::On; self.target.cores()];
+        if let Some(place) = each.get_mut(core) {
+            *place = go;
+        }
+        self.resume(&each);
+    }
+
+    fn resume(&mut self, each: &[Go]) {
+        match self.target.resume(each) {
             Ok(()) => self.state = State::Runs,
             Err(error) => self.refuse(error),
         }

@@ -7,22 +7,22 @@ use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
-/// 64 bytes of memory at 0x1000, and what was done.
+/// Two cores, 64 bytes of memory at 0x1000, and what was done.
 struct Fake {
     memory: [u8; 64],
-    registers: Registers,
+    registers: [Registers; 2],
     breakpoints: BTreeSet<u64>,
     event: OwnedFd,
-    stops: Vec<Stop>,
+    stops: Vec<(usize, Stop)>,
     let_go: usize,
-    resumed: Vec<bool>,
+    resumed: Vec<Vec<Go>>,
 }
 
 impl Fake {
     fn new() -> Self {
         Self {
             memory: [7; 64],
-            registers: Registers::default(),
+            registers: [Registers::default(); 2],
             breakpoints: BTreeSet::new(),
             event: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
             stops: Vec::new(),
@@ -41,45 +41,51 @@ impl Fake {
 }
 
 impl Target for Fake {
-    fn stop(&mut self) -> Result<(), TargetError> {
-        Ok(())
+    fn cores(&self) -> usize {
+        2
     }
-    fn resume(&mut self, step: bool) -> Result<(), TargetError> {
-        self.resumed.push(step);
-        self.stops
-            .push(if step { Stop::Trap } else { Stop::Breakpoint });
+    fn stop(&mut self) -> Result<usize, TargetError> {
+        Ok(0)
+    }
+    fn resume(&mut self, each: &[Go]) -> Result<(), TargetError> {
+        let stepper = each.iter().position(|go| *go == Go::Step);
+        self.stops.push(match stepper {
+            Some(core) => (core, Stop::Trap),
+            None => (1, Stop::Breakpoint),
+        });
+        self.resumed.push(each.to_vec());
         rustix::io::write(&self.event, &1_u64.to_ne_bytes()).unwrap();
         Ok(())
     }
     fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
-    fn take_stop(&mut self) -> Option<Stop> {
+    fn take_stop(&mut self) -> Option<(usize, Stop)> {
         rustix::io::read(&self.event, &mut [0; 8]).unwrap();
         self.stops.pop()
     }
-    fn registers(&mut self) -> Result<Registers, TargetError> {
-        Ok(self.registers)
+    fn registers(&mut self, core: usize) -> Result<Registers, TargetError> {
+        Ok(self.registers[core])
     }
-    fn set_registers(&mut self, registers: &Registers) -> Result<(), TargetError> {
-        self.registers = *registers;
+    fn set_registers(&mut self, core: usize, registers: &Registers) -> Result<(), TargetError> {
+        self.registers[core] = *registers;
         Ok(())
     }
-    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), TargetError> {
+    fn read(&mut self, _: usize, address: u64, bytes: &mut [u8]) -> Result<(), TargetError> {
         let range = Self::range(address, bytes.len())?;
         bytes.copy_from_slice(&self.memory[range]);
         Ok(())
     }
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write(&mut self, _: usize, address: u64, bytes: &[u8]) -> Result<(), TargetError> {
         let range = Self::range(address, bytes.len())?;
         self.memory[range].copy_from_slice(bytes);
         Ok(())
     }
-    fn insert(&mut self, address: u64) -> Result<(), TargetError> {
+    fn insert(&mut self, _: usize, address: u64) -> Result<(), TargetError> {
         self.breakpoints.insert(address);
         Ok(())
     }
-    fn remove(&mut self, address: u64) -> Result<(), TargetError> {
+    fn remove(&mut self, _: usize, address: u64) -> Result<(), TargetError> {
         self.breakpoints.remove(&address);
         Ok(())
     }
@@ -129,16 +135,67 @@ fn memory_and_registers_go_both_ways() {
     let (answers, fake) = session(&requests);
     let expected = ["07070707", "OK", "07abcd07", "E0e", "OK", &block];
     assert_eq!(answers, expected);
-    assert_eq!(fake.registers.rip, 0x0101_0101_0101_0101);
+    assert_eq!(fake.registers[0].rip, 0x0101_0101_0101_0101);
 }
 
 #[test]
 fn going_on_ends_with_a_stop() {
     let (answers, fake) = session(&["Z0,1004,1", "vCont;c", "s", "?", "z0,1004,1", "D"]);
-    let expected = ["OK", "T05swbreak:;", "S05", "S05", "OK", "OK"];
+    let expected = [
+        "OK",
+        "T05thread:2;swbreak:;",
+        "T05thread:2;",
+        "T05thread:2;",
+        "OK",
+        "OK",
+    ];
     assert_eq!(answers, expected);
-    assert_eq!(fake.resumed, [false, true]);
+    assert_eq!(fake.resumed, [[Go::On, Go::On], [Go::On, Go::Step]]);
     assert_eq!(fake.let_go, 1);
+}
+
+#[test]
+fn cores_are_threads_of_their_own() {
+    let block = to_hex(&[1; super::super::registers::BYTES]);
+    let set = format!("G{block}");
+    let zero = to_hex(&[0; super::super::registers::BYTES]);
+    let requests = [
+        "qfThreadInfo",
+        "qC",
+        "Hg2",
+        &set,
+        "g",
+        "qC",
+        "Hg1",
+        "g",
+        "T2",
+        "T3",
+        "Hg3",
+        "Hx1",
+        "vCont;s:1",
+        "qThreadExtraInfo,2",
+        "D",
+    ];
+    let (answers, fake) = session(&requests);
+    let expected = [
+        "m1,2",
+        "QC1",
+        "OK",
+        "OK",
+        &block,
+        "QC2",
+        "OK",
+        &zero,
+        "OK",
+        "E01",
+        "E01",
+        "E01",
+        "T05thread:1;",
+        &to_hex(b"core 1 of the enclave"),
+        "OK",
+    ];
+    assert_eq!(answers, expected);
+    assert_eq!(fake.resumed, [[Go::Step, Go::Stay]]);
 }
 
 #[test]

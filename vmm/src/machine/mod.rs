@@ -6,6 +6,7 @@
 
 mod alarm;
 pub mod arenas;
+mod attached;
 mod bells;
 mod cores;
 mod debugger;

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::arenas::ArenaTable;
+use super::attached;
 use super::cores::Cores;
 use super::debugger::{self, Debugger};
 use super::dump::{self, Dump};
@@ -239,11 +240,8 @@ impl Machine {
             stays_at_int1: interpreted,
             is_kernel_interpreted: interpreted && mode == Mode::Ring0,
         };
-        let Some(first) = gates.first() else {
-            return Err(MachineError::NoHostAddress);
-        };
         let memory_of_it = (ram.clone(), Arc::clone(&vm));
-        let debugger = Debugger::new(Arc::clone(first), memory_of_it, host)
+        let debugger = Debugger::new(gates.clone(), memory_of_it, host)
             .map_err(|e| MachineError::System("eventfd", e))?;
         let debugger = Arc::new(debugger);
         let service = Service::new(
@@ -427,19 +425,11 @@ impl Machine {
     /// Has gdb at the other end of `input` and `output` debug the machine.
     ///
     /// # Errors
-    /// When somebody does already, the machine has several cores, or there is no
-    /// thread to be had.
+    /// When somebody does already, or there is no thread to be had.
     pub fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure> {
-        if self.gates.len() > 1 {
-            let why = format!(
-                "it has {} cores, and a debugger follows one only",
-                self.gates.len()
-            );
-            return Err(Failure::new(Class::Usage, "debug the enclave", why));
-        }
         let cores = Arc::clone(&self.cores);
         let kick = move || cores.rouse();
-        debugger::start(&self.debugger, kick, input, output)
+        attached::start(&self.debugger, kick, input, output)
     }
 }
 

@@ -116,7 +116,7 @@ impl VcpuLoop {
             let served = match exit.action() {
                 Action::ServeQueue => self.serve_queue(),
                 Action::Continue => Served::Continue,
-                Action::DebugTrap => match self.debugger.trapped() {
+                Action::DebugTrap => match self.debugger.trapped(self.number) {
                     Ok(()) => Served::Continue,
                     Err(error) => Served::Failed(self.describe(&error.to_string())),
                 },
