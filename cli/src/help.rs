@@ -67,6 +67,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "enclavectl update a1 --add-mem 256M",
             "enclavectl update a1 --remove-mem 128M",
+            "enclavectl update a1 --add-cores 1",
+            "enclavectl update a1 --remove-cores 1",
         ],
     ),
     ("freeze", &["enclavectl freeze a1"]),

@@ -51,8 +51,8 @@ Exit codes:
 Environment:
   ENCLAVE_RUNDIR   run directory (default /run/enclave for root)
   ENCLAVE_KERNEL   kernel image (default: enclave-kernel next to enclavectl)
-  ENCLAVE_CORES, ENCLAVE_MEM, ENCLAVE_NODE, ENCLAVE_RING, ENCLAVE_BACKING,
-  ENCLAVE_ISOLATION, ENCLAVE_NO_PREFAULT, ENCLAVE_SHARE_CORES
+  ENCLAVE_CORES, ENCLAVE_MAX_CORES, ENCLAVE_MEM, ENCLAVE_NODE, ENCLAVE_RING,
+  ENCLAVE_BACKING, ENCLAVE_ISOLATION, ENCLAVE_NO_PREFAULT, ENCLAVE_SHARE_CORES
                    as the options of create, which go before them; they go
                    before a part file";
 

@@ -31,7 +31,7 @@ pub(crate) fn start(address: u64) -> ! {
         Err(other) => panic!("unknown privilege mode {other}"),
     };
     memory::init(info);
-    cores::init(info.nr_cpus as usize);
+    cores::init(info.nr_cpus as usize, info.nr_online as usize);
     arch::init(mode, info);
     assert!(
         u64::from(arch::gate_ring()) == mode as u64,
@@ -42,7 +42,7 @@ pub(crate) fn start(address: u64) -> ! {
         "enclave-kernel {}: {} mode, {}flush by {}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
         arch::mode_name(),
-        Cores(cores::count()),
+        Cores(cores::all().count_ones()),
         arch::flush_name(),
         memory::free_bytes() >> 20,
     ));
@@ -52,7 +52,7 @@ pub(crate) fn start(address: u64) -> ! {
 }
 
 /// How many cores, where it is worth a word.
-struct Cores(usize);
+struct Cores(u32);
 
 impl core::fmt::Display for Cores {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -9,16 +9,19 @@
 //! ever reached but [`several`].
 //!
 //! Core 0 loads programs and ends them; it is in the kernel, with the lock, while
-//! none runs. The others come for threads and go, and sleep in the host.
+//! none runs. The others come for threads and go, and sleep in the host. The host
+//! adds and removes them while a program runs ([`add`], [`remove`]): one that is
+//! not online sleeps and takes no thread.
 
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use enclave_abi::boot::MAX_CORES;
+use enclave_core::errno::Errno;
 use enclave_core::thread::Cores;
 
 use crate::processes::{self, Turn};
-use crate::{arch, clock, host, phys, process, signals, threads};
+use crate::{arch, clock, host, orders, phys, process, signals, threads};
 
 /// What other cores have to know of one.
 struct Core {
@@ -32,6 +35,8 @@ struct Core {
     until: AtomicU64,
     /// Its thread has to look at its signals before it goes on.
     is_due: AtomicBool,
+    /// Number of the order by which it goes, once it has left the program; 0 = none.
+    order: AtomicU64,
 }
 
 static CORES: [Core; MAX_CORES] = [const {
@@ -41,10 +46,14 @@ static CORES: [Core; MAX_CORES] = [const {
         is_called: AtomicBool::new(false),
         until: AtomicU64::new(u64::MAX),
         is_due: AtomicBool::new(false),
+        order: AtomicU64::new(0),
     }
 }; MAX_CORES];
 
+/// Cores that may come.
 static COUNT: AtomicUsize = AtomicUsize::new(1);
+/// Those that are there.
+static ONLINE: AtomicU64 = AtomicU64::new(1);
 /// The kernel is somebody's.
 static LOCK: AtomicBool = AtomicBool::new(false);
 /// Changes of mappings after which a core has to forget its translations.
@@ -64,7 +73,16 @@ const LOOKS: u32 = 2_000;
 /// The same where each look takes about as long as leaving to the host.
 const LOOKS_INTERPRETED: u32 = 8;
 
-/// Whether there is more than one.
+/// What becomes of a core that is to go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gone {
+    /// It is out of the program.
+    Now,
+    /// It leaves the program, and then answers the order itself.
+    Soon,
+}
+
+/// Whether there is, or may be, more than one.
 #[inline]
 pub(crate) fn several() -> bool {
     COUNT.load(Ordering::Relaxed) > 1
@@ -77,14 +95,24 @@ pub(crate) fn are_needed() -> bool {
     several() || processes::others()
 }
 
-/// How many there are.
+/// How many there may be.
 pub(crate) fn count() -> usize {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// All of them as a set.
+/// Those that there are.
 pub(crate) fn all() -> Cores {
-    Cores::MAX >> (Cores::BITS as usize - count().clamp(1, MAX_CORES))
+    ONLINE.load(Ordering::Relaxed)
+}
+
+/// The first `count` as a set.
+const fn first(count: usize) -> Cores {
+    Cores::MAX >> (Cores::BITS as usize - count)
+}
+
+/// Those that there may be beside core 0.
+fn possible_others() -> Cores {
+    first(count().clamp(1, MAX_CORES)) & !bit(0)
 }
 
 const fn bit(core: usize) -> Cores {
@@ -108,12 +136,73 @@ fn others(me: usize) -> impl Iterator<Item = (usize, &'static Core)> {
         .filter(move |&(n, _)| n != me)
 }
 
-/// Says how many cores there are. Called by core 0 at boot, which has the lock
-/// from then on.
-pub(crate) fn init(count: usize) {
-    COUNT.store(count.clamp(1, MAX_CORES), Ordering::Relaxed);
+/// Says how many cores there may be, and how many there are. Called by core 0 at
+/// boot, which has the lock from then on.
+pub(crate) fn init(count: usize, online: usize) {
+    let count = count.clamp(1, MAX_CORES);
+    COUNT.store(count, Ordering::Relaxed);
+    ONLINE.store(first(online.clamp(1, count)), Ordering::Relaxed);
     LOCK.store(true, Ordering::Relaxed);
-    AWAY.store(all() & !bit(0), Ordering::Relaxed);
+    AWAY.store(possible_others(), Ordering::Relaxed);
+}
+
+/// Whether this core is there, or is to go.
+pub(crate) fn is_online() -> bool {
+    all() & bit(this().0) != 0
+}
+
+/// Uses core `number` from now on; its vCPU runs and sleeps, or is about to.
+///
+/// # Errors
+/// EINVAL if it cannot come; EEXIST if it is there.
+pub(crate) fn add(number: u64) -> Result<(), Errno> {
+    let fresh = usize::try_from(number).ok().filter(|&core| core < count());
+    let fresh = bit(fresh.ok_or(Errno::EINVAL)?);
+    if all() & fresh != 0 {
+        return Err(Errno::EEXIST);
+    }
+    let online = ONLINE.fetch_or(fresh, Ordering::Relaxed) | fresh;
+    processes::use_cores(online);
+    if RUNS.load(Ordering::Relaxed) {
+        // Whoever leaves the kernel next wakes it if it is needed.
+        SLEEPING.fetch_or(fresh, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Does without core `number`, whose thread goes on elsewhere.
+///
+/// # Errors
+/// EINVAL if it is not there, or is the first; EBUSY with a thread that may run
+/// nowhere else.
+pub(crate) fn remove(number: u64, order: u64) -> Result<Gone, (Errno, u64)> {
+    let unknown = (Errno::EINVAL, 0);
+    let number = usize::try_from(number).map_err(|_| unknown)?;
+    let (Some(core), 1..) = (CORES.get(number), number) else {
+        return Err(unknown);
+    };
+    let online = all() & !bit(number);
+    if online == all() {
+        return Err(unknown);
+    }
+    if let Some(tid) = processes::stranded(online) {
+        return Err((Errno::EBUSY, tid.into()));
+    }
+    ONLINE.store(online, Ordering::Relaxed);
+    processes::use_cores(online);
+    SLEEPING.fetch_and(!bit(number), Ordering::Relaxed);
+    core.until.store(u64::MAX, Ordering::Relaxed);
+    if AWAY.load(Ordering::Acquire) & bit(number) != 0 {
+        return Ok(Gone::Now);
+    }
+    core.order.store(order, Ordering::Relaxed);
+    call_out(number);
+    Ok(Gone::Soon)
+}
+
+/// Leaves the program to the other cores.
+pub(crate) fn depart() -> ! {
+    retire(this().0, u64::MAX)
 }
 
 /// Waits a little for something that another core does.
@@ -338,8 +427,12 @@ fn sleep(until: u64) {
 }
 
 fn lie_down(me: usize, core: &Core, until: u64) {
+    let is_online = all() & bit(me) != 0;
+    let until = if is_online { until } else { u64::MAX };
     core.until.store(until, Ordering::Relaxed);
-    SLEEPING.fetch_or(bit(me), Ordering::Relaxed);
+    if is_online {
+        SLEEPING.fetch_or(bit(me), Ordering::Relaxed);
+    }
     settle();
     unlock();
 }
@@ -367,12 +460,12 @@ pub(crate) fn start() {
     if !several() {
         return;
     }
-    let others = all() & !bit(0);
+    let others = possible_others();
     for core in CORES.iter().skip(1) {
         core.until.store(u64::MAX, Ordering::Relaxed);
     }
     AWAY.store(others, Ordering::Relaxed);
-    SLEEPING.store(others, Ordering::Relaxed);
+    SLEEPING.store(others & all(), Ordering::Relaxed);
     RUNS.store(true, Ordering::Release);
     leave();
 }
@@ -407,11 +500,15 @@ fn retire(me: usize, until: u64) -> ! {
     if me != 0 {
         arch::use_boot_tables();
         AWAY.fetch_or(bit(me), Ordering::Relaxed);
+        match core.order.swap(0, Ordering::Relaxed) {
+            0 => {}
+            order => orders::answer(order, Ok(())),
+        }
         lie_down(me, core, until);
         arch::begin_anew();
     }
     let mut patience = Patience::new();
-    while AWAY.load(Ordering::Acquire) != all() & !bit(0) {
+    while AWAY.load(Ordering::Acquire) != possible_others() {
         unlock();
         chase(me);
         patience.wait();
@@ -439,7 +536,7 @@ pub(crate) fn serve() -> ! {
             continue;
         }
         SLEEPING.fetch_and(!bit(me), Ordering::Relaxed);
-        if ENDING.load(Ordering::Relaxed) != 0 {
+        if ENDING.load(Ordering::Relaxed) != 0 || !is_online() {
             lie_down(me, core, u64::MAX);
             continue;
         }

@@ -16,7 +16,7 @@ use enclave_core::signal::bit;
 use spin::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{blocks, phys};
+use crate::{orders, phys};
 
 const TO_HOST: u64 = QUEUE + offset_of!(QueuePage, to_host) as u64;
 const TO_GUEST: u64 = QUEUE + offset_of!(QueuePage, to_guest) as u64;
@@ -32,7 +32,7 @@ static TOLD: Mutex<Told> = Mutex::new(Told {
     signals: BTreeMap::new(),
     is_run_wanted: false,
     is_list_wanted: false,
-    memory: None,
+    order: None,
 });
 /// Whether there is any of it.
 static IS_TOLD: AtomicBool = AtomicBool::new(false);
@@ -50,8 +50,8 @@ struct Told {
     is_run_wanted: bool,
     /// It wants to know of all processes.
     is_list_wanted: bool,
-    /// Memory is to come or go; one order at a time is under way.
-    memory: Option<[u64; 7]>,
+    /// Memory or a core is to come or go; one order at a time is under way.
+    order: Option<[u64; 7]>,
 }
 
 /// Signals for one run.
@@ -67,7 +67,7 @@ struct Signals {
 
 impl Told {
     fn is_any(&self) -> bool {
-        let is_asked = self.is_run_wanted || self.is_list_wanted || self.memory.is_some();
+        let is_asked = self.is_run_wanted || self.is_list_wanted || self.order.is_some();
         is_asked || !self.signals.is_empty()
     }
 }
@@ -118,7 +118,7 @@ fn note(record: &Record) {
     told(|told| match Command::try_from(record.kind) {
         Ok(Command::Run) => told.is_run_wanted = true,
         Ok(Command::List) => told.is_list_wanted = true,
-        Ok(Command::Memory) => told.memory = Some(record.args),
+        Ok(Command::Change) => told.order = Some(record.args),
         Ok(Command::Kill) => {
             let one = told.signals.entry(run).or_default();
             if may_handle == 0 {
@@ -192,7 +192,7 @@ pub(crate) fn is_interrupted() -> bool {
     if !poll_attention() {
         return false;
     }
-    blocks::attend();
+    orders::attend_memory();
     IS_TOLD.load(Ordering::Relaxed)
 }
 
@@ -251,12 +251,12 @@ fn drain() {
     }
 }
 
-/// The order for memory that came, once.
-pub(crate) fn take_memory() -> Option<[u64; 7]> {
+/// The order that came, once, if it is of a kind that `is_wanted`.
+pub(crate) fn take_order(is_wanted: impl Fn(u64) -> bool) -> Option<[u64; 7]> {
     if !IS_TOLD.load(Ordering::Acquire) {
         return None;
     }
-    told(|told| told.memory.take())
+    told(|told| told.order.take_if(|[_, what, ..]| is_wanted(*what)))
 }
 
 /// The signal a pending kill of run `run` carries, once.

@@ -59,6 +59,8 @@ mod imports;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod orders;
+#[cfg(target_os = "none")]
 mod phys;
 #[cfg(target_os = "none")]
 mod process;

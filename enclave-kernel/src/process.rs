@@ -311,6 +311,9 @@ fn load(request: &Request) -> Result<(), String> {
         return Err("out of memory for page tables".to_string());
     };
     let pid = processes::new_number();
+    let first = Context::first(name_of(&request.path), area);
+    let mut threads = Threads::ready(pid, first, cores::count());
+    threads.use_cores(cores::all());
     let process = Process {
         run: request.run,
         pid,
@@ -321,11 +324,7 @@ fn load(request: &Request) -> Result<(), String> {
         brk: plan.brk_start,
         stack_bytes: 0,
         limit_bytes: request.limit_bytes,
-        threads: Threads::ready(
-            pid,
-            Context::first(name_of(&request.path), area),
-            cores::count(),
-        ),
+        threads,
         ended_ns: 0,
         first_code: None,
         signals: signals::Program::default(),

@@ -19,12 +19,12 @@ use enclave_abi::layout::{BOUNCE, QUEUE};
 use enclave_abi::queue::{
     Call, MAX_PROCESSES, PROCESS_READY, PROCESS_RUNS, PROCESS_WAITS, ProcessEntry, QueuePage,
 };
-use enclave_core::thread::{MAX_THREADS, Tid};
+use enclave_core::thread::{Cores, MAX_THREADS, Tid};
 use spin::Mutex;
 use zerocopy::IntoBytes;
 
 use crate::process::{self, Process};
-use crate::{arch, arenas, blocks, clock, host, imports, phys};
+use crate::{arch, arenas, clock, host, imports, orders, phys};
 
 /// Where the VMM sees whose calls are forwarded.
 const CURRENT_RUN: u64 = QUEUE + offset_of!(QueuePage, current_run) as u64;
@@ -226,7 +226,7 @@ pub(crate) fn add(
 /// Does what the host wants of any process: starts programs, ends those without a
 /// core that are to be killed, and tells of all.
 pub(crate) fn attend() {
-    blocks::attend();
+    orders::attend();
     if host::is_run_wanted() {
         process::start_all();
     }
@@ -256,6 +256,22 @@ pub(crate) fn bytes_within(start: u64, len: u64) -> u64 {
     let parked = parked.iter().flat_map(|parked| parked.iter());
     let others: u64 = parked.map(|p| p.process.bytes_within(start, len)).sum();
     current.unwrap_or(0) + others
+}
+
+/// Says which cores there are now.
+pub(crate) fn use_cores(online: Cores) {
+    process::if_any(|p| p.threads.use_cores(online));
+    for parked in PARKED.lock().iter_mut() {
+        parked.process.threads.use_cores(online);
+    }
+}
+
+/// A thread that could run nowhere if there were only the cores `online`.
+pub(crate) fn stranded(online: Cores) -> Option<Tid> {
+    let current = process::if_any(|p| p.threads.stranded(online)).flatten();
+    let parked = PARKED.lock();
+    let mut others = parked.iter();
+    current.or_else(|| others.find_map(|p| p.process.threads.stranded(online)))
 }
 
 /// A process without a core that is to be killed.

@@ -370,6 +370,15 @@ pub(crate) fn take() -> Result<TrapFrame, u64> {
     }
 }
 
+/// Leaves the running thread to other cores, wherever it is in its program, and the
+/// program to them: this core goes.
+pub(crate) fn hand_over(frame: &TrapFrame) -> ! {
+    let tid = current();
+    process::with(|p| p.threads.step_off(arch::core(), frame.rax));
+    put_away(frame, tid);
+    cores::depart()
+}
+
 /// Lets the running thread go to a core where it may run.
 pub(crate) fn move_away(frame: &mut TrapFrame) -> u64 {
     let tid = current();

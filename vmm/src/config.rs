@@ -61,6 +61,9 @@ pub struct EnclaveConfig {
     pub name: String,
     /// Cores wanted.
     pub cores: CoreRequest,
+    /// Most cores it may have later; `None`: as many as at first.
+    #[serde(default)]
+    pub max_cores: Option<usize>,
     /// May the cores be shared with other enclaves that say so too?
     #[serde(default)]
     pub share_cores: bool,
@@ -121,6 +124,14 @@ pub enum ConfigError {
     /// More than the kernel has entries for.
     #[error("{0} cores: the kernel runs on {MAX_CORES} at most")]
     TooManyCores(usize),
+    /// Room for less than it begins with.
+    #[error("room for {most} cores, and {wanted} are wanted")]
+    NoRoom {
+        /// Room for so many.
+        most: usize,
+        /// So many to begin with.
+        wanted: usize,
+    },
     /// An export that cannot be read.
     #[error("export \"{0}\" is not HOST[=GUEST][:rw] with absolute paths without \"..\"")]
     Export(String),
@@ -159,6 +170,7 @@ impl EnclaveConfig {
             return Err(ConfigError::Node(node.to_string()));
         }
         check_cores(&self.cores)?;
+        check_room(self.max_cores, self.cores.count())?;
         if self.share_cores && self.isolation == Isolation::Require {
             return Err(ConfigError::SharedAndIsolated);
         }
@@ -185,6 +197,7 @@ impl EnclaveConfig {
             name: self.name.clone(),
             kernel: self.kernel.clone(),
             mem_bytes: self.mem_bytes,
+            max_cores: self.max_cores.unwrap_or(cores.len()).max(cores.len()),
             cores,
             memory_node,
             backing: self.backing,
@@ -254,6 +267,18 @@ pub fn check_cores(cores: &CoreRequest) -> Result<(), ConfigError> {
         0 => Err(ConfigError::NoCore),
         1..=MAX_CORES => Ok(()),
         more => Err(ConfigError::TooManyCores(more)),
+    }
+}
+
+/// Checks `--max-cores`.
+///
+/// # Errors
+/// [`ConfigError::TooManyCores`], [`ConfigError::NoRoom`].
+pub fn check_room(most: Option<usize>, wanted: usize) -> Result<(), ConfigError> {
+    match most {
+        Some(most) if most > MAX_CORES => Err(ConfigError::TooManyCores(most)),
+        Some(most) if most < wanted => Err(ConfigError::NoRoom { most, wanted }),
+        _ => Ok(()),
     }
 }
 
@@ -371,6 +396,7 @@ mod tests {
         EnclaveConfig {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
+            max_cores: None,
             share_cores: false,
             isolation: Isolation::Auto,
             mem_bytes: 64 << 20,

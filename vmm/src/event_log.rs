@@ -81,6 +81,16 @@ pub enum Happened {
         /// What is left.
         mem_bytes: u64,
     },
+    /// It has more cores.
+    CoresAdded {
+        /// All of them now.
+        cores: Vec<usize>,
+    },
+    /// It has fewer cores.
+    CoresRemoved {
+        /// What is left.
+        cores: Vec<usize>,
+    },
     /// Its cores and memory are given back.
     Destroyed {
         /// At whose wish.
@@ -195,6 +205,8 @@ fn shorten(happened: &mut Happened) {
             RunOutcome::Exited { .. } => return,
         },
         Happened::Created { .. }
+        | Happened::CoresAdded { .. }
+        | Happened::CoresRemoved { .. }
         | Happened::MemoryAdded { .. }
         | Happened::MemoryRemoved { .. } => return,
     };

@@ -30,7 +30,7 @@ use crate::control::Control;
 use crate::control::protocol::{Effective, Started};
 use crate::control::server::{Ended, Facts, serve};
 use crate::failure::{Class, Failure};
-use crate::ledger::{Grant, Holdings, Reservation};
+use crate::ledger::{Grant, Holdings, Reservation, stay_off};
 use crate::machine::{MachineConfig, MachineState, MemoryNode};
 use crate::placement::Placement;
 use crate::signals::SignalFd;
@@ -213,7 +213,8 @@ fn boot(
 ) -> Result<(Arc<dyn Control>, Facts, UnixListener), Failure> {
     let created = Instant::now();
     if !config.share_cores {
-        stay_off(&grant);
+        // And those it will make; the vCPUs' go there by themselves.
+        stay_off(grant.cores.iter().chain(&grant.idle).copied());
     }
     let what = format!("create enclave {}", config.name);
     let log = ConsoleLog::create(reservation.dir().fd()).map_err(|e| Failure::io(&what, e))?;
@@ -264,20 +265,6 @@ fn boot(
         log,
     };
     Ok((control, facts, listener))
-}
-
-/// Keeps this thread, and those it will make, off the enclave's cores, which are
-/// its vCPUs'. These go there by themselves.
-fn stay_off(grant: &Grant) {
-    let taken = || grant.cores.iter().chain(&grant.idle);
-    let Ok(mut set) = rustix::thread::sched_getaffinity(None) else {
-        return;
-    };
-    taken().for_each(|&core| set.unset(core));
-    if set.count() > 0 {
-        // Only where they run is at stake, and `inspect` shows it.
-        let _ = rustix::thread::sched_setaffinity(None, &set);
-    }
 }
 
 /// A warning when memory lies elsewhere than on the node it is preferred on; a
@@ -358,6 +345,7 @@ mod tests {
         EnclaveConfig {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
+            max_cores: None,
             share_cores: false,
             isolation: crate::isolation::Isolation::Auto,
             mem_bytes: 64 << 20,

@@ -88,6 +88,8 @@ pub struct BootFacts {
     pub random: [u8; 32],
     /// Cores of the enclave.
     pub nr_cores: usize,
+    /// Cores that it has at boot.
+    pub nr_online: usize,
 }
 
 /// What the vCPU set-up needs to know.
@@ -319,6 +321,8 @@ fn boot_info(facts: &BootFacts, page_table: u64, free_start: u64) -> BootInfo {
         random: facts.random,
         selftest: facts.selftest,
         nr_cpus: u32::try_from(facts.nr_cores).unwrap_or(1),
+        nr_online: u32::try_from(facts.nr_online).unwrap_or(1),
+        pad: 0,
         name,
         cpu_features: facts.features.0,
     }

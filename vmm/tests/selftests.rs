@@ -57,6 +57,7 @@ impl Host {
             kernel: kernel_image(),
             mem_bytes: 64 << 20,
             cores: Vec::new(),
+            max_cores: 1,
             memory_node: MemoryNode::Any,
             backing: Backing::Small,
             prefault: false,

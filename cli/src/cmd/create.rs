@@ -44,6 +44,10 @@ pub(crate) struct Create {
     /// default: 1. Other hardware threads of these cores are kept idle.
     #[arg(long, value_name = "N|LIST", env = "ENCLAVE_CORES", value_parser = parse_cores)]
     cores: Option<CoreRequest>,
+    /// Room for so many cores, which `update --add-cores` adds later (default: as
+    /// many as at first).
+    #[arg(long, value_name = "N", env = "ENCLAVE_MAX_CORES")]
+    max_cores: Option<usize>,
     /// Private memory, such as 512M or 1G.
     #[arg(long, value_name = "SIZE", env = "ENCLAVE_MEM", value_parser = parse_size, required_unless_present = "file")]
     mem: Option<u64>,
@@ -185,6 +189,7 @@ impl Create {
                 .clone()
                 .or_else(|| part.cores.clone())
                 .unwrap_or(CoreRequest::Count(1)),
+            max_cores: self.max_cores.or(part.max_cores),
             share_cores: self.share_cores || part.share_cores.unwrap_or(false),
             isolation: self
                 .isolation

@@ -14,6 +14,7 @@ use enclave_vmm::event_log::{Event, Happened, Reader};
 use enclave_vmm::failure::Failure;
 use enclave_vmm::ledger::{Occupancy, RunDir};
 use enclave_vmm::machine::RunOutcome;
+use enclave_vmm::topology::cpu_list;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
@@ -130,11 +131,18 @@ fn text(event: &Event) -> String {
         Happened::MemoryRemoved { bytes, mem_bytes } => {
             ("memory-removed", change(*bytes, *mem_bytes))
         }
+        Happened::CoresAdded { cores } => ("cores-added", now(cores)),
+        Happened::CoresRemoved { cores } => ("cores-removed", now(cores)),
         Happened::Destroyed { reason } => ("destroyed", reason.clone()),
     };
     let (time, enclave) = (output::time(event.unix_ms), &event.enclave);
     let line = format!("{time} {enclave} {what} {detail}");
     format!("{}\n", output::printable(line.trim_end()))
+}
+
+fn now(cores: &[usize]) -> String {
+    let cores = cores.iter().copied().collect();
+    format!("cores {} now", cpu_list(&cores))
 }
 
 fn change(bytes: u64, now: u64) -> String {

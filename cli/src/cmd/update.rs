@@ -6,12 +6,14 @@
 use std::time::Duration;
 
 use clap::Args;
-use enclave_vmm::config::parse_size;
+use enclave_vmm::config::{CoreRequest, parse_cores, parse_size};
 use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::{Change, Reply, Request, Updated};
 use enclave_vmm::failure::{Class, Failure};
+use enclave_vmm::topology::cpu_list;
 use serde::Serialize;
 
+use crate::cmd::isolate;
 use crate::locate;
 use crate::output::{self, Format};
 
@@ -30,6 +32,13 @@ pub(crate) struct Update {
     /// Remove memory that was added and that nobody uses.
     #[arg(long, value_name = "SIZE", group = "change", value_parser = parse_size)]
     remove_mem: Option<u64>,
+    /// Add cores: how many, or which (a list such as 2,4-5); `create --max-cores`
+    /// makes room for them.
+    #[arg(long, value_name = "N|LIST", group = "change", value_parser = parse_cores)]
+    add_cores: Option<CoreRequest>,
+    /// Remove cores: how many, the last ones first, or which. The first one stays.
+    #[arg(long, value_name = "N|LIST", group = "change", value_parser = parse_cores)]
+    remove_cores: Option<CoreRequest>,
 }
 
 /// What `--json` prints.
@@ -54,6 +63,11 @@ impl Update {
                 );
             }
         };
+        let what = self.change()?;
+        let is_about_cores = matches!(what, Change::AddCores { .. } | Change::RemoveCores { .. });
+        if is_about_cores {
+            isolate::tidy_in(&locate::run_dir()?);
+        }
         for warning in &updated.warnings {
             output::warning(warning);
         }
@@ -66,22 +80,31 @@ impl Update {
                 },
             ),
             Format::Text => {
-                let size = output::size(updated.mem_bytes);
-                output::line(&format!("enclave {} has {size} of memory", self.name))
+                let has = if is_about_cores {
+                    let cores = updated.cores.iter().copied().collect();
+                    format!("the cores {}", cpu_list(&cores))
+                } else {
+                    format!("{} of memory", output::size(updated.mem_bytes))
+                };
+                output::line(&format!("enclave {} has {has}", self.name))
             }
         }
     }
 
     fn change(&self) -> Result<Change, Failure> {
-        match (self.add_mem, self.remove_mem) {
-            (Some(bytes), None) => Ok(Change::AddMemory { bytes }),
-            (None, Some(bytes)) => Ok(Change::RemoveMemory { bytes }),
-            // clap lets exactly one of them through.
-            _ => {
-                let what = format!("update enclave {}", self.name);
-                let why = "exactly one change has to be given";
-                Err(Failure::new(Class::Usage, what, why).with_hint("enclavectl help update"))
-            }
-        }
+        let add_cores = self.add_cores.clone();
+        let remove_cores = self.remove_cores.clone();
+        let changes = [
+            self.add_mem.map(|bytes| Change::AddMemory { bytes }),
+            self.remove_mem.map(|bytes| Change::RemoveMemory { bytes }),
+            add_cores.map(|cores| Change::AddCores { cores }),
+            remove_cores.map(|cores| Change::RemoveCores { cores }),
+        ];
+        // clap lets exactly one of them through.
+        changes.into_iter().flatten().next().ok_or_else(|| {
+            let what = format!("update enclave {}", self.name);
+            let why = "exactly one change has to be given";
+            Failure::new(Class::Usage, what, why).with_hint("enclavectl help update")
+        })
     }
 }

@@ -3,9 +3,10 @@
 use super::values::Wrong;
 
 /// All keys, in the order of the template.
-pub(super) const KEYS: [&str; 12] = [
+pub(super) const KEYS: [&str; 13] = [
     "name",
     "cores",
+    "max-cores",
     "node",
     "share-cores",
     "isolation",
@@ -19,13 +20,14 @@ pub(super) const KEYS: [&str; 12] = [
 ];
 
 /// Words that other tools use for the same.
-const ALIASES: [(&str, &str); 10] = [
+const ALIASES: [(&str, &str); 11] = [
     ("cpus", "cores"),
     ("cpu", "cores"),
     ("vcpus", "cores"),
     ("cpuset", "cores"),
     ("memory", "mem"),
     ("ram", "mem"),
+    ("maxcpus", "max-cores"),
     ("numa", "node"),
     ("mount", "export"),
     ("volume", "export"),

@@ -52,6 +52,9 @@ name = \"{name}\"
 # Physical cores go whole: their other hardware threads stay idle.
 cores = 1
 
+# Room for so many, which `enclavectl update --add-cores` adds later [as many as cores].
+# max-cores = 2
+
 # NUMA node that cores and memory come from [any].
 {node}
 
@@ -155,7 +158,7 @@ mod tests {
         let is_key = |line: &str| line.contains(" = ") && !line.contains(": a number");
         let lines = keys.lines().filter(|line| is_key(line));
         let all: Vec<&str> = lines.map(|line| line.trim_start_matches("# ")).collect();
-        assert_eq!(all.len(), 12, "{all:#?}");
+        assert_eq!(all.len(), 13, "{all:#?}");
         let file = PartFile::parse(&all.join("\n")).expect("it is right");
         assert_eq!(file.exports.len(), 2);
         assert_eq!((file.prefault, file.share_cores), (Some(false), Some(true)));

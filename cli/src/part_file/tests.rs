@@ -25,6 +25,7 @@ fn every_key_is_taken_over() {
         r#"
         name = "sim"
         cores = "3-3"
+        max-cores = 4
         mem = "1G"
         node = 1
         export = ["/data", "/s=/out:rw"]
@@ -51,6 +52,7 @@ fn every_key_is_taken_over() {
     let wanted = PartFile {
         name: Some("sim".to_owned()),
         cores: Some(CoreRequest::List(vec![3])),
+        max_cores: Some(4),
         mem_bytes: Some(1 << 30),
         node: Some(1),
         exports: file.exports.clone(),
@@ -124,6 +126,9 @@ fn absurd_numbers_are_refused() {
         "backing = \"2M\"",
         "prefault = \"no\"",
         "share-cores = 1",
+        "max-cores = 0",
+        "max-cores = 33",
+        "max-cores = \"2\"",
         "kernel = \"relative\"",
         "export = \"/data\"",
         "without = \"smap\"",

@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use enclave_abi::boot::MAX_CORES;
 use enclave_vmm::config::{
     self, CoreRequest, MAX_CORE, MAX_EXPORTS, MAX_NODE, check_cores, check_memory, check_name,
 };
@@ -106,6 +107,13 @@ pub(super) fn memory(value: &DeValue<'_>) -> Result<u64, Wrong> {
     let bytes = config::parse_size(text).map_err(|error| Wrong::new(error.to_string(), fix))?;
     check_memory(bytes).map_err(|error| Wrong::new(error.to_string(), fix))?;
     Ok(bytes)
+}
+
+pub(super) fn room(value: &DeValue<'_>) -> Result<usize, Wrong> {
+    let what = format!("room is for 1 to {MAX_CORES} cores");
+    let room = value.as_integer().and_then(number);
+    let room = room.filter(|room| (1..=MAX_CORES).contains(room));
+    room.ok_or_else(|| Wrong::new(what, "write max-cores = 4, or leave it out"))
 }
 
 pub(super) fn node(value: &DeValue<'_>) -> Result<usize, Wrong> {

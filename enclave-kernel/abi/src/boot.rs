@@ -225,12 +225,16 @@ pub struct BootInfo {
     pub random: [u8; 32],
     /// Self-test to run instead of serving commands; 0 = none.
     pub selftest: u32,
-    /// Number of cores of the enclave.
+    /// Number of cores that the enclave may have.
     pub nr_cpus: u32,
     /// Enclave name, UTF-8, zero padded.
     pub name: [u8; 64],
     /// Bits of [`cpu`].
     pub cpu_features: u64,
+    /// Number of cores that it has now: the first ones of those.
+    pub nr_online: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 const _: () = assert!(size_of::<GateSpec>() == 16);

@@ -215,9 +215,10 @@ numbers! {
         /// [`Command::Kill`] brought for its program: waits on its behalf need
         /// not end any more. Answer: 0.
         SignalsTaken = 29,
-        /// What has become of a [`Command::Memory`]: {its number, 0 or -errno, then
-        /// for EBUSY the bytes in use, and of these the program's}. Answer: 0.
-        MemoryDone = 32,
+        /// What has become of a [`Command::Change`]: {its number, 0 or -errno, then
+        /// for EBUSY of memory the bytes in use, and of these the program's, and of
+        /// a core the thread that may run nowhere else}. Answer: 0.
+        ChangeDone = 32,
         /// In `args[1]` nanoseconds a timer of the program of run `args[0]` is due:
         /// send [`Command::Kill`] with signal 0 then, `u64::MAX` = not. What was
         /// asked for before is over. Answer: 0.
@@ -245,18 +246,23 @@ numbers! {
         Stop = 3,
         /// Tell of all processes: [`Call::Processes`].
         List = 4,
-        /// Memory comes or goes: {number of the order, [`MEMORY_ADD`] or
+        /// Memory or a core comes or goes: {number of the order, [`MEMORY_ADD`] or
         /// [`MEMORY_REMOVE`], guest-physical start, bytes (both multiples of 2
-        /// MiB), 1 = it is zero}. It is there before it comes and until it has
-        /// gone; [`Call::MemoryDone`] answers.
-        Memory = 5,
+        /// MiB), 1 = it is zero}, or {number, [`CORE_ADD`] or [`CORE_REMOVE`], the
+        /// core}. It is there before it comes and until it has gone;
+        /// [`Call::ChangeDone`] answers.
+        Change = 5,
     }
 }
 
-/// [`Command::Memory`]: memory to be used from now on.
+/// [`Command::Change`]: memory to be used from now on.
 pub const MEMORY_ADD: u64 = 1;
-/// [`Command::Memory`]: memory not to be used any more.
+/// [`Command::Change`]: memory not to be used any more.
 pub const MEMORY_REMOVE: u64 = 2;
+/// [`Command::Change`]: a core to be used from now on.
+pub const CORE_ADD: u64 = 3;
+/// [`Command::Change`]: a core not to be used any more.
+pub const CORE_REMOVE: u64 = 4;
 
 /// Head of the strings of [`Command::Run`] in the bounce area, followed by
 /// `argc` then `envc` zero-terminated strings, then the program's path.

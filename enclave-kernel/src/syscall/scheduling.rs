@@ -82,8 +82,9 @@ fn sched_setaffinity([pid, len, from, ..]: [u64; 6], frame: &mut TrapFrame) -> O
     let mut mask = [0; 8];
     let bytes = len.min(mask.len() as u64) as usize;
     user::copy_in(from, mask.get_mut(..bytes).unwrap_or_default())?;
-    let wanted = Cores::from_le_bytes(mask) & cores::all();
-    if wanted == 0 {
+    // Kept as it is: cores may come that it names.
+    let wanted = Cores::from_le_bytes(mask);
+    if wanted & cores::all() == 0 {
         return Err(Errno::EINVAL);
     }
     process::with(|p| p.threads.allow(tid, wanted));

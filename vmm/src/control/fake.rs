@@ -8,11 +8,12 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use super::Control;
+use crate::config::CoreRequest;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    BlockError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome,
-    RunSpec,
+    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
+    RunOutcome, RunSpec,
 };
 
 /// The fake. A program whose image begins with `exit N` ends at once.
@@ -32,6 +33,7 @@ struct State {
     stopped: bool,
     frozen: bool,
     added_bytes: u64,
+    cores: Vec<usize>,
     cwds: Vec<String>,
 }
 
@@ -201,6 +203,24 @@ impl Control for FakeMachine {
 
     fn added_bytes(&self) -> u64 {
         self.state.lock().unwrap().added_bytes
+    }
+
+    fn add_cores(&self, hosts: &[usize]) -> Result<(), CoreError> {
+        self.state.lock().unwrap().cores.extend(hosts);
+        Ok(())
+    }
+
+    fn remove_cores(&self, request: &CoreRequest) -> Result<Vec<usize>, CoreError> {
+        let mut state = self.state.lock().unwrap();
+        let has = state.cores.len();
+        let wanted = request.count();
+        let left = has.checked_sub(wanted);
+        let left = left.ok_or(CoreError::TooFew { has, wanted })?;
+        Ok(state.cores.split_off(left))
+    }
+
+    fn cores(&self) -> Vec<usize> {
+        self.state.lock().unwrap().cores.clone()
     }
 
     fn stop(&self) {

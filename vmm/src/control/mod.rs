@@ -15,11 +15,12 @@ mod update;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use crate::config::CoreRequest;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    BlockError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome,
-    RunSpec,
+    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
+    RunOutcome, RunSpec,
 };
 
 /// What the control side needs from a machine. Every method may be called
@@ -76,6 +77,18 @@ pub trait Control: Send + Sync {
     fn remove_memory(&self, bytes: u64) -> Result<(), BlockError>;
     /// Bytes that were added and not removed.
     fn added_bytes(&self) -> u64;
+    /// Gives it these cores of the host while it runs.
+    ///
+    /// # Errors
+    /// When it has no room for them, or its kernel does not take them.
+    fn add_cores(&self, hosts: &[usize]) -> Result<(), CoreError>;
+    /// Takes cores away, the last ones or those named; which.
+    ///
+    /// # Errors
+    /// When they are not its own, or cannot be taken.
+    fn remove_cores(&self, request: &CoreRequest) -> Result<Vec<usize>, CoreError>;
+    /// The cores of the host that it has.
+    fn cores(&self) -> Vec<usize>;
     /// Sends that program a signal, which it may handle or ignore; SIGKILL kills.
     fn signal(&self, run: u64, signal: u8);
     /// Stops the machine and ends every wait; may be called again.

@@ -19,7 +19,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::EnclaveConfig;
+use crate::config::{CoreRequest, EnclaveConfig};
 use crate::confine::Confinement;
 use crate::failure::{Class, Failure};
 use crate::machine::dump::Dump;
@@ -88,7 +88,7 @@ pub enum Request {
 }
 
 /// A change of what a running enclave has. Whole or not at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Change {
     /// More memory.
@@ -100,6 +100,16 @@ pub enum Change {
     RemoveMemory {
         /// How much, in whole blocks.
         bytes: u64,
+    },
+    /// More cores.
+    AddCores {
+        /// How many, or which of the host's.
+        cores: CoreRequest,
+    },
+    /// Fewer cores.
+    RemoveCores {
+        /// How many, the last ones first, or which of the host's.
+        cores: CoreRequest,
     },
 }
 
@@ -143,6 +153,9 @@ pub enum Reply {
 pub struct Updated {
     /// Private RAM in bytes.
     pub mem_bytes: u64,
+    /// Cores of the host, ascending.
+    #[serde(default)]
+    pub cores: Vec<usize>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -292,6 +305,10 @@ mod tests {
         round(&Request::Stop {});
         round(&Request::Update(Change::AddMemory { bytes: 1 << 40 }));
         round(&Request::Update(Change::RemoveMemory { bytes: 0 }));
+        let cores = CoreRequest::List(vec![3, 5]);
+        round(&Request::Update(Change::AddCores { cores }));
+        let cores = CoreRequest::Count(2);
+        round(&Request::Update(Change::RemoveCores { cores }));
         round(&Request::Kill { run: 7, signal: 15 });
         round(&Request::Run {
             path: "/a\nb".into(),

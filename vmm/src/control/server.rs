@@ -424,6 +424,14 @@ impl Server {
         }
     }
 
+    /// Takes note of the cores that it has now.
+    fn note_cores(&mut self) {
+        if let Some((cores, idle)) = self.holdings.cores() {
+            let effective = &mut self.facts.effective;
+            (effective.cores, effective.idle) = (cores, idle);
+        }
+    }
+
     fn take_reports(&mut self, ops: &mut EventOps) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
@@ -445,6 +453,7 @@ impl Server {
                 Report::Updated { id, result } => {
                     self.is_updating = false;
                     self.facts.effective.added_bytes = self.control.added_bytes();
+                    self.note_cores();
                     if let Some((fd, _)) = self.by_id(id) {
                         let reply = result.map_or_else(Reply::Error, Reply::Updated);
                         self.reply(fd, &reply, ops);

@@ -35,6 +35,7 @@ fn effective(scratch: &Scratch) -> Effective {
         config: EnclaveConfig {
             name: "a1".into(),
             cores: CoreRequest::Count(1),
+            max_cores: None,
             share_cores: false,
             isolation: crate::isolation::Isolation::Auto,
             mem_bytes: 64 << 20,

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use super::Control;
 use super::protocol::{Change, Updated};
-use crate::config::EnclaveConfig;
+use crate::config::{CoreRequest, EnclaveConfig, check_cores};
 use crate::event_log::{self, Happened};
 use crate::failure::{Class, Failure};
 use crate::ledger::Holdings;
-use crate::machine::BlockError;
+use crate::machine::{BlockError, CoreError};
 use crate::topology::Topology;
 
 /// Carries a change out.
@@ -21,12 +21,28 @@ pub(super) fn carry_out(
     config: &EnclaveConfig,
     change: &Change,
 ) -> Result<Updated, Failure> {
-    let warnings = match *change {
-        Change::AddMemory { bytes } => add_memory(control, holdings, config, bytes)?,
-        Change::RemoveMemory { bytes } => remove_memory(control, holdings, config, bytes)?,
+    let warnings = match change {
+        Change::AddMemory { bytes } => add_memory(control, holdings, config, *bytes),
+        Change::RemoveMemory { bytes } => remove_memory(control, holdings, config, *bytes),
+        Change::AddCores { cores } => add_cores(control, holdings, config, cores),
+        Change::RemoveCores { cores } => remove_cores(control, config, cores),
     };
+    // Whatever came of it, of this change or of one whose answer was late.
+    holdings.keep_cores(&control.cores());
+    let warnings = warnings?;
+    let cores = control.cores();
+    match change {
+        Change::AddCores { .. } => event_log::tell(Happened::CoresAdded {
+            cores: cores.clone(),
+        }),
+        Change::RemoveCores { .. } => event_log::tell(Happened::CoresRemoved {
+            cores: cores.clone(),
+        }),
+        _ => {}
+    }
     Ok(Updated {
         mem_bytes: mem_bytes(control, config),
+        cores,
         warnings,
     })
 }
@@ -42,9 +58,7 @@ fn add_memory(
     config: &EnclaveConfig,
     bytes: u64,
 ) -> Result<Vec<String>, Failure> {
-    let topology = Topology::read(Path::new("/"))
-        .map_err(|e| Failure::new(Class::Failure, "read the host's topology", e))?;
-    holdings.grow(config, bytes, &topology)?;
+    holdings.grow(config, bytes, &topology()?)?;
     let added = control.add_memory(bytes);
     let now = mem_bytes(control, config);
     holdings.hold(now, config.prefault);
@@ -71,6 +85,55 @@ fn remove_memory(
         mem_bytes: now,
     });
     Ok(Vec::new())
+}
+
+fn add_cores(
+    control: &dyn Control,
+    holdings: &Holdings,
+    config: &EnclaveConfig,
+    cores: &CoreRequest,
+) -> Result<Vec<String>, Failure> {
+    let topology = topology()?;
+    let choice = holdings.take_cores(config, cores, &topology)?;
+    control
+        .add_cores(&choice.cores)
+        .map_err(|error| core_failure("add cores to", config, &error))?;
+    holdings.stay_off();
+    Ok(choice.warnings)
+}
+
+fn remove_cores(
+    control: &dyn Control,
+    config: &EnclaveConfig,
+    cores: &CoreRequest,
+) -> Result<Vec<String>, Failure> {
+    check_cores(cores).map_err(|error| {
+        error.into_failure(format!("remove cores from enclave {}", config.name))
+    })?;
+    control
+        .remove_cores(cores)
+        .map_err(|error| core_failure("remove cores from", config, &error))?;
+    Ok(Vec::new())
+}
+
+fn topology() -> Result<Topology, Failure> {
+    Topology::read(Path::new("/"))
+        .map_err(|e| Failure::new(Class::Failure, "read the host's topology", e))
+}
+
+fn core_failure(verb: &str, config: &EnclaveConfig, error: &CoreError) -> Failure {
+    let name = &config.name;
+    let hint = match error {
+        CoreError::Order(error) => return failure(verb, config, error),
+        CoreError::NoRoom { has, wanted, .. } => {
+            let most = has.saturating_add(*wanted);
+            format!("enclavectl create {name} --max-cores {most} …")
+        }
+        CoreError::Pinned { .. } => format!("enclavectl ps {name}"),
+        _ => format!("enclavectl inspect {name}"),
+    };
+    let what = format!("{verb} enclave {name}");
+    Failure::new(error.class(), what, error).with_hint(hint)
 }
 
 fn failure(verb: &str, config: &EnclaveConfig, error: &BlockError) -> Failure {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::parse_cpu_list;
 use crate::topology::cpu_list;
 
 /// Beginning of a group's name.
@@ -222,6 +223,12 @@ pub(super) fn read_back(path: &Path, threads: &[i32]) -> Held {
         Some("1") => Held::Exclusive,
         _ => affinity("its set is not exclusive".to_owned()),
     }
+}
+
+/// Whether the group at `path` was given just these cores.
+pub(super) fn has_cores(path: &Path, cores: &BTreeSet<usize>) -> bool {
+    let given = read(&path.join("cpuset.cpus"));
+    given.and_then(|text| parse_cpu_list(&text)).as_ref() == Some(cores)
 }
 
 /// Whether the process is gone, or is only waited for by its parent.

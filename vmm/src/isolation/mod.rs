@@ -133,7 +133,8 @@ pub fn settle(root: &Path, run: &RunDir) -> Result<Vec<String>, Failure> {
             continue;
         };
         let is_there = !matches!(groups::read_back(&group, &threads), Held::Affinity { .. });
-        if threads.is_empty() || is_there {
+        let is_right = is_there && groups::has_cores(&group, &owner.cores);
+        if threads.is_empty() || is_right {
             continue;
         }
         if let Err(error) = offer.enter(root, &group, &owner.cores, owner.pid, &threads) {

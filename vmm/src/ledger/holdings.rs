@@ -7,8 +7,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Reservation;
-use crate::config::EnclaveConfig;
+use super::cores::Choice;
+use super::{Reservation, allowed_cores};
+use crate::config::{CoreRequest, EnclaveConfig};
 use crate::failure::Failure;
 use crate::topology::Topology;
 
@@ -50,6 +51,44 @@ impl Holdings {
         if let Some(reservation) = self.lock().as_mut() {
             reservation.hold(bytes, is_settled);
         }
+    }
+
+    /// Admits more cores and takes their locks.
+    ///
+    /// # Errors
+    /// As [`Reservation::take_cores`].
+    pub fn take_cores(
+        &self,
+        config: &EnclaveConfig,
+        request: &CoreRequest,
+        topology: &Topology,
+    ) -> Result<Choice, Failure> {
+        match self.lock().as_mut() {
+            Some(reservation) => {
+                reservation.take_cores(config, request, topology, &allowed_cores()?)
+            }
+            None => Ok(Choice::default()),
+        }
+    }
+
+    /// Gives all cores back but `cores` and the other threads of these.
+    pub fn keep_cores(&self, cores: &[usize]) {
+        if let Some(reservation) = self.lock().as_mut() {
+            reservation.keep_cores(cores);
+        }
+    }
+
+    /// Keeps the process's own threads off its cores, as far as they are not vCPUs'.
+    pub fn stay_off(&self) {
+        if let Some(reservation) = self.lock().as_ref() {
+            reservation.stay_off();
+        }
+    }
+
+    /// Its cores and the other threads of these, while it is there.
+    #[must_use]
+    pub fn cores(&self) -> Option<(Vec<usize>, Vec<usize>)> {
+        self.lock().as_ref().map(Reservation::cores)
     }
 
     /// Removes the enclave's files and gives everything back.

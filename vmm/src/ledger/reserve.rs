@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::cores::{CoreQuery, Holder, choose};
+use super::cores::{Choice, CoreQuery, Holder, choose};
 use super::enclave_dir::write_record;
 use super::{EnclaveDir, Occupancy, Record, RunDir};
-use crate::config::EnclaveConfig;
+use crate::config::{CoreRequest, EnclaveConfig, check_cores};
 use crate::failure::{Class, Failure};
 use crate::isolation::Isolation;
 use crate::machine::{Backing, MemoryNode};
@@ -50,7 +50,9 @@ pub struct Reservation {
     dir: EnclaveDir,
     lock: File,
     record: Record,
-    core_locks: Vec<File>,
+    core_locks: BTreeMap<usize, File>,
+    /// The physical cores of the host when the cores were chosen.
+    siblings: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl Reservation {
@@ -69,7 +71,8 @@ impl Reservation {
                     dir,
                     lock,
                     record: Record::of_this_process(),
-                    core_locks: Vec::new(),
+                    core_locks: BTreeMap::new(),
+                    siblings: BTreeMap::new(),
                 });
             }
         }
@@ -97,8 +100,9 @@ impl Reservation {
         let grant = decide(&self.run, config, topology, allowed)?;
         for &core in grant.cores.iter().chain(&grant.idle) {
             let lock = self.lock_core(core, config.share_cores)?;
-            self.core_locks.push(lock);
+            self.core_locks.insert(core, lock);
         }
+        self.siblings.clone_from(&topology.siblings);
         self.record = Record {
             cores: grant.cores.clone(),
             idle: grant.idle.clone(),
@@ -167,6 +171,94 @@ impl Reservation {
         // A record that says too much makes others more careful, and one that says
         // too little is made up for by the host's figures.
         drop(write_record(&mut self.lock, &self.record));
+    }
+
+    /// Decides over more cores for the enclave and takes them. The record says that
+    /// they are held from then on; [`Reservation::keep_cores`] says what came of it.
+    ///
+    /// # Errors
+    /// As [`Reservation::admit`].
+    pub fn take_cores(
+        &mut self,
+        config: &EnclaveConfig,
+        request: &CoreRequest,
+        topology: &Topology,
+        allowed: &BTreeSet<usize>,
+    ) -> Result<Choice, Failure> {
+        let what = format!("add cores to enclave {}", config.name);
+        let as_ours = |failure: Failure| Failure {
+            what: what.clone(),
+            hint: failure
+                .hint
+                .replace("enclavectl create", "enclavectl update"),
+            ..failure
+        };
+        check_cores(request).map_err(|error| error.into_failure(&what))?;
+        let _admission = self.admission_lock().map_err(as_ours)?;
+        let held = holders(&live(&self.run)?);
+        let mut open = allowed.clone();
+        open.retain(|core| !self.core_locks.contains_key(core));
+        if let CoreRequest::List(list) = request
+            && let Some(own) = list.iter().find(|core| self.core_locks.contains_key(core))
+        {
+            let why = format!("core {own} is one of its cores already");
+            let hint = format!("enclavectl inspect {}", config.name);
+            return Err(Failure::new(Class::Usage, what, why).with_hint(hint));
+        }
+        let choice = choose(&CoreQuery {
+            enclave: &config.name,
+            request,
+            shares: config.share_cores,
+            node: config.node,
+            topology,
+            allowed: &open,
+            held: &held,
+        })
+        .map_err(as_ours)?;
+        let mut fresh = BTreeMap::new();
+        for &core in choice.cores.iter().chain(&choice.idle) {
+            let lock = self.lock_core(core, config.share_cores).map_err(as_ours)?;
+            fresh.insert(core, lock);
+        }
+        self.core_locks.extend(fresh);
+        self.siblings.clone_from(&topology.siblings);
+        let mut cores = self.record.cores.clone();
+        cores.extend(&choice.cores);
+        self.keep_cores(&cores);
+        Ok(choice)
+    }
+
+    /// Gives all cores back but `cores` and the other threads of these. The record
+    /// says so before the locks are gone.
+    pub fn keep_cores(&mut self, cores: &[usize]) {
+        let mut cores = cores.to_vec();
+        cores.sort_unstable();
+        let siblings = cores.iter().filter_map(|core| self.siblings.get(core));
+        let mut idle: BTreeSet<usize> = siblings.flatten().copied().collect();
+        idle.retain(|core| !cores.contains(core) && self.core_locks.contains_key(core));
+        let idle: Vec<usize> = idle.into_iter().collect();
+        if (&self.record.cores, &self.record.idle) == (&cores, &idle) {
+            return;
+        }
+        (self.record.cores, self.record.idle) = (cores, idle);
+        // One that says too much keeps others off; the locks have the last word.
+        drop(write_record(&mut self.lock, &self.record));
+        let taken: BTreeSet<usize> = self.record.taken().collect();
+        self.core_locks.retain(|core, _| taken.contains(core));
+    }
+
+    /// Keeps this thread and the process's first one, which makes the others, off
+    /// the enclave's cores: they are its vCPUs'.
+    pub fn stay_off(&self) {
+        if !self.record.share_cores {
+            stay_off(self.record.taken());
+        }
+    }
+
+    /// Its cores and the other threads of these.
+    #[must_use]
+    pub fn cores(&self) -> (Vec<usize>, Vec<usize>) {
+        (self.record.cores.clone(), self.record.idle.clone())
     }
 
     /// The run directory.
@@ -441,6 +533,21 @@ fn check_memory(
 fn usable_mib(available: u64) -> u64 {
     let mib = (available - available / 8) >> 20;
     mib - mib % 2
+}
+
+/// Keeps the calling thread and the process's first one off `taken`, as far as that
+/// leaves them a core.
+pub(crate) fn stay_off(taken: impl Iterator<Item = usize>) {
+    let Ok(mut set) = rustix::thread::sched_getaffinity(None) else {
+        return;
+    };
+    taken.for_each(|core| set.unset(core));
+    if set.count() > 0 {
+        for thread in [None, Some(rustix::process::getpid())] {
+            // Only where they run is at stake, and `inspect` shows it.
+            let _ = rustix::thread::sched_setaffinity(thread, &set);
+        }
+    }
 }
 
 /// The cores the calling thread may run on.

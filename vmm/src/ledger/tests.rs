@@ -18,6 +18,7 @@ fn config(name: &str, cores: &str) -> EnclaveConfig {
     EnclaveConfig {
         name: name.into(),
         cores: parse_cores(cores).unwrap(),
+        max_cores: None,
         share_cores: false,
         isolation: crate::isolation::Isolation::Auto,
         mem_bytes: 64 << 20,

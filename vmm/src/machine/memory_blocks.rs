@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use enclave_abi::layout::{ARENA_WINDOW, HIGH_RAM};
-use enclave_abi::queue::{Command, MEMORY_ADD, MEMORY_REMOVE};
+use enclave_abi::queue::{CORE_ADD, CORE_REMOVE, Command, MEMORY_ADD, MEMORY_REMOVE};
 use kvm_bindings::kvm_userspace_memory_region;
 use rustix::io::Errno;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -117,7 +117,7 @@ pub enum BlockError {
     Stuck,
     /// It looked, and then did not answer: the block stays until it does.
     #[error(
-        "its kernel has not answered within {} s; until it does the memory stays with the enclave",
+        "its kernel has not answered within {} s; until it does what was to change stays with the enclave",
         ANSWER_TIMEOUT.as_secs()
     )]
     Unanswered,
@@ -165,9 +165,8 @@ struct Block {
 #[derive(Debug)]
 struct Open {
     number: u64,
-    /// Whether memory was to go.
-    removes: bool,
-    gpa: u64,
+    what: u64,
+    start: u64,
     bytes: u64,
 }
 
@@ -183,7 +182,7 @@ pub(super) struct Blocks {
 }
 
 #[derive(Debug, Default)]
-struct List {
+pub(super) struct List {
     /// By address.
     blocks: Vec<Block>,
     open: Option<Open>,
@@ -206,7 +205,8 @@ impl Blocks {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, List> {
+    /// Held while anything is being changed.
+    pub(super) fn lock(&self) -> MutexGuard<'_, List> {
         // What a panic leaves is listed or was given back by its owner's end.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -382,7 +382,7 @@ impl Machine {
     }
 
     /// Orders the kernel and waits for its answer.
-    fn order(
+    pub(super) fn order(
         &self,
         list: &mut List,
         what: u64,
@@ -409,8 +409,8 @@ impl Machine {
             }
             list.open = Some(Open {
                 number,
-                removes: what == MEMORY_REMOVE,
-                gpa: start,
+                what,
+                start,
                 bytes,
             });
             return Err(BlockError::Unanswered);
@@ -418,7 +418,7 @@ impl Machine {
     }
 
     /// Does what an answer that came late asks for.
-    fn close_order(&self, list: &mut List) -> Result<(), BlockError> {
+    pub(super) fn close_order(&self, list: &mut List) -> Result<(), BlockError> {
         let Some(open) = list.open.take() else {
             return Ok(());
         };
@@ -428,11 +428,16 @@ impl Machine {
                 Err(BlockError::Open)
             }
             // What was to come and did not, or was to go and did.
-            Some(answer) if (answer.errno == 0) == open.removes => {
-                self.drop_blocks(list, open.gpa, open.bytes);
+            Some(answer) => {
+                match (open.what, answer.errno == 0) {
+                    (MEMORY_ADD, false) | (MEMORY_REMOVE, true) => {
+                        self.drop_blocks(list, open.start, open.bytes);
+                    }
+                    (CORE_ADD, false) | (CORE_REMOVE, true) => self.park(open.start),
+                    _ => {}
+                }
                 Ok(())
             }
-            Some(_) => Ok(()),
         }
     }
 
@@ -478,7 +483,7 @@ impl Service {
         } = order;
         self.ordered = Some(Instant::now());
         self.queue.post(
-            Command::Memory as u16,
+            Command::Change as u16,
             0,
             [number, what, start, bytes, is_zero.into(), 0, 0],
         )

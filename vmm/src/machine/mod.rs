@@ -8,6 +8,7 @@ mod alarm;
 pub mod arenas;
 mod attached;
 mod bells;
+mod core_changes;
 mod cores;
 mod debugger;
 pub mod dump;
@@ -30,6 +31,7 @@ mod vcpu_loop;
 mod virtual_memory;
 mod vm;
 
+pub use core_changes::CoreError;
 pub use memory_blocks::{BlockError, MAX_BLOCKS};
 pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
@@ -54,6 +56,8 @@ pub struct MachineConfig {
     pub mem_bytes: u64,
     /// Host cores; the vCPU thread of index i is pinned to `cores[i]`.
     pub cores: Vec<usize>,
+    /// Most cores that it can have, with those that come later.
+    pub max_cores: usize,
     /// Where private RAM and arenas come from.
     pub memory_node: MemoryNode,
     /// Which page size backs private RAM.

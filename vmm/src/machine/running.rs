@@ -32,10 +32,11 @@ use super::state::Shared;
 use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
-    BellCounts, BlockError, FreezeError, MachineConfig, MachineReport, MachineState, ProcessInfo,
-    Ring, RunError, RunOutcome, RunSpec,
+    BellCounts, BlockError, CoreError, FreezeError, MachineConfig, MachineReport, MachineState,
+    ProcessInfo, Ring, RunError, RunOutcome, RunSpec,
 };
 use crate::capability;
+use crate::config::CoreRequest;
 use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
 use crate::failure::{Class, Failure};
@@ -171,7 +172,7 @@ impl Machine {
         vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
         super::bells::route(&vm).map_err(kvm("KVM_SET_GSI_ROUTING"))?;
         phases.done("interrupts");
-        let nr_cores = config.cores.len().max(1);
+        let nr_cores = config.max_cores.max(config.cores.len()).max(1);
         if nr_cores > MAX_CORES {
             return Err(MachineError::TooManyCores { got: nr_cores });
         }
@@ -233,7 +234,7 @@ impl Machine {
             ..MachineReport::default()
         };
         let shared = Arc::new(Shared::new(report).map_err(|e| MachineError::System("eventfd", e))?);
-        let cores = Arc::new(Cores::new(&vm, nr_cores)?);
+        let cores = Arc::new(Cores::new(&vm, nr_cores, &config.cores)?);
         let ram = memory.ram.clone();
         let gates = gates_of(vcpus, &cores);
         let host = debugger::Host {
@@ -265,7 +266,6 @@ impl Machine {
             shared: Arc::clone(&shared),
             cores: Arc::clone(&cores),
             number,
-            core: config.cores.get(number).copied(),
             interrupts_sent: 0,
             memory_faults: 0,
         });
@@ -300,7 +300,7 @@ impl Machine {
         }
         for looped in loops {
             let number = looped.number;
-            let name = format!("vcpu{number}");
+            let name = format!("spare{number}");
             let thread = confine::spawn(Role::Vcpu, &name, move || looped.run())
                 .map_err(|e| MachineError::System("start a vCPU thread", e))?;
             self.cores.started(number, thread);
@@ -508,7 +508,8 @@ fn boot_facts(
         clock: (vcpu::guest_tsc(vcpu)?, unix_ns, monotonic_ns),
         selftest: config.selftest,
         random,
-        nr_cores: config.cores.len().max(1),
+        nr_cores: config.max_cores.max(config.cores.len()).max(1),
+        nr_online: config.cores.len().max(1),
     })
 }
 
@@ -567,6 +568,15 @@ impl crate::control::Control for Machine {
     }
     fn added_bytes(&self) -> u64 {
         self.added_bytes()
+    }
+    fn add_cores(&self, hosts: &[usize]) -> Result<(), CoreError> {
+        self.add_cores(hosts)
+    }
+    fn remove_cores(&self, request: &CoreRequest) -> Result<Vec<usize>, CoreError> {
+        self.remove_cores(request)
+    }
+    fn cores(&self) -> Vec<usize> {
+        self.host_cores()
     }
     fn signal(&self, run: u64, signal: u8) {
         self.signal(run, signal);

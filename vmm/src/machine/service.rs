@@ -210,7 +210,7 @@ impl Service {
             // One question at a time: the queue is short.
             Pending::List if std::mem::replace(&mut self.is_asking, true) => Ok(()),
             Pending::List => self.queue.post(Command::List as u16, 0, [0; 7]),
-            Pending::Memory(number, order) => self.post_order(number, order),
+            Pending::Change(number, order) => self.post_order(number, order),
         }
     }
 
@@ -334,7 +334,7 @@ impl Service {
                 self.shared.signals_taken(a[0]);
                 [0; 7]
             }
-            Call::MemoryDone => {
+            Call::ChangeDone => {
                 self.order_done(a);
                 [0; 7]
             }

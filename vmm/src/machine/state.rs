@@ -23,18 +23,18 @@ pub(super) enum Pending {
     Signal(u64, Urgency, u8),
     /// The kernel is to tell of its processes.
     List,
-    /// Memory comes or goes (delivered at once): number of the order.
-    Memory(u64, Order),
+    /// Memory or a core comes or goes (delivered at once): number of the order.
+    Change(u64, Order),
 }
 
-/// An order for memory to come or go.
+/// An order for memory or a core to come or go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Order {
-    /// `MEMORY_ADD` or `MEMORY_REMOVE`.
+    /// `MEMORY_ADD`, `MEMORY_REMOVE`, `CORE_ADD` or `CORE_REMOVE`.
     pub(super) what: u64,
-    /// Guest-physical.
+    /// Guest-physical, or the number of the core.
     pub(super) start: u64,
-    /// How much.
+    /// How much memory.
     pub(super) bytes: u64,
     /// It was never used.
     pub(super) is_zero: bool,
@@ -45,7 +45,7 @@ pub(super) struct Order {
 pub(super) struct OrderAnswer {
     /// 0 = done.
     pub(super) errno: i32,
-    /// Bytes in use, where that is why not.
+    /// Bytes in use, or the thread that keeps a core, where that is why not.
     pub(super) used: u64,
     /// Of these the program's.
     pub(super) of_program: u64,
@@ -480,13 +480,13 @@ impl Shared {
         self.lock().takes_orders()
     }
 
-    /// Orders memory to come or go; its number.
+    /// Orders memory or a core to come or go; its number.
     pub(super) fn submit_order(&self, order: Order) -> Result<u64, OrderError> {
         let mut inner = self.lock();
         inner.takes_orders()?;
         let number = inner.order.0.wrapping_add(1);
         inner.order = (number, true);
-        inner.pending.push_back(Pending::Memory(number, order));
+        inner.pending.push_back(Pending::Change(number, order));
         // Waits on behalf of the program end, and begin anew.
         let _ = self.cancel.write(1);
         self.changed.notify_all();
@@ -523,7 +523,7 @@ impl Shared {
         let before = inner.pending.len();
         inner
             .pending
-            .retain(|p| !matches!(p, Pending::Memory(of, _) if *of == number));
+            .retain(|p| !matches!(p, Pending::Change(of, _) if *of == number));
         let is_unseen = inner.pending.len() < before;
         if is_unseen {
             inner.order.1 = false;

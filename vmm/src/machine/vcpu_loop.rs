@@ -4,6 +4,7 @@
 //! ends in a [`MachineState`] that says why. Of several threads each has its own
 //! vCPU; the queue and the commands of the host are served by one at a time.
 
+use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use enclave_abi::layout::VECTOR_COMMAND;
@@ -37,7 +38,6 @@ pub(super) struct VcpuLoop {
     pub(super) cores: Arc<Cores>,
     /// Which vCPU this is.
     pub(super) number: usize,
-    pub(super) core: Option<usize>,
     /// Command interrupts sent to the guest.
     pub(super) interrupts_sent: u32,
     /// Failed accesses since the guest ran last.
@@ -47,7 +47,7 @@ pub(super) struct VcpuLoop {
 impl std::fmt::Debug for VcpuLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VcpuLoop")
-            .field("core", &self.core)
+            .field("number", &self.number)
             .finish_non_exhaustive()
     }
 }
@@ -56,12 +56,7 @@ impl VcpuLoop {
     /// The vCPU thread. Those from 1 on begin when the first has brought the
     /// kernel up.
     pub(super) fn run(mut self) {
-        self.pin();
-        let state = if self.number == 0 || self.shared.wait_booted() {
-            self.enter_until_stopped()
-        } else {
-            MachineState::Stopped
-        };
+        let state = self.sit_until_stopped();
         self.service().drain_console();
         if let Some(kick) = self.cores.kick(self.number) {
             kick.set(std::ptr::null_mut());
@@ -80,10 +75,37 @@ impl VcpuLoop {
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Runs the guest whenever there is a core for it.
+    fn sit_until_stopped(&mut self) -> MachineState {
+        let (shared, cores) = (Arc::clone(&self.shared), Arc::clone(&self.cores));
+        while let Some(host) = cores.take_seat(self.number, || shared.is_stopping()) {
+            self.call(c"vcpu");
+            self.pin(host);
+            if self.number != 0 && !self.shared.wait_booted() {
+                break;
+            }
+            if let Some(state) = self.enter_until_stopped() {
+                return state;
+            }
+            self.call(c"spare");
+        }
+        MachineState::Stopped
+    }
+
+    /// Names this thread: `vcpuN` with a core, by which its place is found, and
+    /// `spareN` without.
+    fn call(&self, kind: &CStr) {
+        let name = format!("{}{}", kind.to_string_lossy(), self.number);
+        if let Ok(name) = CString::new(name) {
+            // Told by `inspect` alone.
+            let _ = rustix::thread::set_name(&name);
+        }
+    }
+
     /// Puts this thread on its core; without the right to, it stays where the
     /// scheduler puts it and the report says so.
-    fn pin(&self) {
-        let Some(core) = self.core else {
+    fn pin(&self, host: Option<usize>) {
+        let Some(core) = host else {
             return;
         };
         let mut set = rustix::thread::CpuSet::new();
@@ -95,7 +117,8 @@ impl VcpuLoop {
         }
     }
 
-    fn enter_until_stopped(&mut self) -> MachineState {
+    /// The state in which the machine ends, or nothing when this core goes.
+    fn enter_until_stopped(&mut self) -> Option<MachineState> {
         loop {
             if self.shared.is_stopping() {
                 if self.shared.state() == MachineState::Booting {
@@ -103,7 +126,7 @@ impl VcpuLoop {
                     let text = format!("enclave-vmm: {where_it_is}\n");
                     self.service().log.write(text.as_bytes());
                 }
-                return MachineState::Stopped;
+                return Some(MachineState::Stopped);
             }
             if !self.shared.enter() {
                 continue;
@@ -120,7 +143,12 @@ impl VcpuLoop {
                     Ok(()) => Served::Continue,
                     Err(error) => Served::Failed(self.describe(&error.to_string())),
                 },
-                Action::Sleep(ns) => self.sleep(ns),
+                // Nowhere else: it may have the kernel's lock.
+                Action::Sleep(_) if self.leaves() => return None,
+                Action::Sleep(ns) => match self.sleep(ns) {
+                    Served::Continue if self.leaves() => return None,
+                    served => served,
+                },
                 Action::GiveWay => {
                     std::thread::yield_now();
                     Served::Continue
@@ -136,8 +164,8 @@ impl VcpuLoop {
             };
             match served {
                 Served::Continue => {}
-                Served::Stop => return MachineState::Stopped,
-                Served::Failed(reason) => return MachineState::Failed { reason },
+                Served::Stop => return Some(MachineState::Stopped),
+                Served::Failed(reason) => return Some(MachineState::Failed { reason }),
             }
         }
     }
@@ -174,6 +202,11 @@ impl VcpuLoop {
         } else {
             Served::Continue
         }
+    }
+
+    /// Whether this core, which sleeps, is to go.
+    fn leaves(&self) -> bool {
+        self.number != 0 && self.cores.leaves(self.number)
     }
 
     /// The core has nothing to do. A command for the kernel is the first one's.

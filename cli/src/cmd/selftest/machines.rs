@@ -184,6 +184,7 @@ fn small(ring: Ring, selftest: u32) -> EnclaveConfig {
     EnclaveConfig {
         name: NAME.into(),
         cores: CoreRequest::Count(1),
+        max_cores: None,
         share_cores: true,
         isolation: enclave_vmm::isolation::Isolation::Auto,
         mem_bytes: MEM_BYTES,

@@ -84,6 +84,8 @@ pub struct Threads<C> {
     /// Waiters with a deadline.
     deadlines: BTreeSet<(u64, Tid)>,
     newest: Tid,
+    /// The cores that there are now.
+    online: Cores,
 }
 
 impl<C> Threads<C> {
@@ -108,6 +110,7 @@ impl<C> Threads<C> {
             queues: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             newest: main,
+            online: Cores::MAX,
         }
     }
 
@@ -194,9 +197,21 @@ impl<C> Threads<C> {
         }
     }
 
+    /// Says which cores there are: no thread begins to run on others.
+    pub fn use_cores(&mut self, online: Cores) {
+        self.online = online;
+    }
+
+    /// A thread that could run nowhere if there were only the cores `online`.
+    #[must_use]
+    pub fn stranded(&self, online: Cores) -> Option<Tid> {
+        let mut all = self.all.iter();
+        all.find_map(|(&tid, thread)| (thread.allowed & online == 0).then_some(tid))
+    }
+
     fn may_run(&self, tid: Tid, core: usize) -> bool {
         self.allowed(tid)
-            .is_some_and(|cores| cores >> core & 1 == 1)
+            .is_some_and(|cores| (cores & self.online) >> core & 1 == 1)
     }
 
     /// The machine state of thread `tid`.
@@ -277,7 +292,19 @@ impl<C> Threads<C> {
         self.make_way(core);
     }
 
-    /// The same where it may not run on `core` any more, whoever else may.
+    /// Takes the running thread of `core`, which goes, off it; first of those that
+    /// are ready, it goes on elsewhere with `answer`, as if nothing had happened.
+    pub fn step_off(&mut self, core: usize, answer: u64) {
+        if let Some(tid) = self.take_running(core) {
+            if let Some(thread) = self.all.get_mut(&tid) {
+                thread.answer = answer;
+            }
+            self.ready.push_front(tid);
+        }
+    }
+
+    /// Puts the running thread of `core` behind those that are ready where it may
+    /// not run there any more, whoever else may.
     pub fn move_away(&mut self, core: usize) -> bool {
         let Some(tid) = self.running(core) else {
             return false;

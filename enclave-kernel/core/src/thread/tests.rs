@@ -589,3 +589,28 @@ fn apply(
     }
     Ok(true)
 }
+
+#[test]
+fn a_core_that_goes_leaves_its_thread_to_the_others() {
+    let mut threads = Threads::new(1, (), 3);
+    let second = threads.spawn(0, ()).unwrap();
+    assert_eq!(threads.next(2, 0), Next::Run(second, 0));
+    threads.use_cores(0b011);
+    threads.step_off(2, 77);
+    assert_eq!(threads.next(2, 0), Next::Idle(None));
+    assert_eq!(threads.wanted(0b110), 0b010);
+    assert_eq!(threads.next(1, 0), Next::Run(second, 77));
+    threads.use_cores(0b111);
+    let third = threads.spawn(0, ()).unwrap();
+    assert_eq!(threads.next(2, 0), Next::Run(third, 0));
+}
+
+#[test]
+fn a_thread_that_could_run_nowhere_is_named() {
+    let mut threads = Threads::new(1, (), 4);
+    let second = threads.spawn(0, ()).unwrap();
+    assert_eq!(threads.stranded(0b0001), None);
+    threads.allow(second, 0b1100);
+    assert_eq!(threads.stranded(0b0111), None);
+    assert_eq!(threads.stranded(0b0011), Some(second));
+}

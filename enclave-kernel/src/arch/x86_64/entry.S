@@ -34,7 +34,7 @@
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 11                            # ABI_VERSION, asserted in boot.rs
+    .long 12                            # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top

@@ -17,7 +17,7 @@ use enclave_abi::layout::{
 use enclave_abi::queue::QueuePage;
 
 use super::{apic, paging, probes};
-use crate::{boot, cores, fault, host, phys, process, signals, syscall};
+use crate::{boot, cores, fault, host, phys, process, signals, syscall, threads};
 
 /// The vector of a frame that is about a system call, as in `entry.S`.
 const VECTOR_SYSCALL: u64 = 0x100;
@@ -254,6 +254,9 @@ extern "C" fn syscall_entry_shared(frame: &mut TrapFrame) {
 fn leave(frame: &mut TrapFrame) {
     if cores::is_called_out() {
         signals::attend(frame);
+        if !cores::is_online() {
+            threads::hand_over(frame);
+        }
     }
     cores::leave();
 }
@@ -292,10 +295,10 @@ extern "C" fn trap_entry_shared(frame: &mut TrapFrame) {
     if frame.vector == u64::from(VECTOR_COMMAND) || frame.vector == u64::from(VECTOR_IPI) {
         acknowledge(frame.vector);
         if cores::enter_from_program() {
-            if host::poll_attention() || cores::is_called_out() {
+            if host::poll_attention() {
                 signals::attend(frame);
             }
-            cores::leave();
+            leave(frame);
         }
         return;
     }
