@@ -35,6 +35,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "enclavectl run a1 -- ./snap_mini --steps 100",
             "enclavectl run a1 --limit-mem 64M -- ./analysis",
+            "enclavectl run a1 --detach -- ./snap_mini --steps 100000",
             "enclavectl run a1 --env OMP_NUM_THREADS=1 -- ./solver /data/input > out.txt",
         ],
     ),
@@ -86,6 +87,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "enclavectl wait a1 --for idle --timeout 30",
             "enclavectl wait a1 --for gone",
+            "enclavectl wait a1 --run 3 && enclavectl logs a1",
         ],
     ),
     (

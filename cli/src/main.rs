@@ -94,7 +94,7 @@ enum Command {
     Top(cmd::top::Top),
     /// Show what happened to enclaves.
     Events(cmd::events::Events),
-    /// Wait until an enclave is in a state.
+    /// Wait until an enclave is in a state, or until a program has ended.
     Wait(cmd::wait::Wait),
     /// Print what an enclave's console said.
     Logs(cmd::logs::Logs),
@@ -165,7 +165,9 @@ fn main() -> ExitCode {
         Command::Init(verb) => verb.run(),
         Command::Part(verb) => verb.run(format),
         // Its exit codes are its own: 125, 126, 127 and the program's.
-        Command::Run(verb) => return verb.run(),
+        Command::Run(verb) => return verb.run(format),
+        // As run's, where it waits for a program.
+        Command::Wait(verb) => return verb.run(format),
         Command::List(verb) => verb.run(format),
         Command::Ps(verb) => verb.run(format),
         Command::Kill(verb) => verb.run(),
@@ -173,7 +175,6 @@ fn main() -> ExitCode {
         Command::Stats(verb) => verb.run(format),
         Command::Top(verb) => verb.run(format),
         Command::Events(verb) => verb.run(format),
-        Command::Wait(verb) => verb.run(format),
         Command::Logs(verb) => verb.run(format),
         Command::Console(verb) => verb.run(),
         Command::Debug(verb) => verb.run(format),

@@ -21,10 +21,11 @@ use enclave_vmm::machine::RunOutcome;
 use enclave_vmm::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::output::Format;
 use crate::{locate, output};
 
 /// Exit code when this tool or the enclave failed.
-const TOOL_FAILED: u8 = 125;
+pub(super) const TOOL_FAILED: u8 = 125;
 /// Exit code for a program that cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
 /// Exit code for a program that is not there.
@@ -32,7 +33,7 @@ const NOT_FOUND: u8 = 127;
 /// Variables a program gets from here without asking.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "TERM", "LANG"];
 /// How long the VMM may take to answer anything but the end of the run.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Run a program in an enclave, with this terminal's input and output.
 #[derive(Debug, Args)]
@@ -53,15 +54,19 @@ pub(crate) struct Run {
     /// Most memory that the program may have, such as 64M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
     limit_mem: u64,
+    /// Print the run's number and leave; the program goes on. It has no input, its
+    /// output is in `logs`, and `wait NAME --run N` tells how it ended.
+    #[arg(long)]
+    detach: bool,
     /// Program (a file of this host) and its arguments.
     #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
     command: Vec<OsString>,
 }
 
 /// A failure with the exit code `run` gives it.
-struct RunFailure {
-    code: u8,
-    failure: Failure,
+pub(super) struct RunFailure {
+    pub(super) code: u8,
+    pub(super) failure: Failure,
 }
 
 impl From<Failure> for RunFailure {
@@ -74,17 +79,11 @@ impl From<Failure> for RunFailure {
 }
 
 impl Run {
-    pub(crate) fn run(&self) -> ExitCode {
-        match self.attempt() {
-            Ok(code) => ExitCode::from(code),
-            Err(RunFailure { code, failure }) => {
-                output::failure(&failure);
-                ExitCode::from(code)
-            }
-        }
+    pub(crate) fn run(&self, format: Format) -> ExitCode {
+        finish(self.attempt(format))
     }
 
-    fn attempt(&self) -> Result<u8, RunFailure> {
+    fn attempt(&self, format: Format) -> Result<u8, RunFailure> {
         let signals = SignalFd::new(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT])
             .map_err(|e| Failure::io("watch signals", e))?;
         let run_dir = locate::run_dir()?;
@@ -101,6 +100,13 @@ impl Run {
         let request = self.request(&path)?;
         let mut client = Client::connect(&dir, REPLY_TIMEOUT)?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        if self.detach {
+            let null = File::options().read(true).write(true).open("/dev/null");
+            let null = null.map_err(|e| Failure::io("open /dev/null", e))?;
+            let null = null.as_fd();
+            client.send(&request, &[image.as_fd(), null, null, null])?;
+            return self.leave(&mut client, format);
+        }
         let fds = [image.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         client.send(&request, &fds)?;
         drop(image);
@@ -108,36 +114,21 @@ impl Run {
             Followed::Ended(outcome) => outcome,
             Followed::Left(signal) => return Ok(signal_code(signal)),
         };
-        self.exit_code(&path, outcome)
+        exit_code(&path.display().to_string(), &self.name, outcome)
     }
 
-    fn exit_code(&self, path: &Path, outcome: RunOutcome) -> Result<u8, RunFailure> {
-        let what = || format!("run {} in enclave {}", path.display(), self.name);
-        match outcome {
-            RunOutcome::Exited { code } => Ok(code),
-            RunOutcome::Signaled { signal, report } => {
-                let signal = i32::from(signal);
-                let name = signal_name(signal);
-                output::talk(format_args!(
-                    "enclavectl: {} was killed by {name}",
-                    path.display()
-                ));
-                for line in report.lines() {
-                    output::talk(format_args!("  {}", output::printable(line)));
-                }
-                Ok(signal_code(signal))
-            }
-            RunOutcome::Refused { reason } => Err(RunFailure {
-                code: NOT_EXECUTABLE,
-                failure: Failure::new(Class::Failure, what(), reason)
-                    .with_hint(format!("file {}", path.display())),
-            }),
-            RunOutcome::MachineStopped { reason } => {
-                Err(Failure::new(Class::Failure, what(), reason)
-                    .with_hint(format!("enclavectl logs {}", self.name))
-                    .into())
-            }
+    /// Tells the number of the run once it is accepted.
+    fn leave(&self, client: &mut Client, format: Format) -> Result<u8, RunFailure> {
+        let Reply::Accepted { run } = client.receive()? else {
+            let what = format!("run in enclave {}", self.name);
+            let failure = Failure::new(Class::Protocol, what, "an answer of another kind");
+            return Err(failure.with_hint("enclavectl version").into());
+        };
+        match format {
+            Format::Json => output::json("run", &run)?,
+            Format::Text => output::line(&run.to_string())?,
         }
+        Ok(0)
     }
 
     fn open_program(&self) -> Result<(File, PathBuf), RunFailure> {
@@ -194,7 +185,44 @@ impl Run {
             host_cwd: host_cwd.to_string_lossy().into_owned(),
             stack_bytes: self.stack,
             limit_bytes: self.limit_mem,
+            detached: self.detach,
         })
+    }
+}
+
+/// Tells what went wrong, and ends so.
+pub(super) fn finish(outcome: Result<u8, RunFailure>) -> ExitCode {
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(RunFailure { code, failure }) => {
+            output::failure(&failure);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The exit code for a program that ended so in enclave `name`.
+pub(super) fn exit_code(program: &str, name: &str, outcome: RunOutcome) -> Result<u8, RunFailure> {
+    let what = || format!("run {program} in enclave {name}");
+    match outcome {
+        RunOutcome::Exited { code } => Ok(code),
+        RunOutcome::Signaled { signal, report } => {
+            let signal = i32::from(signal);
+            let by = signal_name(signal);
+            output::talk(format_args!("enclavectl: {program} was killed by {by}"));
+            for line in report.lines() {
+                output::talk(format_args!("  {}", output::printable(line)));
+            }
+            Ok(signal_code(signal))
+        }
+        RunOutcome::Refused { reason } => Err(RunFailure {
+            code: NOT_EXECUTABLE,
+            failure: Failure::new(Class::Failure, what(), reason)
+                .with_hint(format!("file {program}")),
+        }),
+        RunOutcome::MachineStopped { reason } => Err(Failure::new(Class::Failure, what(), reason)
+            .with_hint(format!("enclavectl logs {name}"))
+            .into()),
     }
 }
 

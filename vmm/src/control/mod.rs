@@ -9,6 +9,7 @@ pub mod channel;
 pub mod client;
 pub mod protocol;
 mod run;
+mod runs;
 pub mod server;
 mod update;
 

@@ -14,7 +14,8 @@
 //!                      ◄───────────── finished {run, outcome}
 //! ```
 //!
-//! A client that goes away before `finished` has its program killed (SIGHUP).
+//! A client that goes away before `finished` has its program killed (SIGHUP), unless
+//! it ran it `detached`. `wait` has any client told of the end of a run.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,14 @@ pub enum Request {
         /// Most bytes of memory it may have; 0 = no limit of its own.
         #[serde(default)]
         limit_bytes: u64,
+        /// It goes on when the client goes.
+        #[serde(default)]
+        detached: bool,
+    },
+    /// Tell how a run ends, or has ended: `finished`.
+    Wait {
+        /// Which.
+        run: u64,
     },
     /// Send a running program a signal, which it may handle.
     Kill {
@@ -318,7 +327,9 @@ mod tests {
             host_cwd: "/".into(),
             stack_bytes: 1 << 20,
             limit_bytes: 1 << 30,
+            detached: true,
         });
+        round(&Request::Wait { run: 3 });
     }
 
     #[test]

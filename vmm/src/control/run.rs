@@ -18,6 +18,9 @@ pub(super) enum Report {
     Accepted {
         id: u64,
         run: u64,
+        program: String,
+        /// It goes on when its client is gone.
+        is_detached: bool,
     },
     Refused {
         id: u64,
@@ -38,7 +41,7 @@ pub(super) enum Report {
 pub(super) fn run_to_end(
     control: &dyn Control,
     id: u64,
-    spec: RunSpec,
+    (spec, is_detached): (RunSpec, bool),
     reports: &mpsc::Sender<Report>,
     wake: &EventFd,
 ) {
@@ -47,9 +50,15 @@ pub(super) fn run_to_end(
         drop(reports.send(report));
         drop(wake.write(1));
     };
+    let program = spec.path.clone();
     match control.run(spec) {
         Ok(run) => {
-            report(Report::Accepted { id, run });
+            report(Report::Accepted {
+                id,
+                run,
+                program,
+                is_detached,
+            });
             let outcome = control.wait(run);
             report(Report::Finished { id, run, outcome });
         }
@@ -73,6 +82,7 @@ pub(super) fn run_spec(
         host_cwd,
         stack_bytes,
         limit_bytes,
+        detached: _,
     } = request
     else {
         return Err(usage("not a run request".to_owned()));

@@ -20,6 +20,7 @@ use super::Control;
 use super::channel::{Inbox, Line, Progress, send};
 use super::protocol::{Change, Effective, Inspection, Reply, Request, decode, encode};
 use super::run::{Report, run_failure, run_spec, run_to_end};
+use super::runs::{Answer, MAX_REMEMBERED, Runs};
 use super::update;
 use crate::confine::{self, Confinement, Role};
 use crate::console_log::ConsoleLog;
@@ -94,6 +95,7 @@ pub fn serve(
         next_id: 0,
         runs_in_flight: 0,
         last_outcome: None,
+        runs: Runs::default(),
         ended: None,
         told_failed: false,
     });
@@ -116,8 +118,10 @@ struct Connection {
     output: Vec<u8>,
     /// A run was asked for on this connection; its number once accepted.
     run: Option<Option<u64>>,
-    /// Path of that program.
-    program: String,
+    /// The run goes on without it.
+    is_detached: bool,
+    /// Runs that it waits for.
+    waits: Vec<u64>,
     /// Close once the output is out.
     closing: bool,
 }
@@ -138,6 +142,7 @@ struct Server {
     next_id: u64,
     runs_in_flight: usize,
     last_outcome: Option<RunOutcome>,
+    runs: Runs,
     ended: Option<Ended>,
     /// That the machine failed has been told.
     told_failed: bool,
@@ -208,7 +213,8 @@ impl Server {
                     inbox: Inbox::default(),
                     output: Vec::new(),
                     run: None,
-                    program: String::new(),
+                    is_detached: false,
+                    waits: Vec::new(),
                     closing: false,
                 },
             );
@@ -314,6 +320,7 @@ impl Server {
                 self.control.signal(run, signal);
                 self.reply(fd, &Reply::Ok, ops);
             }
+            Request::Wait { run } => self.start_wait(fd, run, ops),
             Request::Freeze {} => {
                 let frozen = self.control.freeze();
                 self.answer_freeze(fd, "freeze", frozen, ops);
@@ -382,22 +389,45 @@ impl Server {
             return self.reply_and_close(fd, failure, ops);
         }
         let id = connection.id;
-        if let Request::Run { path, .. } = &request {
-            connection.program.clone_from(path);
-        }
+        let is_detached = matches!(request, Request::Run { detached: true, .. });
         let spec = match run_spec(request, fds, &self.facts.effective) {
             Ok(spec) => spec,
             Err(failure) => return self.reply_and_close(fd, failure, ops),
         };
         connection.run = Some(None);
+        connection.is_detached = is_detached;
         let control = Arc::clone(&self.control);
         let reports = self.reports_in.clone();
         let wake = Arc::clone(&self.wake);
-        let body = move || run_to_end(&*control, id, spec, &reports, &wake);
+        let body = move || run_to_end(&*control, id, (spec, is_detached), &reports, &wake);
         match confine::spawn(Role::Helper, "run", body) {
             Ok(_) => self.runs_in_flight += 1,
             Err(error) => self.reply_and_close(fd, Failure::io("run a program", error), ops),
         }
+    }
+
+    fn start_wait(&mut self, fd: RawFd, run: u64, ops: &mut EventOps) {
+        let Some(connection) = self.connections.get_mut(&fd) else {
+            return;
+        };
+        if connection.waits.len() >= MAX_CONNECTIONS {
+            return self.protocol_error(fd, "too many waits on one connection", ops);
+        }
+        let why = match self.runs.wait(run, connection.id) {
+            Answer::Waits => return connection.waits.push(run),
+            Answer::Ended(outcome) => {
+                return self.reply(fd, &Reply::Finished { run, outcome }, ops);
+            }
+            Answer::Forgotten => {
+                format!("it ended, and {MAX_REMEMBERED} others after it: how is forgotten")
+            }
+            Answer::Unknown => "there has been no such run".to_owned(),
+        };
+        let name = &self.facts.effective.config.name;
+        let what = format!("wait for run {run} of enclave {name}");
+        let failure = Failure::new(Class::NotFound, what, why);
+        let hint = format!("enclavectl events {name}");
+        self.reply(fd, &Reply::Error(failure.with_hint(hint)), ops);
     }
 
     fn start_update(&mut self, fd: RawFd, change: Change, ops: &mut EventOps) {
@@ -435,15 +465,23 @@ impl Server {
     fn take_reports(&mut self, ops: &mut EventOps) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Accepted { id, run } => match self.by_id(id) {
-                    Some((fd, connection)) => {
-                        connection.run = Some(Some(run));
-                        let program = std::mem::take(&mut connection.program);
-                        event_log::tell(Happened::ProgramStarted { run, program });
-                        self.reply(fd, &Reply::Accepted { run }, ops);
+                Report::Accepted {
+                    id,
+                    run,
+                    program,
+                    is_detached,
+                } => {
+                    self.runs.started(run);
+                    event_log::tell(Happened::ProgramStarted { run, program });
+                    match self.by_id(id) {
+                        Some((fd, connection)) => {
+                            connection.run = Some(Some(run));
+                            self.reply(fd, &Reply::Accepted { run }, ops);
+                        }
+                        None if is_detached => {}
+                        None => self.control.kill(run, hangup()),
                     }
-                    None => self.control.kill(run, hangup()),
-                },
+                }
                 Report::Refused { id, error } => {
                     self.runs_in_flight -= 1;
                     if let Some((fd, _)) = self.by_id(id) {
@@ -467,9 +505,16 @@ impl Server {
                         outcome: outcome.clone(),
                     });
                     self.tell_failure();
-                    if let Some((fd, connection)) = self.by_id(id) {
-                        connection.run = None;
-                        self.reply(fd, &Reply::Finished { run, outcome }, ops);
+                    let waiters = self.runs.ended(run, outcome.clone());
+                    for id in waiters.into_iter().chain([id]) {
+                        if let Some((fd, connection)) = self.by_id(id) {
+                            connection.waits.retain(|waited| *waited != run);
+                            if connection.run == Some(Some(run)) {
+                                connection.run = None;
+                            }
+                            let outcome = outcome.clone();
+                            self.reply(fd, &Reply::Finished { run, outcome }, ops);
+                        }
                     }
                 }
             }
@@ -550,15 +595,15 @@ impl Server {
     /// does not take it at once finds the connection closed.
     fn farewell(&mut self) {
         for connection in self.connections.values_mut() {
-            let Some(Some(run)) = connection.run else {
-                continue;
-            };
-            let outcome = RunOutcome::MachineStopped {
-                reason: "the enclave was stopped".to_owned(),
-            };
-            if let Ok(line) = encode(&Reply::Finished { run, outcome }) {
-                connection.output.extend_from_slice(&line);
-                let _ = send(connection.stream.as_fd(), &connection.output, &[]);
+            let own = connection.run.flatten();
+            for run in own.into_iter().chain(connection.waits.drain(..)) {
+                let outcome = RunOutcome::MachineStopped {
+                    reason: "the enclave was stopped".to_owned(),
+                };
+                if let Ok(line) = encode(&Reply::Finished { run, outcome }) {
+                    connection.output.extend_from_slice(&line);
+                    let _ = send(connection.stream.as_fd(), &connection.output, &[]);
+                }
             }
         }
     }
@@ -571,7 +616,10 @@ impl Server {
         if let Err(error) = ops.remove(Events::empty_raw(fd)) {
             note(format_args!("forget connection {fd}: {error}"));
         }
-        if let Some(Some(run)) = connection.run {
+        self.runs.forget(connection.id);
+        if let Some(Some(run)) = connection.run
+            && !connection.is_detached
+        {
             self.control.kill(run, hangup());
         }
     }

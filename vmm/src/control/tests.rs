@@ -137,6 +137,7 @@ fn run_request(cwd: Option<&str>, host_cwd: &str) -> Request {
         host_cwd: host_cwd.into(),
         stack_bytes: 0,
         limit_bytes: 0,
+        detached: false,
     }
 }
 
