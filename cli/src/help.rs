@@ -36,6 +36,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "enclavectl run a1 -- ./snap_mini --steps 100",
             "enclavectl run a1 --limit-mem 64M -- ./analysis",
             "enclavectl run a1 --detach -- ./snap_mini --steps 100000",
+            "enclavectl run a1 --timeline -- ./snap_mini --steps 1",
             "enclavectl run a1 --env OMP_NUM_THREADS=1 -- ./solver /data/input > out.txt",
         ],
     ),

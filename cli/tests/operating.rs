@@ -291,6 +291,17 @@ fn a_timeline_has_every_phase_in_order() {
     assert_eq!(names, expected);
     let times: Vec<u64> = phases.iter().map(|it| it[1].as_u64().unwrap()).collect();
     assert!(times.is_sorted() && times[0] > 0, "{times:?}");
+    let ran = stage.ctl(&["run", "e1", "--timeline", "--", BUSYBOX, "true"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let seen = stage.json(&["inspect", "e1", "--json"]);
+    let start = &seen["enclave"]["live"]["report"]["first_program"];
+    let start = start.as_array().unwrap();
+    let times: Vec<u64> = start.iter().map(|it| it[1].as_u64().unwrap()).collect();
+    assert!(times.is_sorted() && times[2] > 0, "{times:?}");
+    for (told, name) in start.iter().zip(["fetched", "loaded", "first-instruction"]) {
+        assert_eq!(told[0], name);
+        assert!(ran.stderr.contains(&format!("\n{name} ")), "{}", ran.stderr);
+    }
     assert_eq!(stage.ctl(&["destroy", "e1"]).code, 0);
     let text = stage.ctl(&[&create[..], &["--timeline"]].concat()).stdout;
     assert!(text.contains("\nPHASE  "), "{text}");

@@ -73,6 +73,9 @@ pub(crate) struct Process {
     pub(crate) timers: Timers,
     /// Monotonic nanoseconds at start.
     pub(crate) started_ns: u64,
+    /// The same when its image was loaded, and when it was entered first; 0 = not yet.
+    pub(crate) loaded_ns: u64,
+    pub(crate) entered_ns: u64,
     /// Unknown calls already logged, one bit per number below 512.
     pub(crate) logged: [u64; 8],
     /// Report of the fault or signal that ended it.
@@ -210,14 +213,21 @@ fn ended(status: u64) {
     let root = arch::root();
     processes::leave();
     arch::edit(root);
-    let report = give_back(is_by_signal);
+    let past = give_back(is_by_signal);
     arch::edit(arch::boot_root());
-    finish(run, status, &report);
+    finish(run, status, &past);
 }
 
-/// Gives back what the current process has, whose tables no core uses; the report
-/// of how it ended.
-pub(crate) fn give_back(is_by_signal: bool) -> String {
+/// What there is to tell of a process that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Past {
+    report: String,
+    loaded_ns: u64,
+    entered_ns: u64,
+}
+
+/// Gives back what the current process has, whose tables no core uses.
+pub(crate) fn give_back(is_by_signal: bool) -> Past {
     imports::end_all();
     arenas::end_all(u64::from(is_by_signal));
     tear_down()
@@ -268,28 +278,39 @@ pub(crate) fn start_all() {
         }
         let request = read_request(&answer).ok_or_else(|| "the run command is malformed".into());
         if let Err(reason) = request.and_then(|request| load(&request)) {
-            finish(run, STATUS_REFUSED, &reason);
+            let past = Past {
+                report: reason,
+                ..Past::default()
+            };
+            finish(run, STATUS_REFUSED, &past);
         }
     }
 }
 
 /// Tells the host that run `run` is over.
-pub(crate) fn finish(run: u64, status: u64, report: &str) {
-    let bytes = host::bounce_text(report.as_bytes());
-    host::tell(Call::ProcessExit, [run, status, bytes, 0, 0, 0, 0]);
+pub(crate) fn finish(run: u64, status: u64, past: &Past) {
+    let bytes = host::bounce_text(past.report.as_bytes());
+    host::tell(
+        Call::ProcessExit,
+        [run, status, bytes, past.loaded_ns, past.entered_ns, 0, 0],
+    );
 }
 
-/// Gives the current process's memory back; the report of how it ended.
-pub(crate) fn tear_down() -> String {
+/// Gives the current process's memory back.
+pub(crate) fn tear_down() -> Past {
     let Some(mut process) = take_current() else {
-        return String::new();
+        return Past::default();
     };
     paging::free_space(process.root);
     process.threads.contexts().for_each(Context::free);
     process
         .aspace
         .remove(0, !(PAGE_SIZE - 1), &mut |piece| release(&piece));
-    process.report
+    Past {
+        report: process.report,
+        loaded_ns: process.loaded_ns,
+        entered_ns: process.entered_ns,
+    }
 }
 
 /// Gives the frames of a removed region back.
@@ -330,6 +351,8 @@ fn load(request: &Request) -> Result<(), String> {
         signals: signals::Program::default(),
         timers: Timers::default(),
         started_ns: clock::monotonic_ns(),
+        loaded_ns: 0,
+        entered_ns: 0,
         logged: [0; 8],
         report: String::new(),
     };
@@ -340,6 +363,7 @@ fn load(request: &Request) -> Result<(), String> {
             if let Some(first) = p.threads.context(pid) {
                 first.begin_at(TrapFrame::start(plan.entry, rsp));
             }
+            p.loaded_ns = clock::monotonic_ns();
         });
         Ok(())
     })

@@ -236,11 +236,11 @@ pub(crate) fn attend() {
         };
         let run = parked.process.run;
         let report = "killed on request".to_string();
-        let report = visit(*parked, || {
+        let past = visit(*parked, || {
             process::with(|p| p.report = report);
             process::give_back(true)
         });
-        process::finish(run, u64::from(signal & 0x7f), &report);
+        process::finish(run, u64::from(signal & 0x7f), &past);
     }
     host::forget_all_but(&runs());
     if host::is_list_wanted() {

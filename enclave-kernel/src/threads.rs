@@ -401,6 +401,9 @@ fn change(frame: &mut TrapFrame, before: Option<Tid>, tid: Tid) {
     let now = clock::monotonic_ns();
     let bases = (arch::fs_base(), arch::gs_base());
     let bases = process::with(|p| {
+        if p.entered_ns == 0 {
+            p.entered_ns = now;
+        }
         let save = before.and_then(|before| leave(&mut p.threads, before, frame, bases, now));
         let Some(context) = p.threads.context(tid) else {
             panic!("thread {tid} is next and is not there");

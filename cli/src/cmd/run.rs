@@ -17,10 +17,11 @@ use enclave_vmm::control::client::Client;
 use enclave_vmm::control::protocol::{Reply, Request};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::Occupancy;
-use enclave_vmm::machine::RunOutcome;
+use enclave_vmm::machine::{RunOutcome, StartPhases};
 use enclave_vmm::signals::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::cmd::timeline;
 use crate::output::Format;
 use crate::{locate, output};
 
@@ -54,6 +55,10 @@ pub(crate) struct Run {
     /// Most memory that the program may have, such as 64M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
     limit_mem: u64,
+    /// Show on standard error how long it took from the request to the program's
+    /// first instruction.
+    #[arg(long, conflicts_with = "detach")]
+    timeline: bool,
     /// Print the run's number and leave; the program goes on. It has no input, its
     /// output is in `logs`, and `wait NAME --run N` tells how it ended.
     #[arg(long)]
@@ -111,7 +116,12 @@ impl Run {
         client.send(&request, &fds)?;
         drop(image);
         let outcome = match follow(&mut client, &signals)? {
-            Followed::Ended(outcome) => outcome,
+            Followed::Ended(outcome, phases) => {
+                if self.timeline {
+                    output::talk(format_args!("{}", timeline::of_start(&phases).trim_end()));
+                }
+                outcome
+            }
             Followed::Left(signal) => return Ok(signal_code(signal)),
         };
         exit_code(&path.display().to_string(), &self.name, outcome)
@@ -263,7 +273,7 @@ fn environment(given: &[String], here: impl Fn(&str) -> Option<String>) -> Vec<S
 }
 
 enum Followed {
-    Ended(RunOutcome),
+    Ended(RunOutcome, StartPhases),
     Left(i32),
 }
 
@@ -273,8 +283,8 @@ fn follow(client: &mut Client, signals: &SignalFd) -> Result<Followed, Failure> 
     let mut first_signal = None;
     loop {
         while let Some(reply) = client.buffered()? {
-            if let Some(outcome) = handle(client, reply, &mut run, first_signal)? {
-                return Ok(Followed::Ended(outcome));
+            if let Some((outcome, phases)) = handle(client, reply, &mut run, first_signal)? {
+                return Ok(Followed::Ended(outcome, phases));
             }
         }
         let mut fds = [
@@ -297,9 +307,9 @@ fn follow(client: &mut Client, signals: &SignalFd) -> Result<Followed, Failure> 
         }
         if answered
             && let Some(reply) = client.receive_ready()?
-            && let Some(outcome) = handle(client, reply, &mut run, first_signal)?
+            && let Some((outcome, phases)) = handle(client, reply, &mut run, first_signal)?
         {
-            return Ok(Followed::Ended(outcome));
+            return Ok(Followed::Ended(outcome, phases));
         }
     }
 }
@@ -310,7 +320,7 @@ fn handle(
     reply: Reply,
     run: &mut Option<u64>,
     signal: Option<i32>,
-) -> Result<Option<RunOutcome>, Failure> {
+) -> Result<Option<(RunOutcome, StartPhases)>, Failure> {
     match reply {
         Reply::Accepted { run: number } => {
             *run = Some(number);
@@ -319,7 +329,9 @@ fn handle(
             }
             Ok(None)
         }
-        Reply::Finished { outcome, .. } => Ok(Some(outcome)),
+        Reply::Finished {
+            outcome, phases, ..
+        } => Ok(Some((outcome, phases))),
         Reply::Ok
         | Reply::Inspection(_)
         | Reply::Placement(_)

@@ -1,4 +1,4 @@
-//! `create --timeline`: where the time of a create went.
+//! `create --timeline` and `run --timeline`: where the time went.
 //!
 //! Pure; the VMM measures (`Started`), `create` adds the whole command. Times
 //! are from the VMM's start of building the machine, so the first line holds
@@ -32,6 +32,19 @@ pub(crate) fn table(phases: &[(String, u64)], whole: Duration) -> String {
         milliseconds(whole),
         String::new(),
     ]);
+    output::format_table(&["PHASE", "MS", "AT"], &rows)
+}
+
+/// The table of a program's start: phases with when they ended, since its request.
+pub(crate) fn of_start(phases: &[(String, u64)]) -> String {
+    let mut before = 0;
+    let rows: Vec<Vec<String>> = phases
+        .iter()
+        .map(|(name, at)| {
+            let took = at.saturating_sub(std::mem::replace(&mut before, *at));
+            vec![name.clone(), milliseconds(took), milliseconds(*at)]
+        })
+        .collect();
     output::format_table(&["PHASE", "MS", "AT"], &rows)
 }
 

@@ -122,7 +122,8 @@ numbers! {
         /// kernel has}. No answer.
         Booted = 2,
         /// A process ended. `args` = {run id, wait status as of wait(2), reason
-        /// bytes in the bounce area}. No answer.
+        /// bytes in the bounce area, monotonic nanoseconds when its image was
+        /// loaded and when it was entered first; 0 = never}. No answer.
         ProcessExit = 3,
         /// Read the program image of run `args[0]`: {run id, file offset,
         /// guest-physical target, length}. Answer: bytes read.

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
     BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
-    RunOutcome, RunSpec,
+    RunOutcome, RunSpec, StartPhases,
 };
 
 /// The fake. A program whose image begins with `exit N` ends at once.
@@ -154,6 +154,10 @@ impl Control for FakeMachine {
             .wait_while(state, |state| !state.outcomes.contains_key(&run))
             .unwrap();
         state.outcomes[&run].clone()
+    }
+
+    fn start_phases(&self, _: u64) -> StartPhases {
+        vec![("first-instruction".into(), 7)]
     }
 
     fn signal(&self, run: u64, signal: u8) {

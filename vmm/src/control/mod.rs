@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
     BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
-    RunOutcome, RunSpec,
+    RunOutcome, RunSpec, StartPhases,
 };
 
 /// What the control side needs from a machine. Every method may be called
@@ -54,6 +54,9 @@ pub trait Control: Send + Sync {
     fn processes(&self) -> Vec<ProcessInfo>;
     /// Blocks until that run has ended.
     fn wait(&self, run: u64) -> RunOutcome;
+    /// From the request for that run to its first instruction, once, when it has
+    /// ended; empty if it had none.
+    fn start_phases(&self, run: u64) -> StartPhases;
     /// Kills the program of that run, if it still runs.
     fn kill(&self, run: u64, signal: u8);
     /// Holds the vCPUs, whatever they do.

@@ -24,7 +24,9 @@ use crate::config::{CoreRequest, EnclaveConfig};
 use crate::confine::Confinement;
 use crate::failure::{Class, Failure};
 use crate::machine::dump::Dump;
-use crate::machine::{MachineReport, MachineState, MemoryNode, ProcessInfo, RunOutcome};
+use crate::machine::{
+    MachineReport, MachineState, MemoryNode, ProcessInfo, RunOutcome, StartPhases,
+};
 use crate::placement::Placement;
 
 /// Version of every message here.
@@ -139,6 +141,9 @@ pub enum Reply {
         run: u64,
         /// How.
         outcome: RunOutcome,
+        /// From its request to its first instruction, for who ran it.
+        #[serde(default)]
+        phases: StartPhases,
     },
     /// Answer to `processes`.
     Processes {
@@ -341,9 +346,10 @@ mod tests {
         let line = encode(&Reply::Finished {
             run: 3,
             outcome: outcome.clone(),
+            phases: vec![("loaded".into(), 1)],
         });
         let reply: Reply = decode(&line.unwrap()).unwrap();
-        assert!(matches!(reply, Reply::Finished { run: 3, outcome: o } if o == outcome));
+        assert!(matches!(reply, Reply::Finished { run: 3, outcome: o, .. } if o == outcome));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Control;
 use super::protocol::{Effective, RUN_FDS, Request, Updated};
 use crate::failure::{Class, Failure};
-use crate::machine::{RunError, RunOutcome, RunSpec};
+use crate::machine::{RunError, RunOutcome, RunSpec, StartPhases};
 
 /// What a run's thread reports.
 pub(super) enum Report {
@@ -30,6 +30,7 @@ pub(super) enum Report {
         id: u64,
         run: u64,
         outcome: RunOutcome,
+        phases: StartPhases,
     },
     Updated {
         id: u64,
@@ -60,7 +61,13 @@ pub(super) fn run_to_end(
                 is_detached,
             });
             let outcome = control.wait(run);
-            report(Report::Finished { id, run, outcome });
+            let phases = control.start_phases(run);
+            report(Report::Finished {
+                id,
+                run,
+                outcome,
+                phases,
+            });
         }
         Err(error) => report(Report::Refused { id, error }),
     }

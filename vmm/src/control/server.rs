@@ -416,7 +416,13 @@ impl Server {
         let why = match self.runs.wait(run, connection.id) {
             Answer::Waits => return connection.waits.push(run),
             Answer::Ended(outcome) => {
-                return self.reply(fd, &Reply::Finished { run, outcome }, ops);
+                let phases = Vec::new();
+                let finished = Reply::Finished {
+                    run,
+                    outcome,
+                    phases,
+                };
+                return self.reply(fd, &finished, ops);
             }
             Answer::Forgotten => {
                 format!("it ended, and {MAX_REMEMBERED} others after it: how is forgotten")
@@ -497,7 +503,12 @@ impl Server {
                         self.reply(fd, &reply, ops);
                     }
                 }
-                Report::Finished { id, run, outcome } => {
+                Report::Finished {
+                    id,
+                    run,
+                    outcome,
+                    phases,
+                } => {
                     self.runs_in_flight -= 1;
                     self.last_outcome = Some(outcome.clone());
                     event_log::tell(Happened::ProgramEnded {
@@ -512,8 +523,12 @@ impl Server {
                             if connection.run == Some(Some(run)) {
                                 connection.run = None;
                             }
-                            let outcome = outcome.clone();
-                            self.reply(fd, &Reply::Finished { run, outcome }, ops);
+                            let finished = Reply::Finished {
+                                run,
+                                outcome: outcome.clone(),
+                                phases: phases.clone(),
+                            };
+                            self.reply(fd, &finished, ops);
                         }
                     }
                 }
@@ -600,7 +615,13 @@ impl Server {
                 let outcome = RunOutcome::MachineStopped {
                     reason: "the enclave was stopped".to_owned(),
                 };
-                if let Ok(line) = encode(&Reply::Finished { run, outcome }) {
+                let phases = Vec::new();
+                let finished = Reply::Finished {
+                    run,
+                    outcome,
+                    phases,
+                };
+                if let Ok(line) = encode(&finished) {
                     connection.output.extend_from_slice(&line);
                     let _ = send(connection.stream.as_fd(), &connection.output, &[]);
                 }

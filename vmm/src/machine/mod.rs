@@ -25,6 +25,7 @@ pub mod queue;
 mod running;
 mod segments;
 mod service;
+mod starts;
 mod state;
 mod telling;
 mod vcpu_loop;
@@ -35,6 +36,7 @@ pub use core_changes::CoreError;
 pub use memory_blocks::{BlockError, MAX_BLOCKS};
 pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
+pub use starts::StartPhases;
 pub use vm::Vm;
 
 use std::os::fd::OwnedFd;
@@ -345,6 +347,10 @@ pub struct MachineReport {
     pub warnings: Vec<String>,
     /// Create phases in order: name, microseconds since the VMM started.
     pub phases: Vec<(String, u64)>,
+    /// From the request for the first program to its first instruction, once that
+    /// has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_program: StartPhases,
     /// KVM statistics of the vCPUs together by name (exact counts).
     pub kvm: std::collections::BTreeMap<String, u64>,
     /// The same of each vCPU, where there are several.

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::queue::{QueueError, current_run};
 use super::service::Service;
+use super::starts::now_ns;
 use super::{ProcessInfo, ProcessState, RunOutcome, RunSpec};
 use crate::forward::Session;
 
@@ -31,6 +32,7 @@ impl Service {
     /// in the bounce area; run 0 when there is none.
     pub(super) fn take_run(&mut self) -> Result<[u64; 7], QueueError> {
         while let Some((run, spec)) = self.waiting.pop_front() {
+            self.shared.starts.fetched(run, now_ns());
             self.shared.started(run);
             match self.start(run, *spec) {
                 Ok((image_bytes, packed)) => {
@@ -82,6 +84,7 @@ impl Service {
         let run = a[0];
         self.killing.remove(&run);
         self.telling.remove(&run);
+        self.shared.starts.told(run, a[3], a[4]);
         let report = self.bounce_text(a[2]);
         let outcome = match a[1] {
             STATUS_REFUSED => RunOutcome::Refused { reason: report },

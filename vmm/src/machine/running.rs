@@ -28,12 +28,13 @@ use super::imports::ImportTable;
 use super::memory_blocks::Blocks;
 use super::queue::bell_counts;
 use super::service::Service;
+use super::starts::now_ns;
 use super::state::Shared;
 use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
     BellCounts, BlockError, CoreError, FreezeError, MachineConfig, MachineReport, MachineState,
-    ProcessInfo, Ring, RunError, RunOutcome, RunSpec,
+    ProcessInfo, Ring, RunError, RunOutcome, RunSpec, StartPhases,
 };
 use crate::capability;
 use crate::config::CoreRequest;
@@ -318,6 +319,7 @@ impl Machine {
     #[must_use]
     pub fn report(&self) -> MachineReport {
         let mut report = self.shared.report();
+        report.first_program = self.shared.starts.first();
         let of_each: Vec<_> = self.stats.iter().map(KvmStats::all).collect();
         for (name, count) in of_each.iter().flatten() {
             let sum = report.kvm.entry(name.clone()).or_default();
@@ -364,7 +366,8 @@ impl Machine {
         if got > max {
             return Err(RunError::ArgumentsTooLong { got, max });
         }
-        let (run, has_others) = self.shared.submit(spec)?;
+        let requested = now_ns();
+        let (run, has_others) = self.shared.submit(spec, requested)?;
         if has_others {
             self.call_kernel(|pause| self.shared.wait_started(run, pause));
         }
@@ -550,6 +553,9 @@ impl crate::control::Control for Machine {
     }
     fn wait(&self, run: u64) -> RunOutcome {
         self.wait(run)
+    }
+    fn start_phases(&self, run: u64) -> StartPhases {
+        self.shared.starts.take(run)
     }
     fn kill(&self, run: u64, signal: u8) {
         self.kill(run, signal);

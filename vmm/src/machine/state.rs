@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use enclave_abi::queue::MAX_PROCESSES;
 
 use super::alarm::Alarms;
+use super::starts::Starts;
 use super::{FreezeError, MachineReport, MachineState, ProcessInfo, RunError, RunOutcome, RunSpec};
 
 /// A command for the kernel that the vCPU thread has to deliver.
@@ -161,6 +162,8 @@ pub(super) struct Shared {
     cancel: EventFd,
     /// When programs are to be told that a timer is due.
     pub(super) alarms: Alarms,
+    /// How long programs take to start.
+    pub(super) starts: Starts,
 }
 
 /// Outcomes nobody has waited for are kept for the newest so many runs.
@@ -192,6 +195,7 @@ impl Shared {
             changed: Condvar::new(),
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             alarms: Alarms::default(),
+            starts: Starts::default(),
         })
     }
 
@@ -298,7 +302,7 @@ impl Shared {
     }
 
     /// Accepts a program; its number, and whether others run.
-    pub(super) fn submit(&self, spec: RunSpec) -> Result<(u64, bool), RunError> {
+    pub(super) fn submit(&self, spec: RunSpec, now: u64) -> Result<(u64, bool), RunError> {
         let mut inner = self.lock();
         match &inner.state {
             MachineState::Idle | MachineState::Running { .. } if inner.frozen => {
@@ -313,6 +317,7 @@ impl Shared {
         }
         let run = inner.next_run;
         inner.next_run += 1;
+        self.starts.requested(run, now);
         let has_others = !inner.runs.is_empty();
         inner.runs.insert(run, spec.path.clone());
         inner.state = inner.of_runs();
