@@ -156,6 +156,7 @@ pub(crate) fn name(process: &Process) -> String {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_mapping_of_a_memory_object_is_recognised() {
@@ -175,7 +176,13 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let found = of_run(&run_dir);
+        // Until it has exec'ed, the child shows this process's environment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut found = of_run(&run_dir);
+        while found.is_empty() && Instant::now() < deadline {
+            std::thread::yield_now();
+            found = of_run(&run_dir);
+        }
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(
