@@ -302,5 +302,8 @@ mod tests {
             broker[0].starts_with("xemem-broker --socket "),
             "{broker:?}"
         );
+        // The broker itself becomes another user, once it has lock and socket.
+        let unit = include_str!("../../ci/systemd/xemem-broker.service");
+        assert!(!unit.lines().any(|line| line.starts_with("User=")));
     }
 }

@@ -29,6 +29,7 @@ impl Serving {
             linger: Duration::from_secs(3600),
             rings_per_second: 1000,
             retention: Retention::NONE,
+            owner_uid: None,
         };
         let server = Server::start(&run_dir.join("xemem.sock"), options);
         let server = server.unwrap().expect("the only one");

@@ -41,6 +41,7 @@ pub mod server;
 mod shared;
 mod signal_page;
 pub mod snapshot;
+pub mod user;
 pub mod wire;
 
 pub use client::maps;

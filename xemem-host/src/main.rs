@@ -13,13 +13,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xemem_host::broker::{RINGS_PER_SECOND, Retention};
 use xemem_host::keeper::{Command, DEATHS_PER_MINUTE, Role};
-use xemem_host::server::Options;
+use xemem_host::server::{Options, ServerError};
+use xemem_host::user::{User, UserError};
 
 const AFTER_HELP: &str = "\
 Examples:
   xemem-broker                        serve $ENCLAVE_RUNDIR, in the foreground
   xemem-broker --linger-ms 3600000    stay an hour after the last client
   xemem-broker --retain-ms 0          let ended arenas go with their readers
+  xemem-broker --user xemem           started by root, serve as that user
 
 Files in the run directory ($ENCLAVE_RUNDIR, else /run/enclave for root, else
 $XDG_RUNTIME_DIR/enclave, else /tmp/enclave-UID):
@@ -54,9 +56,16 @@ struct Arguments {
     /// Rings per second (and at once) that a doorbell may cost work.
     #[arg(long, value_name = "N", default_value_t = RINGS_PER_SECOND)]
     rings_per_second: u64,
+    /// User that a broker started by root becomes; `root` to stay root. Without
+    /// it: $XEMEM_USER, else xemem, else nobody.
+    #[arg(long, value_name = "NAME|UID")]
+    user: Option<String>,
     /// Brokers that may die within a minute before it is given up.
     #[arg(long, value_name = "N", default_value_t = DEATHS_PER_MINUTE)]
     deaths_per_minute: u32,
+    /// Who may do what root may, for a broker that is another user.
+    #[arg(long, hide = true, value_name = "UID")]
+    owner: Option<u32>,
     /// What this process is; those at work start each other.
     #[arg(long, hide = true, value_enum, default_value_t = RoleName::First)]
     role: RoleName,
@@ -71,6 +80,7 @@ enum RoleName {
     First,
     Broker,
     Keeper,
+    Porter,
 }
 
 impl From<RoleName> for Role {
@@ -79,6 +89,7 @@ impl From<RoleName> for Role {
             RoleName::First => Self::First,
             RoleName::Broker => Self::Broker,
             RoleName::Keeper => Self::Keeper,
+            RoleName::Porter => Self::Porter,
         }
     }
 }
@@ -90,13 +101,22 @@ fn main() -> ExitCode {
             eprintln!("xemem-broker: {error}");
             let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
             eprintln!("why: {}", causes.join(": "));
-            eprintln!("try: ENCLAVE_RUNDIR=DIRECTORY xemem-broker");
+            eprintln!("try: {}", hint(&error));
             ExitCode::FAILURE
         }
     }
 }
 
+fn hint(error: &anyhow::Error) -> &'static str {
+    if error.is::<UserError>() || matches!(error.downcast_ref(), Some(ServerError::User(_))) {
+        "xemem-broker --user nobody (as root), or xemem-broker without --user"
+    } else {
+        "ENCLAVE_RUNDIR=DIRECTORY xemem-broker"
+    }
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let user = user(arguments).context("cannot choose the user to serve as")?;
     let socket = match &arguments.socket {
         Some(path) => std::path::absolute(path).context("cannot use the socket path")?,
         None => xemem_host::run_dir()
@@ -112,11 +132,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         linger: Duration::from_millis(arguments.linger_ms),
         rings_per_second: arguments.rings_per_second,
         retention: retention(arguments)?,
+        owner_uid: arguments.owner,
     };
     let command = Command {
         socket,
         options,
         deaths_per_minute: arguments.deaths_per_minute,
+        user,
     };
     let announce = || {
         if arguments.detach {
@@ -126,6 +148,23 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     command
         .run(arguments.role.into(), announce)
         .context("cannot serve")
+}
+
+/// Who to become. Those that the first process starts are that user already;
+/// the environment counts for root alone.
+fn user(arguments: &Arguments) -> Result<Option<User>, UserError> {
+    if arguments.role != RoleName::First {
+        return Ok(None);
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    let from_environment = std::env::var("XEMEM_USER").ok();
+    let from_environment = from_environment.filter(|name| is_root && !name.is_empty());
+    let asked = arguments.user.clone().or(from_environment);
+    let user = User::choose(asked.as_deref())?;
+    if is_root && user.is_none() {
+        eprintln!("xemem-broker: warning: it stays root, with all that root may do");
+    }
+    Ok(user)
 }
 
 /// How long and how much is retained. The environment counts, too, because

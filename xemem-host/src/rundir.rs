@@ -63,6 +63,11 @@ pub fn run_dir_path() -> PathBuf {
     }
 }
 
+/// Checks that `path` is a directory, no symlink, that only root can change.
+pub(crate) fn check_root_alone(path: &Path) -> Result<(), RunDirError> {
+    check_or_make(path, 0)
+}
+
 fn check_or_make(path: &Path, uid: u32) -> Result<(), RunDirError> {
     let failed = |source| RunDirError::System {
         path: path.to_owned(),

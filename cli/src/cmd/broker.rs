@@ -45,12 +45,14 @@ impl Broker {
 fn status(format: Format) -> Result<(), Failure> {
     let what = "ask the broker";
     let status = connect(what)?.status().map_err(|e| failure(what, &e))?;
+    let uid = uid_of(status.pid);
     if format == Format::Json {
         return output::json(
             "broker",
             &json!({
                 "pid": status.pid,
                 "keeper": status.keeper,
+                "uid": uid,
                 "protocol_version": status.protocol_version,
                 "abi_version": status.abi_version,
                 "clients": status.clients,
@@ -67,9 +69,10 @@ fn status(format: Format) -> Result<(), Failure> {
         );
     }
     output::line(&format!(
-        "broker: pid {}, up {}, {} clients, {} enclaves, {} segments, {} attachments, {} leases, \
+        "broker: pid {}{}, up {}, {} clients, {} enclaves, {} segments, {} attachments, {} leases, \
          {} retained arenas of {}",
         status.pid,
+        uid.map_or_else(String::new, |uid| format!(" of uid {uid}")),
         output::duration(status.uptime_ms),
         status.clients,
         status.enclaves,
@@ -79,6 +82,15 @@ fn status(format: Format) -> Result<(), Failure> {
         status.retained,
         output::size(status.retained_bytes)
     ))
+}
+
+/// The user that a process really is, as the host kernel says; `None` if it is
+/// in another process-id namespace, or gone.
+pub(crate) fn uid_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, of files: the second is what it may do.
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 fn stop(force: bool, format: Format) -> Result<(), Failure> {
@@ -205,6 +217,13 @@ mod tests {
         assert_eq!(class(Errno::TIMEDOUT), Class::Timeout);
         assert_eq!(class(Errno::BUSY), Class::Busy);
         assert_eq!(class(Errno::IO), Class::Failure);
+    }
+
+    #[test]
+    fn the_user_of_a_process_is_what_the_host_kernel_says() {
+        let uid = rustix::process::geteuid().as_raw();
+        assert_eq!(uid_of(std::process::id()), Some(uid));
+        assert_eq!(uid_of(0), None);
     }
 
     #[test]

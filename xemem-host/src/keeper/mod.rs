@@ -12,11 +12,16 @@
 //! to. Clients keep their sockets, so their identity, over a broker's death.
 //! When the keeper dies the broker starts another one. When both are gone at
 //! once everything is, as without them.
+//!
+//! A keeper that root starts becomes another user ([`crate::user`]) once it has
+//! lock and socket; a porter removes the socket for it at the end.
 
 pub(crate) mod channel;
+mod porter;
 
 use crate::server::startup::{Claim, Place, claim};
 use crate::server::{Options, Server, ServerError, raise_descriptor_limit, signals};
+use crate::user::{self, User};
 use channel::{Channel, Key, Message, PATIENCE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -44,6 +49,8 @@ pub enum Role {
     Broker,
     /// A keeper for the broker at standard input.
     Keeper,
+    /// Removes the socket when all is over.
+    Porter,
 }
 
 impl Role {
@@ -54,6 +61,7 @@ impl Role {
             Self::First => "first",
             Self::Broker => "broker",
             Self::Keeper => "keeper",
+            Self::Porter => "porter",
         }
     }
 }
@@ -67,15 +75,18 @@ pub struct Command {
     pub options: Options,
     /// Brokers that may die within a minute.
     pub deaths_per_minute: u32,
+    /// Who to become, if another user than the one that starts it.
+    pub user: Option<User>,
 }
 
 impl Command {
-    fn start(&self, role: Role, channel: Channel) -> Result<Child, Errno> {
+    fn start(&self, role: Role, input: Stdio) -> Result<Child, Errno> {
         let mut command = std::process::Command::new(SELF);
         let Options {
             linger,
             rings_per_second,
             retention,
+            owner_uid,
         } = self.options;
         let numbers = [
             (
@@ -90,18 +101,21 @@ impl Command {
         for (name, number) in numbers {
             command.arg(name).arg(number.to_string());
         }
+        if let Some(uid) = owner_uid {
+            command.arg("--owner").arg(uid.to_string());
+        }
         let child = command
             .arg0("xemem-broker")
             .args(["--role", role.name(), "--socket"])
             .arg(&self.socket)
-            .stdin(Stdio::from(channel.into_fd()))
+            .stdin(input)
             .stdout(Stdio::null())
             .spawn();
         child.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
     pub(crate) fn start_keeper(&self, channel: Channel) -> Result<Child, Errno> {
-        self.start(Role::Keeper, channel)
+        self.start(Role::Keeper, Stdio::from(channel.into_fd()))
     }
 
     /// Does what `role` says until it is over. `announce` is called once there
@@ -110,6 +124,9 @@ impl Command {
     /// # Errors
     /// [`ServerError`]: it cannot begin, or not go on.
     pub fn run(self, role: Role, announce: impl FnOnce()) -> Result<(), ServerError> {
+        if self.options.owner_uid.is_some() {
+            user::hide().map_err(ServerError::system("hide from others of this user"))?;
+        }
         match role {
             Role::First => self.keep(announce),
             Role::Broker => {
@@ -118,10 +135,17 @@ impl Command {
                 Server::for_keeper(channel, self.options, self)?.run()
             }
             Role::Keeper => self.keep_on(),
+            Role::Porter => {
+                name_process(c"xemem-porter");
+                porter::wait_and_remove(&self.socket)
+            }
         }
     }
 
-    fn keep(self, announce: impl FnOnce()) -> Result<(), ServerError> {
+    fn keep(mut self, announce: impl FnOnce()) -> Result<(), ServerError> {
+        if let (Some(_), Some(directory)) = (self.user, self.socket.parent()) {
+            crate::rundir::check_root_alone(directory)?;
+        }
         let Claim::Ours(listener, place) = claim(&self.socket)? else {
             announce();
             return Ok(());
@@ -131,11 +155,30 @@ impl Command {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             ServerError::system("keep the lock")(errno)
         })?;
+        let porter = self.become_user()?;
         let held = BTreeMap::from([(Key::Listener, listener), (Key::Lock, lock)]);
         let mut keeper = Keeper::new(self, place, held)?;
         keeper.announce = Some(announce);
         let broker = keeper.start_broker()?;
-        keeper.go_on(broker)
+        let result = keeper.go_on(broker);
+        // Nobody has the lock now: whoever waits for our end finds no socket.
+        if let Some(porter) = porter {
+            has_ended(&porter);
+        }
+        result
+    }
+
+    /// Starts the porter and becomes the user that serves, if there is one.
+    fn become_user(&mut self) -> Result<Option<OwnedFd>, ServerError> {
+        let Some(user) = self.user else {
+            return Ok(None);
+        };
+        let failed = || ServerError::system("start a porter");
+        self.options.owner_uid = Some(rustix::process::geteuid().as_raw());
+        let porter = self.start(Role::Porter, Stdio::null()).map_err(failed())?;
+        let process = pidfd_open(Pid::from_child(&porter), PidfdFlags::empty());
+        user.become_it()?;
+        Ok(Some(process.map_err(failed())?))
     }
 
     /// Takes over from a keeper that died.
@@ -148,7 +191,6 @@ impl Command {
         let lock = held.get(&Key::Lock).ok_or_else(missing)?;
         let lock = lock.try_clone().map_err(|_| missing())?;
         let place = Place::taken_over(&self.socket, lock);
-        let place = place.map_err(ServerError::system("find the socket"))?;
         let broker = Broker {
             channel,
             process,
@@ -215,7 +257,10 @@ impl<A: FnOnce()> Keeper<A> {
     fn start_broker(&mut self) -> Result<Broker, ServerError> {
         let failed = || ServerError::system("start a broker");
         let (channel, theirs) = Channel::pair().map_err(failed())?;
-        let mut child = self.command.start(Role::Broker, theirs).map_err(failed())?;
+        let mut child = self
+            .command
+            .start(Role::Broker, Stdio::from(theirs.into_fd()))
+            .map_err(failed())?;
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(failed())?;
         let mut all = self.held.iter();
         let given = all.try_for_each(|(key, fd)| channel.put(*key, fd));

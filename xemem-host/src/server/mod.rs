@@ -48,6 +48,9 @@ pub struct Options {
     pub rings_per_second: u64,
     /// For how long and how much ended arenas are retained.
     pub retention: Retention,
+    /// Who may do what root may, if it is not the user that serves: a broker of
+    /// root's is another user, and others of that user are not trusted.
+    pub owner_uid: Option<u32>,
 }
 
 /// Why there is no server, or no longer.
@@ -74,6 +77,12 @@ pub enum ServerError {
         /// What the system said.
         source: Errno,
     },
+    /// It cannot become the user that it should be.
+    #[error(transparent)]
+    User(#[from] crate::user::UserError),
+    /// The directory of the socket is not root's alone.
+    #[error("a broker of root's needs a directory that only root can write: {0}")]
+    Directory(#[from] crate::rundir::RunDirError),
     /// Brokers die faster than is worth starting them.
     #[error("{deaths} brokers died within a minute, the last of {last}")]
     CrashLoop {
@@ -401,7 +410,9 @@ fn now_ms() -> u64 {
 
 fn settings(options: Options) -> Settings {
     Settings {
-        owner_uid: rustix::process::geteuid().as_raw(),
+        owner_uid: options
+            .owner_uid
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
         pid: std::process::id(),
         keeper: 0,
         linger_ms: millis(options.linger),

@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub(crate) struct Place {
     path: PathBuf,
     /// Device and inode of the socket, to know it again.
-    identity: (u64, u64),
+    identity: Option<(u64, u64)>,
     /// Held for as long as this value lives.
     lock: OwnedFd,
     is_ours: bool,
@@ -37,14 +37,14 @@ pub(crate) struct Place {
 
 impl Place {
     /// The place of `path`, whose `lock` was handed over.
-    pub(crate) fn taken_over(path: &Path, lock: OwnedFd) -> Result<Self, Errno> {
-        let stat = lstat(path)?;
-        Ok(Self {
+    /// One that this user cannot look at is not this user's to remove.
+    pub(crate) fn taken_over(path: &Path, lock: OwnedFd) -> Self {
+        Self {
             path: path.to_owned(),
-            identity: (stat.st_dev, stat.st_ino),
+            identity: identity(path),
             lock,
             is_ours: true,
-        })
+        }
     }
 
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
@@ -117,16 +117,18 @@ fn listen_at(path: &Path, lock: OwnedFd) -> Result<(OwnedFd, Place), ServerError
     rustix::process::umask(mask);
     bound.map_err(failed("bind"))?;
     listen(&fd, BACKLOG).map_err(failed("listen at"))?;
-    let place = Place::taken_over(path, lock).map_err(failed("look at"))?;
-    Ok((fd, place))
+    Ok((fd, Place::taken_over(path, lock)))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    lstat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 impl Drop for Place {
     /// Removes the socket if it is still ours: the lock is held to the end,
     /// but an administrator may have put something else there.
     fn drop(&mut self) {
-        let ours = self.is_ours
-            && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity);
+        let ours = self.is_ours && self.identity.is_some() && identity(&self.path) == self.identity;
         if ours {
             let _ = unlink(&self.path);
         }

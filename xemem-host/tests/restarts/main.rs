@@ -2,7 +2,7 @@
 //!
 //! Real processes, real kills. [`reading`] looks at readers of arenas,
 //! [`others`] at everything else that a broker remembers, [`keepers`] at the
-//! processes themselves.
+//! processes themselves, [`users`] at whose they are.
 
 #[expect(dead_code, reason = "the other tests of this crate use all of it")]
 #[path = "../two_clients/broker_process.rs"]
@@ -16,6 +16,7 @@ mod memory;
 mod keepers;
 mod others;
 mod reading;
+mod users;
 
 use broker_process::BrokerProcess;
 use rustix::event::{PollFd, PollFlags, poll};

@@ -115,6 +115,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks.extend([
         memlock(),
         programs(),
+        broker_user(),
         kernel_image(),
         run_directory(),
         the_broker(),
@@ -399,6 +400,24 @@ fn memlock() -> Check {
             format!("{} KiB: little for locked memory", bytes >> 10),
             "ulimit -l unlimited",
         ),
+    }
+}
+
+/// Who the running broker is.
+fn broker_user() -> Check {
+    let name = "broker user";
+    let status = crate::cmd::broker::connect("ask the broker").ok();
+    let Some(pid) = status.and_then(|mut it| it.status().ok()).map(|it| it.pid) else {
+        return ok(name, "no broker runs; one that root starts is not root");
+    };
+    match crate::cmd::broker::uid_of(pid) {
+        Some(0) => warn(
+            name,
+            "the broker runs as root",
+            "enclavectl broker stop (the next one becomes xemem or nobody)",
+        ),
+        Some(uid) => ok(name, format!("pid {pid} is uid {uid}")),
+        None => ok(name, format!("pid {pid} is not visible from here")),
     }
 }
 
