@@ -75,6 +75,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("freeze", &["enclavectl freeze a1"]),
     ("thaw", &["enclavectl thaw a1"]),
+    ("reset", &["enclavectl reset a1"]),
     (
         "events",
         &[
@@ -164,6 +165,7 @@ const ENCLAVES: &[(&str, &str)] = &[
     ("update", "name"),
     ("freeze", "name"),
     ("thaw", "name"),
+    ("reset", "name"),
     ("gdb", "name"),
     ("destroy", "names"),
 ];

@@ -121,6 +121,8 @@ enum Command {
     Freeze(cmd::freeze::Freeze),
     /// Let a frozen enclave go on.
     Thaw(cmd::freeze::Thaw),
+    /// Boot a fresh kernel in an enclave, which keeps its cores and memory.
+    Reset(cmd::reset::Reset),
     /// Stop enclaves and give their cores and memory back.
     #[command(alias = "rm")]
     Destroy(cmd::destroy::Destroy),
@@ -186,6 +188,7 @@ fn main() -> ExitCode {
         Command::Update(verb) => verb.run(format),
         Command::Freeze(verb) => verb.run(),
         Command::Thaw(verb) => verb.run(),
+        Command::Reset(verb) => verb.run(format),
         Command::Destroy(verb) => verb.run(format),
         Command::Broker(verb) => verb.run(format),
         Command::Completion(verb) => verb.run(),

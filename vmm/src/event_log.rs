@@ -91,6 +91,8 @@ pub enum Happened {
         /// What is left.
         cores: Vec<usize>,
     },
+    /// Its programs ended, and a fresh kernel runs with what it has.
+    Reset {},
     /// Its cores and memory are given back.
     Destroyed {
         /// At whose wish.
@@ -205,6 +207,7 @@ fn shorten(happened: &mut Happened) {
             RunOutcome::Exited { .. } => return,
         },
         Happened::Created { .. }
+        | Happened::Reset {}
         | Happened::CoresAdded { .. }
         | Happened::CoresRemoved { .. }
         | Happened::MemoryAdded { .. }

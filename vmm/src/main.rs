@@ -23,7 +23,7 @@ use enclave_vmm::event_log::{self, Happened};
 use enclave_vmm::failure::{Class, Failure};
 use enclave_vmm::ledger::{EnclaveDir, Reservation, RunDir, allowed_cores};
 use enclave_vmm::lifecycle::Enclave;
-use enclave_vmm::machine::{Machine, MachineConfig, MachineError};
+use enclave_vmm::machine::{MachineConfig, MachineError, Renewable};
 use enclave_vmm::signals::{SIGHUP, SIGINT, SIGTERM, SignalFd, keep_only};
 use enclave_vmm::topology::Topology;
 use enclave_vmm::vmm_log::note;
@@ -147,7 +147,7 @@ fn destroyed(why: &str) {
 
 /// Builds the machine under KVM.
 fn make_machine(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure> {
-    let machine = Machine::create(config, log).map_err(|error| refusal(&config.name, &error))?;
+    let machine = Renewable::create(config, log).map_err(|error| refusal(&config.name, &error))?;
     Ok(Arc::new(machine))
 }
 

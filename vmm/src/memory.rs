@@ -19,8 +19,8 @@ use enclave_abi::layout::{HIGH_RAM, LOW_RAM_END};
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use crate::machine::{Backing, MemoryNode};
@@ -74,8 +74,8 @@ pub enum MemoryError {
     Assemble(String),
 }
 
-/// Private RAM and what it is made of.
-#[derive(Debug)]
+/// Private RAM and what it is made of. A clone is the same memory.
+#[derive(Clone, Debug)]
 pub struct PrivateRam {
     /// The mapped regions.
     pub ram: Ram,
@@ -295,6 +295,52 @@ impl PrivateRam {
                     source,
                 },
             })?;
+        }
+        Ok(())
+    }
+}
+
+impl PrivateRam {
+    /// Has all of it read as zeros; what is allocated stays so.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when it cannot be written.
+    pub(crate) fn zero(&self) -> Result<(), MemoryError> {
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        for region in self.ram.iter() {
+            let mut left = region.len();
+            let mut at = region.start_addr();
+            while left != 0 {
+                let len = left.min(ZEROS.len() as u64);
+                let part = ZEROS.get(..usize::try_from(len).unwrap_or(0));
+                let written = self.ram.write_slice(part.unwrap_or_default(), at);
+                written.map_err(|error| MemoryError::Assemble(error.to_string()))?;
+                at = at.unchecked_add(len);
+                left -= len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all of it read as zeros by giving its pages back: they are allocated
+    /// anew when they are touched.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn empty(&self) -> Result<(), MemoryError> {
+        for region in self.ram.iter() {
+            let (host, len) = host_range(region)?;
+            // SAFETY: the range is the whole mapping of a region, shared and of this
+            // process alone; nobody holds references into it, and guests are left.
+            // MADV_REMOVE (madvise(2)) punches its pages out of the memfd.
+            let result = unsafe { libc::madvise(host.cast(), len, libc::MADV_REMOVE) };
+            if result != 0 {
+                return Err(MemoryError::System {
+                    operation: "madvise",
+                    bytes: region.len(),
+                    source: std::io::Error::last_os_error(),
+                });
+            }
         }
         Ok(())
     }

@@ -133,6 +133,7 @@ fn text(event: &Event) -> String {
         }
         Happened::CoresAdded { cores } => ("cores-added", now(cores)),
         Happened::CoresRemoved { cores } => ("cores-removed", now(cores)),
+        Happened::Reset {} => ("reset", String::new()),
         Happened::Destroyed { reason } => ("destroyed", reason.clone()),
     };
     let (time, enclave) = (output::time(event.unix_ms), &event.enclave);

@@ -17,6 +17,7 @@ pub(crate) mod part;
 mod plan;
 pub(crate) mod pool;
 pub(crate) mod ps;
+pub(crate) mod reset;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod selftest;

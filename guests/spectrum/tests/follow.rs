@@ -55,6 +55,7 @@ impl Host {
             linger: Duration::from_secs(3600),
             rings_per_second: 1000,
             retention: Retention::NONE,
+            owner_uid: None,
         };
         let server = Server::start(&directory.join("xemem.sock"), options)
             .expect("it starts")

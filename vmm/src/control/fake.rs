@@ -12,8 +12,8 @@ use crate::config::CoreRequest;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
-    RunOutcome, RunSpec, StartPhases,
+    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, ResetError,
+    RunError, RunOutcome, RunSpec, StartPhases,
 };
 
 /// The fake. A program whose image begins with `exit N` ends at once.
@@ -225,6 +225,13 @@ impl Control for FakeMachine {
 
     fn cores(&self) -> Vec<usize> {
         self.state.lock().unwrap().cores.clone()
+    }
+
+    fn reset(&self) -> Result<(), ResetError> {
+        match self.state.lock().unwrap().frozen {
+            true => Err(ResetError::Frozen),
+            false => Ok(()),
+        }
     }
 
     fn stop(&self) {

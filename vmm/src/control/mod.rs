@@ -20,8 +20,8 @@ use crate::config::CoreRequest;
 use crate::failure::Failure;
 use crate::machine::dump::Dump;
 use crate::machine::{
-    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, RunError,
-    RunOutcome, RunSpec, StartPhases,
+    BlockError, CoreError, FreezeError, MachineReport, MachineState, ProcessInfo, ResetError,
+    RunError, RunOutcome, RunSpec, StartPhases,
 };
 
 /// What the control side needs from a machine. Every method may be called
@@ -93,6 +93,12 @@ pub trait Control: Send + Sync {
     fn remove_cores(&self, request: &CoreRequest) -> Result<Vec<usize>, CoreError>;
     /// The cores of the host that it has.
     fn cores(&self) -> Vec<usize>;
+    /// Ends all programs and boots a fresh kernel in the same memory, on the same
+    /// cores, whatever the one there does.
+    ///
+    /// # Errors
+    /// [`ResetError`] says what there is then.
+    fn reset(&self) -> Result<(), ResetError>;
     /// Sends that program a signal, which it may handle or ignore; SIGKILL kills.
     fn signal(&self, run: u64, signal: u8);
     /// Stops the machine and ends every wait; may be called again.

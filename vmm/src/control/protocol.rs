@@ -117,6 +117,8 @@ pub enum Change {
         /// How many, or which of the host's.
         cores: CoreRequest,
     },
+    /// A fresh kernel with what it has; its programs end.
+    Reset {},
     /// Fewer cores.
     RemoveCores {
         /// How many, the last ones first, or which of the host's.
@@ -319,6 +321,7 @@ mod tests {
         round(&Request::Stop {});
         round(&Request::Update(Change::AddMemory { bytes: 1 << 40 }));
         round(&Request::Update(Change::RemoveMemory { bytes: 0 }));
+        round(&Request::Update(Change::Reset {}));
         let cores = CoreRequest::List(vec![3, 5]);
         round(&Request::Update(Change::AddCores { cores }));
         let cores = CoreRequest::Count(2);

@@ -448,13 +448,19 @@ impl Server {
         let (control, holdings) = (Arc::clone(&self.control), Arc::clone(&self.holdings));
         let config = self.facts.effective.config.clone();
         let (reports, wake) = (self.reports_in.clone(), Arc::clone(&self.wake));
+        let wanted = change.clone();
         let body = move || {
-            let result = update::carry_out(&*control, &holdings, &config, &change);
+            let result = update::carry_out(&*control, &holdings, &config, &wanted);
             // The loop may have ended already; then nobody needs the report.
             drop(reports.send(Report::Updated { id, result }));
             drop(wake.write(1));
         };
-        match confine::spawn(Role::Update, "update", body) {
+        // A new machine takes what the first one took.
+        let role = match change {
+            Change::Reset {} => Role::Vcpu,
+            _ => Role::Update,
+        };
+        match confine::spawn(role, "update", body) {
             Ok(_) => self.is_updating = true,
             Err(error) => self.reply(fd, &Reply::Error(Failure::io(what, error)), ops),
         }
@@ -496,6 +502,7 @@ impl Server {
                 }
                 Report::Updated { id, result } => {
                     self.is_updating = false;
+                    self.told_failed &= matches!(self.control.state(), MachineState::Failed { .. });
                     self.facts.effective.added_bytes = self.control.added_bytes();
                     self.note_cores();
                     if let Some((fd, _)) = self.by_id(id) {

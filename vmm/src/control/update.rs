@@ -11,7 +11,7 @@ use crate::config::{CoreRequest, EnclaveConfig, check_cores};
 use crate::event_log::{self, Happened};
 use crate::failure::{Class, Failure};
 use crate::ledger::Holdings;
-use crate::machine::{BlockError, CoreError};
+use crate::machine::{BlockError, CoreError, ResetError};
 use crate::topology::Topology;
 
 /// Carries a change out.
@@ -26,6 +26,7 @@ pub(super) fn carry_out(
         Change::RemoveMemory { bytes } => remove_memory(control, holdings, config, *bytes),
         Change::AddCores { cores } => add_cores(control, holdings, config, cores),
         Change::RemoveCores { cores } => remove_cores(control, config, cores),
+        Change::Reset {} => reset(control, holdings, config),
     };
     // Whatever came of it, of this change or of one whose answer was late.
     holdings.keep_cores(&control.cores());
@@ -113,6 +114,27 @@ fn remove_cores(
     control
         .remove_cores(cores)
         .map_err(|error| core_failure("remove cores from", config, &error))?;
+    Ok(Vec::new())
+}
+
+fn reset(
+    control: &dyn Control,
+    holdings: &Holdings,
+    config: &EnclaveConfig,
+) -> Result<Vec<String>, Failure> {
+    let done = control.reset();
+    // Memory that the new kernel did not take has gone back.
+    holdings.hold(mem_bytes(control, config), config.prefault);
+    done.map_err(|error| {
+        let name = &config.name;
+        let hint = match error {
+            ResetError::Frozen => format!("enclavectl thaw {name}"),
+            _ => format!("enclavectl logs {name}"),
+        };
+        let what = format!("reset enclave {name}");
+        Failure::new(error.class(), what, &error).with_hint(hint)
+    })?;
+    event_log::tell(Happened::Reset {});
     Ok(Vec::new())
 }
 

@@ -155,21 +155,29 @@ pub struct ArenaTable {
     arenas: BTreeMap<u32, Arena>,
 }
 
+/// An enclave's place at the broker: its name is its own as long as this is there.
+#[derive(Debug)]
+pub(super) struct Registered {
+    link: Link,
+    page: Arc<LeasePage>,
+}
+
 /// Answer to the kernel: result, guest-physical address, segid, object bytes,
 /// page bytes.
 pub type MakeAnswer = Result<[u64; 4], Errno>;
 
 impl ArenaTable {
-    /// Connects to the broker and installs the lease page.
+    /// Connects to the broker, or takes over what was `kept`, and installs the lease
+    /// page.
     ///
     /// # Errors
     /// The broker's or KVM's, as text for the user.
-    pub fn new(
+    pub(super) fn new(
         vm: Arc<Vm>,
         enclave: &str,
         socket: PathBuf,
-        backing: Backing,
-        node: MemoryNode,
+        (backing, node): (Backing, MemoryNode),
+        kept: Option<Registered>,
     ) -> Result<Self, String> {
         let mut this = Self {
             vm,
@@ -181,8 +189,17 @@ impl ArenaTable {
             lease: None,
             arenas: BTreeMap::new(),
         };
-        this.connect()?;
+        match kept {
+            Some(Registered { link, page }) => this.share_lease_page(page, link)?,
+            None => this.connect()?,
+        }
         Ok(this)
+    }
+
+    /// Leaves the broker to the table of the machine that comes after this one's.
+    pub(super) fn leave(&mut self) -> Option<Registered> {
+        let (link, page) = self.broker.take().zip(self.lease.take())?;
+        Some(Registered { link, page })
     }
 
     /// Registers with the broker and puts its lease page into the guest.
@@ -201,6 +218,11 @@ impl ArenaTable {
         let page = Arc::new(page);
         let link = Link::new(broker, Arc::clone(&page))
             .map_err(|error| format!("cannot watch the broker: {error}"))?;
+        self.share_lease_page(page, link)
+    }
+
+    /// Puts the lease page into the guest.
+    fn share_lease_page(&mut self, page: Arc<LeasePage>, link: Link) -> Result<(), String> {
         if self.lease.is_some() {
             self.set_slot(LEASE_SLOT, LEASE_PAGE, 0, 0)
                 .map_err(|error| format!("cannot replace the lease page: {error}"))?;

@@ -139,6 +139,12 @@ impl Machine {
         cores
     }
 
+    /// The same in the order of its vCPUs, for a machine that comes after it.
+    pub(super) fn cores_by_vcpu(&self) -> Vec<usize> {
+        let held = held(&self.cores.seats());
+        held.into_iter().map(|(_, host)| host).collect()
+    }
+
     /// Gives the machine these cores of the host as well.
     ///
     /// # Errors

@@ -154,11 +154,11 @@ impl From<OrderError> for BlockError {
 
 /// One block.
 #[derive(Debug)]
-struct Block {
+pub(super) struct Block {
     slot: u32,
     gpa: u64,
     /// Mapped as long as the slot is there.
-    _memory: PrivateRam,
+    pub(super) memory: PrivateRam,
 }
 
 /// An order that the kernel took and has not answered.
@@ -203,6 +203,13 @@ impl Blocks {
                 .unwrap_or(u64::MAX),
             list: Mutex::default(),
         }
+    }
+
+    /// All of them, for the next machine; this one runs no more.
+    pub(super) fn take(&self) -> Vec<Block> {
+        let mut list = self.lock();
+        list.open = None;
+        std::mem::take(&mut list.blocks)
     }
 
     /// Held while anything is being changed.
@@ -285,20 +292,10 @@ impl Machine {
         }
         warnings.dedup();
         for (gpa, memory) in fresh {
-            let slot = list.slot();
-            let host = memory.ram.iter().next();
-            let host = host.and_then(|region| region.get_host_address(MemoryRegionAddress(0)).ok());
-            let host = host.map_or(0, |host| host as u64);
-            let set = self.set_block(slot, gpa, MEMORY_BLOCK_BYTES, host);
-            if let Err(error) = set {
+            if let Err(error) = self.insert_block(&mut list, gpa, memory) {
                 self.drop_blocks(&mut list, start, bytes);
                 return Err(BlockError::Kvm(error));
             }
-            list.insert(Block {
-                slot,
-                gpa,
-                _memory: memory,
-            });
         }
         match self.order(&mut list, MEMORY_ADD, (start, bytes), true) {
             Ok(answer) if answer.errno == 0 => Ok(warnings),
@@ -313,6 +310,46 @@ impl Machine {
                 Err(error)
             }
         }
+    }
+
+    /// Takes over the blocks of the machine before it, which are zero. One that the
+    /// kernel does not take goes back to the host.
+    ///
+    /// # Errors
+    /// [`BlockError`] of the last one that was not taken.
+    pub(super) fn adopt_blocks(&self, blocks: Vec<Block>) -> Result<(), BlockError> {
+        let mut list = self.blocks.lock();
+        let mut done = Ok(());
+        for block in blocks {
+            let gpa = block.gpa;
+            let taken = self
+                .insert_block(&mut list, gpa, block.memory)
+                .map_err(BlockError::Kvm)
+                .and_then(|()| self.order(&mut list, MEMORY_ADD, (gpa, MEMORY_BLOCK_BYTES), true));
+            done = match taken {
+                Ok(answer) if answer.errno == 0 => continue,
+                Ok(answer) => Err(BlockError::Refused(Errno::from_raw_os_error(answer.errno))),
+                Err(error) => Err(error),
+            };
+            self.drop_blocks(&mut list, gpa, MEMORY_BLOCK_BYTES);
+        }
+        done
+    }
+
+    /// Puts a block into a memslot.
+    fn insert_block(
+        &self,
+        list: &mut List,
+        gpa: u64,
+        memory: PrivateRam,
+    ) -> Result<(), kvm_ioctls::Error> {
+        let slot = list.slot();
+        let host = memory.ram.iter().next();
+        let host = host.and_then(|region| region.get_host_address(MemoryRegionAddress(0)).ok());
+        let host = host.map_or(0, |host| host as u64);
+        self.set_block(slot, gpa, MEMORY_BLOCK_BYTES, host)?;
+        list.insert(Block { slot, gpa, memory });
+        Ok(())
     }
 
     /// Takes `bytes` of what was added away again, the highest free blocks.
@@ -515,11 +552,7 @@ mod tests {
             let slot = list.slot();
             let memory = PrivateRam::block((gpa, 2 << 20), Backing::Small, false, MemoryNode::Any);
             let memory = memory.unwrap();
-            list.insert(Block {
-                slot,
-                gpa,
-                _memory: memory,
-            });
+            list.insert(Block { slot, gpa, memory });
         }
         list
     }

@@ -22,6 +22,7 @@ mod leases;
 mod memory_blocks;
 mod programs;
 pub mod queue;
+mod reset;
 mod running;
 mod segments;
 mod service;
@@ -34,6 +35,7 @@ mod vm;
 
 pub use core_changes::CoreError;
 pub use memory_blocks::{BlockError, MAX_BLOCKS};
+pub use reset::{Renewable, ResetError};
 pub(crate) use running::add_ram;
 pub use running::{Machine, MachineError};
 pub use starts::StartPhases;

@@ -124,6 +124,16 @@ impl Service {
         }
     }
 
+    /// Ends all programs and what they share with others: there is no kernel any more.
+    pub(super) fn end_everything(&mut self) {
+        self.running.clear();
+        self.waiting.clear();
+        self.owners.clear();
+        self.imports.end_all();
+        self.arenas.end_all(true);
+        self.list_arenas();
+    }
+
     /// The kernel tells of its processes.
     pub(super) fn processes(&mut self, bytes: u64) {
         self.is_asking = false;

@@ -7,7 +7,7 @@
 #![expect(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use enclave_abi::boot::{BOOT_RING0_INTERPRETED, BOOT_SYSCALL_STAYS_IN_RING3, MAX_CORES, Mode};
@@ -27,20 +27,20 @@ use super::given_back::{self, SIGBUS, Shares};
 use super::imports::ImportTable;
 use super::memory_blocks::Blocks;
 use super::queue::bell_counts;
+use super::reset::Kept;
 use super::service::Service;
 use super::starts::now_ns;
 use super::state::Shared;
 use super::vcpu_loop::VcpuLoop;
 use super::vm::Vm;
 use super::{
-    BellCounts, BlockError, CoreError, FreezeError, MachineConfig, MachineReport, MachineState,
-    ProcessInfo, Ring, RunError, RunOutcome, RunSpec, StartPhases,
+    BellCounts, MachineConfig, MachineReport, MachineState, ProcessInfo, Ring, RunError,
+    RunOutcome, RunSpec,
 };
 use crate::capability;
-use crate::config::CoreRequest;
 use crate::confine::{self, Role};
 use crate::console_log::ConsoleLog;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::features::{self, Features};
 use crate::forward::Exports;
 use crate::loader::{self, BootFacts};
@@ -103,6 +103,9 @@ pub struct Machine {
     pub(super) debugger: Arc<Debugger>,
     shares: Arc<Shares>,
     pub(super) blocks: Blocks,
+    /// For the machine that may come after it.
+    memory: PrivateRam,
+    service: Arc<Mutex<Service>>,
 }
 
 /// An eventfd as a borrowed descriptor.
@@ -135,6 +138,15 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; nothing stays allocated.
     pub fn create(config: &MachineConfig, log: Arc<ConsoleLog>) -> Result<Self, MachineError> {
+        Self::with(config, log, Kept::default())
+    }
+
+    /// The same around what another machine left.
+    pub(super) fn with(
+        config: &MachineConfig,
+        log: Arc<ConsoleLog>,
+        kept: Kept,
+    ) -> Result<Self, MachineError> {
         let mut phases = Phases {
             start: Instant::now(),
             list: Vec::new(),
@@ -146,12 +158,15 @@ impl Machine {
         let vm = kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         let vm = Arc::new(Vm::new(vm));
         phases.done("vm");
-        let memory = PrivateRam::on(
-            config.mem_bytes,
-            config.backing,
-            config.prefault,
-            config.memory_node,
-        )?;
+        let memory = match kept.memory {
+            Some(memory) => memory,
+            None => PrivateRam::on(
+                config.mem_bytes,
+                config.backing,
+                config.prefault,
+                config.memory_node,
+            )?,
+        };
         phases.done(if config.prefault {
             "memory-prefault"
         } else {
@@ -163,8 +178,8 @@ impl Machine {
             Arc::clone(&vm),
             &config.name,
             config.broker_socket.clone(),
-            config.backing,
-            config.memory_node,
+            (config.backing, config.memory_node),
+            kept.broker,
         )
         .map_err(MachineError::Broker)?;
         phases.done("broker");
@@ -234,7 +249,8 @@ impl Machine {
             phases: phases.list,
             ..MachineReport::default()
         };
-        let shared = Arc::new(Shared::new(report).map_err(|e| MachineError::System("eventfd", e))?);
+        let shared = Shared::new(report, kept.next_run.max(1));
+        let shared = Arc::new(shared.map_err(|e| MachineError::System("eventfd", e))?);
         let cores = Arc::new(Cores::new(&vm, nr_cores, &config.cores)?);
         let ram = memory.ram.clone();
         let gates = gates_of(vcpus, &cores);
@@ -247,7 +263,7 @@ impl Machine {
             .map_err(|e| MachineError::System("eventfd", e))?;
         let debugger = Arc::new(debugger);
         let service = Service::new(
-            memory.ram,
+            memory.ram.clone(),
             Arc::clone(&shared),
             log,
             exports,
@@ -282,6 +298,8 @@ impl Machine {
             ready: Mutex::new(loops),
             debugger,
             blocks: Blocks::new(config),
+            memory,
+            service,
         })
     }
 
@@ -292,9 +310,16 @@ impl Machine {
     pub fn start(&self) -> Result<(), MachineError> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let loops = std::mem::take(&mut *ready);
-        // Only there to interrupt KVM_RUN; blocked signals would not.
-        register_signal_handler(SIGRTMIN(), ignore)
-            .map_err(|e| MachineError::System("install the kick signal", e.into()))?;
+        // Only there to interrupt KVM_RUN; blocked signals would not. Once for all
+        // machines of this process: later threads may not change handlers.
+        static HANDLER: OnceLock<Result<(), i32>> = OnceLock::new();
+        let installed = HANDLER.get_or_init(|| {
+            register_signal_handler(SIGRTMIN(), ignore).map_err(|error| error.errno())
+        });
+        installed.map_err(|errno| {
+            let error = std::io::Error::from_raw_os_error(errno);
+            MachineError::System("install the kick signal", error)
+        })?;
         if !loops.is_empty() {
             self.tell_alarms()
                 .map_err(|e| MachineError::System("start a thread", e))?;
@@ -421,6 +446,20 @@ impl Machine {
         self.shared.ended(MachineState::Stopped);
     }
 
+    /// Ends it for another one, which gets what it leaves.
+    pub(super) fn retire(&self) -> Kept {
+        self.shared.ends_by("the enclave was reset");
+        self.stop();
+        let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        service.end_everything();
+        Kept {
+            broker: service.arenas.leave(),
+            memory: Some(self.memory.clone()),
+            blocks: self.blocks.take(),
+            next_run: self.shared.next_run(),
+        }
+    }
+
     pub(super) fn rouse(&self) {
         self.cores.rouse();
     }
@@ -523,71 +562,4 @@ fn features_of_all(vcpus: &[VcpuFd], chosen: Features) -> Result<Features, Machi
         common.0 &= vcpu::features_in_force(vcpu, chosen)?.0;
     }
     Ok(common)
-}
-
-impl crate::control::Control for Machine {
-    fn start(&self) -> Result<(), Failure> {
-        self.start()
-            .map_err(|error| Failure::new(Class::Failure, "start the machine", error))
-    }
-    fn wait_ready(&self, timeout: Duration) -> MachineState {
-        self.wait_ready(timeout)
-    }
-    fn state(&self) -> MachineState {
-        self.state()
-    }
-    fn report(&self) -> MachineReport {
-        self.report()
-    }
-    fn dump(&self) -> Dump {
-        self.dump()
-    }
-    fn debug(&self, input: OwnedFd, output: OwnedFd) -> Result<(), Failure> {
-        self.debug(input, output)
-    }
-    fn run(&self, spec: RunSpec) -> Result<u64, RunError> {
-        self.run(spec)
-    }
-    fn processes(&self) -> Vec<ProcessInfo> {
-        self.processes()
-    }
-    fn wait(&self, run: u64) -> RunOutcome {
-        self.wait(run)
-    }
-    fn start_phases(&self, run: u64) -> StartPhases {
-        self.shared.starts.take(run)
-    }
-    fn kill(&self, run: u64, signal: u8) {
-        self.kill(run, signal);
-    }
-    fn freeze(&self) -> Result<(), FreezeError> {
-        self.freeze()
-    }
-    fn thaw(&self) -> Result<(), FreezeError> {
-        self.thaw()
-    }
-    fn add_memory(&self, bytes: u64) -> Result<Vec<String>, BlockError> {
-        self.add_memory(bytes)
-    }
-    fn remove_memory(&self, bytes: u64) -> Result<(), BlockError> {
-        self.remove_memory(bytes)
-    }
-    fn added_bytes(&self) -> u64 {
-        self.added_bytes()
-    }
-    fn add_cores(&self, hosts: &[usize]) -> Result<(), CoreError> {
-        self.add_cores(hosts)
-    }
-    fn remove_cores(&self, request: &CoreRequest) -> Result<Vec<usize>, CoreError> {
-        self.remove_cores(request)
-    }
-    fn cores(&self) -> Vec<usize> {
-        self.host_cores()
-    }
-    fn signal(&self, run: u64, signal: u8) {
-        self.signal(run, signal);
-    }
-    fn stop(&self) {
-        self.stop();
-    }
 }

@@ -92,6 +92,12 @@ pub(super) struct Service {
     extended: Option<Exchange>,
 }
 
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").finish_non_exhaustive()
+    }
+}
+
 impl Service {
     pub(super) fn new(
         ram: Ram,

@@ -4,7 +4,7 @@
 //! One mutex, one condition variable; nobody holds the lock while calling out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -164,18 +164,20 @@ pub(super) struct Shared {
     pub(super) alarms: Alarms,
     /// How long programs take to start.
     pub(super) starts: Starts,
+    end_reason: OnceLock<&'static str>,
 }
 
 /// Outcomes nobody has waited for are kept for the newest so many runs.
 const MAX_OUTCOMES: usize = 64;
 
 impl Shared {
-    pub(super) fn new(report: MachineReport) -> std::io::Result<Self> {
+    /// Runs are numbered from `next_run` on.
+    pub(super) fn new(report: MachineReport, next_run: u64) -> std::io::Result<Self> {
         Ok(Self {
             inner: Mutex::new(Inner {
                 state: MachineState::Booting,
                 booted: false,
-                next_run: 1,
+                next_run,
                 runs: BTreeMap::new(),
                 pending: VecDeque::new(),
                 outcomes: BTreeMap::new(),
@@ -196,6 +198,7 @@ impl Shared {
             cancel: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             alarms: Alarms::default(),
             starts: Starts::default(),
+            end_reason: OnceLock::new(),
         })
     }
 
@@ -581,7 +584,7 @@ impl Shared {
         }
         let reason = match &inner.state {
             MachineState::Failed { reason } => reason.clone(),
-            _ => "the enclave was stopped".to_owned(),
+            _ => (*self.end_reason.get().unwrap_or(&"the enclave was stopped")).to_owned(),
         };
         for (run, _) in std::mem::take(&mut inner.runs) {
             let reason = reason.clone();
@@ -589,6 +592,16 @@ impl Shared {
             inner.outcomes.insert(run, outcome);
         }
         self.changed.notify_all();
+    }
+
+    /// Says why it will end, to those who wait for its programs.
+    pub(super) fn ends_by(&self, reason: &'static str) {
+        let _ = self.end_reason.set(reason);
+    }
+
+    /// Number of the next run.
+    pub(super) fn next_run(&self) -> u64 {
+        self.lock().next_run
     }
 
     /// Tells everybody to stop.

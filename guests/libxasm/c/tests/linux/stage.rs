@@ -32,6 +32,7 @@ impl Stage {
             linger: Duration::from_secs(3600),
             rings_per_second: 100_000,
             retention: Retention::NONE,
+            owner_uid: None,
         };
         let server = Server::start(&directory.join("xemem.sock"), options)
             .expect("it starts")
