@@ -548,6 +548,11 @@ pub(crate) fn serve() -> ! {
                 core.seen.store(changes, Ordering::SeqCst);
                 if host::poll_attention() {
                     signals::attend(&mut frame);
+                    // The order for this core to go may have been among it: nobody
+                    // would call it out of the program again.
+                    if !is_online() {
+                        threads::hand_over(&frame);
+                    }
                 }
                 leave();
                 arch::enter_user(&frame);
