@@ -30,7 +30,7 @@ use crate::control::Control;
 use crate::control::protocol::{Effective, Started};
 use crate::control::server::{Ended, Facts, serve};
 use crate::failure::{Class, Failure};
-use crate::ledger::{Grant, Holdings, Reservation, stay_off};
+use crate::ledger::{Grant, Holdings, Reservation};
 use crate::machine::{MachineConfig, MachineState, MemoryNode};
 use crate::placement::Placement;
 use crate::signals::SignalFd;
@@ -212,10 +212,8 @@ fn boot(
     make: impl FnOnce(&MachineConfig, Arc<ConsoleLog>) -> Result<Arc<dyn Control>, Failure>,
 ) -> Result<(Arc<dyn Control>, Facts, UnixListener), Failure> {
     let created = Instant::now();
-    if !config.share_cores {
-        // And those it will make; the vCPUs' go there by themselves.
-        stay_off(grant.cores.iter().chain(&grant.idle).copied());
-    }
+    // And those it will make; the vCPUs' go there by themselves.
+    reservation.stay_off();
     let what = format!("create enclave {}", config.name);
     let log = ConsoleLog::create(reservation.dir().fd()).map_err(|e| Failure::io(&what, e))?;
     let log = Arc::new(log);

@@ -466,8 +466,10 @@ impl Server {
         }
     }
 
-    /// Takes note of the cores that it has now.
+    /// Takes note of the cores that it has now, and keeps off them. On this thread:
+    /// the one of a change may not say where threads run.
     fn note_cores(&mut self) {
+        self.holdings.stay_off();
         if let Some((cores, idle)) = self.holdings.cores() {
             let effective = &mut self.facts.effective;
             (effective.cores, effective.idle) = (cores, idle);

@@ -99,7 +99,6 @@ fn add_cores(
     control
         .add_cores(&choice.cores)
         .map_err(|error| core_failure("add cores to", config, &error))?;
-    holdings.stay_off();
     Ok(choice.warnings)
 }
 

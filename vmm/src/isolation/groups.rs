@@ -119,6 +119,21 @@ impl Offer {
 
     /// Takes threads out of a group again and removes it.
     fn leave(&self, path: &Path, threads: &[i32]) {
+        self.put_out(threads);
+        let _ = fs::remove_dir(path);
+    }
+
+    /// Takes all threads but `threads` out of the group at `path`: a vCPU whose core
+    /// has gone could not go to another one from there.
+    pub(super) fn keep(&self, path: &Path, threads: &[i32]) {
+        let inside = read(&path.join("cgroup.threads")).or_else(|| read(&path.join("tasks")));
+        let inside = inside.unwrap_or_default();
+        let mut inside: Vec<i32> = inside.lines().filter_map(|tid| tid.parse().ok()).collect();
+        inside.retain(|tid| !threads.contains(tid));
+        self.put_out(&inside);
+    }
+
+    fn put_out(&self, threads: &[i32]) {
         let (base, file) = match self {
             Self::Partition(base) => (base, "cgroup.threads"),
             Self::Exclusive(base) => (base, "tasks"),
@@ -128,7 +143,6 @@ impl Offer {
             // One that has ended is out of it.
             let _ = put(&base.join(file), tid);
         }
-        let _ = fs::remove_dir(path);
     }
 
     /// Removes groups of processes that are gone, of any run directory. Whether
@@ -331,6 +345,20 @@ mod tests {
         ]);
         assert!(matches!(elsewhere, Held::Affinity { reason } if reason.contains("thread 12")));
         assert!(matches!(group(&[]), Held::Affinity { .. }));
+    }
+
+    #[test]
+    fn a_thread_without_a_core_is_put_out_of_the_group() {
+        let scratch = host(
+            "",
+            &[("set/tasks", ""), ("set/xasm-a1-7/tasks", "11\n12\n")],
+        );
+        let base = scratch.path().join("set");
+        let offer = Offer::Exclusive(base.clone());
+        offer.keep(&base.join("xasm-a1-7"), &[11, 12]);
+        assert_eq!(read(&base.join("tasks")).unwrap(), "");
+        offer.keep(&base.join("xasm-a1-7"), &[11]);
+        assert_eq!(read(&base.join("tasks")).unwrap(), "12");
     }
 
     #[test]

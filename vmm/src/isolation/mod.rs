@@ -132,6 +132,9 @@ pub fn settle(root: &Path, run: &RunDir) -> Result<Vec<String>, Failure> {
         let Some(group) = offer.group(owner.name, owner.pid) else {
             continue;
         };
+        if !threads.is_empty() {
+            offer.keep(&group, &threads);
+        }
         let is_there = !matches!(groups::read_back(&group, &threads), Held::Affinity { .. });
         let is_right = is_there && groups::has_cores(&group, &owner.cores);
         if threads.is_empty() || is_right {

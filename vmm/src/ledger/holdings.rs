@@ -7,8 +7,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Reservation;
 use super::cores::Choice;
-use super::{Reservation, allowed_cores};
 use crate::config::{CoreRequest, EnclaveConfig};
 use crate::failure::Failure;
 use crate::topology::Topology;
@@ -64,9 +64,7 @@ impl Holdings {
         topology: &Topology,
     ) -> Result<Choice, Failure> {
         match self.lock().as_mut() {
-            Some(reservation) => {
-                reservation.take_cores(config, request, topology, &allowed_cores()?)
-            }
+            Some(reservation) => reservation.take_cores(config, request, topology),
             None => Ok(Choice::default()),
         }
     }

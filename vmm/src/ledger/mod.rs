@@ -24,7 +24,6 @@ mod run_dir;
 
 pub use enclave_dir::{EnclaveDir, Occupancy, Record};
 pub use holdings::Holdings;
-pub(crate) use reserve::stay_off;
 pub use reserve::{Grant, Reservation, allowed_cores, live, plan};
 pub use run_dir::RunDir;
 pub(crate) use run_dir::beneath;

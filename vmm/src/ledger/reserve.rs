@@ -51,6 +51,8 @@ pub struct Reservation {
     lock: File,
     record: Record,
     core_locks: BTreeMap<usize, File>,
+    /// Cores that this process could run on before it kept off its own.
+    allowed: BTreeSet<usize>,
     /// The physical cores of the host when the cores were chosen.
     siblings: BTreeMap<usize, BTreeSet<usize>>,
 }
@@ -72,6 +74,7 @@ impl Reservation {
                     lock,
                     record: Record::of_this_process(),
                     core_locks: BTreeMap::new(),
+                    allowed: BTreeSet::new(),
                     siblings: BTreeMap::new(),
                 });
             }
@@ -102,6 +105,7 @@ impl Reservation {
             let lock = self.lock_core(core, config.share_cores)?;
             self.core_locks.insert(core, lock);
         }
+        self.allowed.clone_from(allowed);
         self.siblings.clone_from(&topology.siblings);
         self.record = Record {
             cores: grant.cores.clone(),
@@ -183,20 +187,17 @@ impl Reservation {
         config: &EnclaveConfig,
         request: &CoreRequest,
         topology: &Topology,
-        allowed: &BTreeSet<usize>,
     ) -> Result<Choice, Failure> {
         let what = format!("add cores to enclave {}", config.name);
         let as_ours = |failure: Failure| Failure {
             what: what.clone(),
-            hint: failure
-                .hint
-                .replace("enclavectl create", "enclavectl update"),
             ..failure
         };
         check_cores(request).map_err(|error| error.into_failure(&what))?;
         let _admission = self.admission_lock().map_err(as_ours)?;
         let held = holders(&live(&self.run)?);
-        let mut open = allowed.clone();
+        // Not what this thread may run on: it keeps off cores that the enclave had.
+        let mut open = self.allowed.clone();
         open.retain(|core| !self.core_locks.contains_key(core));
         if let CoreRequest::List(list) = request
             && let Some(own) = list.iter().find(|core| self.core_locks.contains_key(core))
@@ -248,10 +249,19 @@ impl Reservation {
     }
 
     /// Keeps this thread and the process's first one, which makes the others, off
-    /// the enclave's cores: they are its vCPUs'.
+    /// the enclave's cores: they are its vCPUs', as far as that leaves another one.
     pub fn stay_off(&self) {
-        if !self.record.share_cores {
-            stay_off(self.record.taken());
+        if self.record.share_cores {
+            return;
+        }
+        let mut set = rustix::thread::CpuSet::new();
+        self.allowed.iter().for_each(|&core| set.set(core));
+        self.record.taken().for_each(|core| set.unset(core));
+        if set.count() > 0 {
+            for thread in [None, Some(rustix::process::getpid())] {
+                // Only where they run is at stake, and `inspect` shows it.
+                let _ = rustix::thread::sched_setaffinity(thread, &set);
+            }
         }
     }
 
@@ -533,21 +543,6 @@ fn check_memory(
 fn usable_mib(available: u64) -> u64 {
     let mib = (available - available / 8) >> 20;
     mib - mib % 2
-}
-
-/// Keeps the calling thread and the process's first one off `taken`, as far as that
-/// leaves them a core.
-pub(crate) fn stay_off(taken: impl Iterator<Item = usize>) {
-    let Ok(mut set) = rustix::thread::sched_getaffinity(None) else {
-        return;
-    };
-    taken.for_each(|core| set.unset(core));
-    if set.count() > 0 {
-        for thread in [None, Some(rustix::process::getpid())] {
-            // Only where they run is at stake, and `inspect` shows it.
-            let _ = rustix::thread::sched_setaffinity(thread, &set);
-        }
-    }
 }
 
 /// The cores the calling thread may run on.

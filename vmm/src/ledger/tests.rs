@@ -361,3 +361,32 @@ fn a_grant_names_the_node_of_cores_and_memory() {
         .unwrap_err();
     assert!(failure.why.contains("node 7 does not exist"), "{failure}");
 }
+
+#[test]
+fn cores_that_went_come_again_although_the_process_keeps_off_its_own() {
+    let scratch = Scratch::new("ledger");
+    let wanted = config("a1", "2");
+    let (mut reservation, grant) = reserve(scratch.path(), &wanted).unwrap();
+    assert_eq!(grant.cores, [2, 3]);
+    let before = rustix::thread::sched_getaffinity(None).unwrap();
+    reservation.stay_off();
+    for _ in 0..2 {
+        reservation.keep_cores(&[3]);
+        reservation.stay_off();
+        assert_eq!(reservation.cores().0, [3]);
+        let two = CoreRequest::Count(2);
+        let choice = reservation.take_cores(&wanted, &two, &topology()).unwrap();
+        assert_eq!(choice.cores, [1, 2]);
+        reservation.stay_off();
+        assert_eq!(reservation.cores().0, [1, 2, 3]);
+    }
+    for thread in [None, Some(rustix::process::getpid())] {
+        rustix::thread::sched_setaffinity(thread, &before).unwrap();
+    }
+    let last = CoreRequest::List(vec![0]);
+    let failure = reservation
+        .take_cores(&wanted, &last, &topology())
+        .unwrap_err();
+    assert!(failure.why.contains("the last core"), "{failure}");
+    assert_eq!(failure.hint, "enclavectl create --share-cores …");
+}
