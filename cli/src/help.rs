@@ -89,7 +89,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "enclavectl wait a1 --for idle --timeout 30",
             "enclavectl wait a1 --for gone",
-            "enclavectl wait a1 --run 3 && enclavectl logs a1",
+            "enclavectl wait a1 --run 3 --timeout 60",
         ],
     ),
     (

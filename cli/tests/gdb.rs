@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -86,19 +87,30 @@ impl Stage {
 
     /// A connection as gdb has it, made by hand.
     fn connect(&self) -> UnixStream {
+        const BUSY: i32 = 4;
         let path = self.home.join("gdb.sock");
-        let mut listening = enclavectl(&self.run_dir())
-            .args(["gdb", "e1", "--listen"])
-            .arg(&path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let stdout = listening.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert!(line.starts_with("target remote "), "{line}");
-        let stream = UnixStream::connect(&path).unwrap();
-        assert_eq!(wait(&mut listening), 0);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let stream = loop {
+            let mut listening = enclavectl(&self.run_dir())
+                .args(["gdb", "e1", "--listen"])
+                .arg(&path)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            let stdout = listening.stdout.take().unwrap();
+            BufReader::new(stdout).read_line(&mut line).unwrap();
+            assert!(line.starts_with("target remote "), "{line}");
+            let stream = UnixStream::connect(&path).unwrap();
+            // A debugger that has just gone is still letting go.
+            match wait(&mut listening) {
+                BUSY => assert!(Instant::now() < deadline, "it stays attached"),
+                code => {
+                    assert_eq!(code, 0);
+                    break stream;
+                }
+            }
+        };
         assert!(!path.exists());
         stream
     }

@@ -301,6 +301,7 @@ impl<K: Fn()> Target for Attached<K> {
             memory.read(address, &mut own)?;
             memory.write(address, &[BREAKPOINT])?;
             inner.breakpoints.extend([(address, own[0])]);
+            inner.past.remove(&address);
             Ok(())
         })
     }
@@ -309,6 +310,7 @@ impl<K: Fn()> Target for Attached<K> {
         let mut own = None;
         self.with_memory(core, address, |inner, memory| {
             own = inner.breakpoints.remove(&address).or(own);
+            inner.past.insert(address);
             own.map_or(Ok(()), |own| memory.write(address, &[own]))
         })
     }

@@ -14,7 +14,7 @@
 //!
 //! The guest's registers and stack are as if nothing had happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use enclave_abi::layout::{SEL_USER_CS, VECTOR_DEBUG, idt};
@@ -66,6 +66,8 @@ pub(super) struct Inner {
     pub(super) cores: Vec<Core>,
     /// Addresses with what stood there.
     pub(super) breakpoints: BTreeMap<u64, u8>,
+    /// Addresses where one was: a core may have met it and not have told.
+    pub(super) past: BTreeSet<u64>,
     /// The kernel's own gates of #DB, by core, while ours are in their places.
     own_gates: Option<Vec<[u64; 2]>>,
 }
@@ -128,6 +130,7 @@ impl Debugger {
         let is_free = !inner.is_attached;
         if is_free {
             (inner.is_attached, inner.ends) = (true, false);
+            inner.past.clear();
             for core in &mut inner.cores {
                 (core.stop, core.is_at_breakpoint) = (None, false);
             }
@@ -152,25 +155,31 @@ impl Debugger {
         let Some(gate) = self.gates.get(number) else {
             return Ok(());
         };
-        if inner.own_gates.is_none() {
+        let vcpu = gate.vcpu();
+        let mut regs = vcpu.get_regs().map_err(refused)?;
+        if !self.is_at_entry(number, regs.rip) {
             // The guest itself has rung: a store to nothing.
             return Ok(());
         }
-        let vcpu = gate.vcpu();
-        let mut regs = vcpu.get_regs().map_err(refused)?;
         self.take_frame(&vcpu, &mut regs)?;
         let behind = u64::from(!self.host.stays_at_int1);
         let address = regs.rip.wrapping_sub(behind);
         let is_breakpoint = inner.breakpoints.contains_key(&address);
+        let was_breakpoint = !is_breakpoint && inner.past.contains(&address);
         let is_attached = inner.is_attached;
         let Some(core) = inner.cores.get_mut(number) else {
             return Ok(());
         };
         let at_breakpoint = is_breakpoint && core.steps_from.is_none_or(|from| from == address);
-        if at_breakpoint {
+        // Met before it was taken back: the instruction itself is there now.
+        let is_late = was_breakpoint && core.steps_from.is_none();
+        if at_breakpoint || is_late {
             regs.rip = address;
         }
         vcpu.set_regs(&regs).map_err(refused)?;
+        if is_late {
+            return Ok(());
+        }
         core.steps_from = None;
         if is_attached {
             core.stop = Some(if at_breakpoint {
@@ -188,6 +197,17 @@ impl Debugger {
             self.give_gates_back(&mut inner);
         }
         Ok(())
+    }
+
+    /// Whether core `number` is in its entry for debuggers.
+    fn is_at_entry(&self, number: usize, rip: u64) -> bool {
+        /// The store and what is behind it, which is never executed.
+        const ENTRY_BYTES: u64 = 16;
+        let gate = self.ram.read_obj::<[u64; 2]>(gate_of(number, VECTOR_DEBUG));
+        gate.is_ok_and(|[low, high]| {
+            let entry = low & 0xffff | low >> 48 << 16 | high << 32;
+            rip.wrapping_sub(entry) < ENTRY_BYTES
+        })
     }
 
     /// Does what `iretq` would do with the frame on top of the stack.
@@ -251,6 +271,7 @@ impl Debugger {
 /// Removes every breakpoint that still stands in memory.
 pub(super) fn take_all_back(inner: &mut Inner, memory: &VirtualMemory<'_>) {
     for (address, byte) in std::mem::take(&mut inner.breakpoints) {
+        inner.past.insert(address);
         let mut there = [0];
         // Gone with its program otherwise, or another one's.
         if memory.read(address, &mut there).is_ok() && there == [BREAKPOINT] {

@@ -124,10 +124,15 @@ impl Service {
         }
     }
 
-    /// Ends all programs and what they share with others: there is no kernel any more.
-    pub(super) fn end_everything(&mut self) {
+    /// Forgets all programs: there is no kernel any more that runs them.
+    pub(super) fn forget_programs(&mut self) {
         self.running.clear();
         self.waiting.clear();
+    }
+
+    /// Ends what they share with others as well.
+    pub(super) fn end_everything(&mut self) {
+        self.forget_programs();
         self.owners.clear();
         self.imports.end_all();
         self.arenas.end_all(true);

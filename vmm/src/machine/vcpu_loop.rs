@@ -57,14 +57,19 @@ impl VcpuLoop {
     /// kernel up.
     pub(super) fn run(mut self) {
         let state = self.sit_until_stopped();
-        self.service().drain_console();
+        let mut service = self.service();
+        service.drain_console();
+        // Their descriptors are closed before anybody is told that they are over.
+        service.forget_programs();
+        drop(service);
         if let Some(kick) = self.cores.kick(self.number) {
             kick.set(std::ptr::null_mut());
         }
         let is_failure = matches!(state, MachineState::Failed { .. });
         self.shared.ended(state);
         if is_failure {
-            // No core goes on without another.
+            // No core goes on without another, and no debugger sees anything more.
+            self.debugger.end();
             self.shared.request_stop();
             self.cores.rouse();
         }
