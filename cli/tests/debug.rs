@@ -106,7 +106,7 @@ fn computes_on(ring: &str) {
             // In the program's own text, with its own stack.
             let rip = register(&dump, "rip");
             assert!((0x40_0000..0x60_0000).contains(&rip), "{rip:#x}");
-            assert!(register(&dump, "rsp") > 0x7fff_0000_0000);
+            assert!(register(&dump, "rsp") > 0x7f_0000_0000);
             let exits = dump["vcpus"][0]["last_exits"].as_array().unwrap();
             assert_eq!(exits.last().unwrap()["reason"], "interrupted");
         }

@@ -78,3 +78,5 @@ mod threads;
 mod timers;
 #[cfg(target_os = "none")]
 mod user;
+#[cfg(target_os = "none")]
+mod windows;

@@ -24,19 +24,23 @@ use zerocopy::FromBytes;
 
 use crate::arch::{self, TrapFrame, extended, paging};
 use crate::threads::{self, Context};
+use crate::windows::{self, Windows};
 use crate::{arenas, boot, clock, console, cores, host, imports, memory, phys, processes, signals};
 
 /// Where position-independent programs go.
-const PIE_BASE: u64 = 0x5555_5555_0000;
-/// Top of the stack region; the page above stays free (a SYSCALL in the last
-/// page would return to a non-canonical address).
-const STACK_TOP: u64 = 0x7fff_ffff_e000;
+const PIE_BASE: u64 = 0x55_5555_0000;
+/// Top of the stack region. All that a program maps by itself is in the first 512
+/// GiB, which siblings may see ([`crate::windows`]).
+const STACK_TOP: u64 = 0x7f_ffff_e000;
+/// End of all that it may have, attachments among it; the page above stays free (a
+/// SYSCALL in the last page would return to a non-canonical address).
+const SPACE_END: u64 = 0x7fff_ffff_e000;
 /// Default stack, as Linux's usual limit.
 const STACK_BYTES: u64 = 8 << 20;
 /// Largest stack a run may ask for.
 const STACK_MAX: u64 = 1 << 30;
 /// Mappings without a wish go below this address.
-pub(crate) const MMAP_TOP: u64 = 0x7fff_8000_0000;
+pub(crate) const MMAP_TOP: u64 = 0x7f_8000_0000;
 /// Run refused: status word of ProcessExit (not a wait status).
 const STATUS_REFUSED: u64 = 1 << 32;
 
@@ -61,6 +65,10 @@ pub(crate) struct Process {
     pub(crate) stack_bytes: u64,
     /// Most bytes of memory it may have; 0 = no limit of its own.
     pub(crate) limit_bytes: u64,
+    /// Siblings whose memory it sees.
+    pub(crate) windows: Windows,
+    /// Its place among its siblings, if it said so.
+    pub(crate) rank: Option<u32>,
     /// Its threads.
     pub(crate) threads: Threads<Context>,
     /// Nanoseconds that threads ran which have ended.
@@ -211,6 +219,9 @@ fn ended(status: u64) {
     let is_by_signal = status & 0x7f != 0;
     // Its tables go: no core may use them.
     let root = arch::root();
+    if let Some(pid) = if_any(|p| p.pid) {
+        windows::forget(pid);
+    }
     processes::leave();
     arch::edit(root);
     let past = give_back(is_by_signal);
@@ -301,6 +312,7 @@ pub(crate) fn tear_down() -> Past {
     let Some(mut process) = take_current() else {
         return Past::default();
     };
+    windows::close_all(&mut process);
     paging::free_space(process.root);
     process.threads.contexts().for_each(Context::free);
     process
@@ -340,11 +352,13 @@ fn load(request: &Request) -> Result<(), String> {
         pid,
         root,
         path: request.path.clone(),
-        aspace: Aspace::new(USER_MIN, STACK_TOP),
+        aspace: Aspace::new(USER_MIN, SPACE_END),
         brk_start: plan.brk_start,
         brk: plan.brk_start,
         stack_bytes: 0,
         limit_bytes: request.limit_bytes,
+        windows: [None; MAX_PROCESSES],
+        rank: None,
         threads,
         ended_ns: 0,
         first_code: None,

@@ -24,7 +24,7 @@ use spin::Mutex;
 use zerocopy::IntoBytes;
 
 use crate::process::{self, Process};
-use crate::{arch, arenas, clock, host, imports, orders, phys};
+use crate::{arch, arenas, clock, host, imports, orders, phys, windows};
 
 /// Where the VMM sees whose calls are forwarded.
 const CURRENT_RUN: u64 = QUEUE + offset_of!(QueuePage, current_run) as u64;
@@ -235,6 +235,7 @@ pub(crate) fn attend() {
             break;
         };
         let run = parked.process.run;
+        windows::forget(parked.process.pid);
         let report = "killed on request".to_string();
         let past = visit(*parked, || {
             process::with(|p| p.report = report);
@@ -272,6 +273,20 @@ pub(crate) fn stranded(online: Cores) -> Option<Tid> {
     let parked = PARKED.lock();
     let mut others = parked.iter();
     current.or_else(|| others.find_map(|p| p.process.threads.stranded(online)))
+}
+
+/// Runs `f` on every process without a core.
+pub(crate) fn for_parked(mut f: impl FnMut(&mut Process)) {
+    for parked in PARKED.lock().iter_mut() {
+        f(&mut parked.process);
+    }
+}
+
+/// The top page table of a process without a core.
+pub(crate) fn root_of(pid: Tid) -> Option<u64> {
+    let parked = PARKED.lock();
+    let found = parked.iter().find(|p| p.process.pid == pid);
+    found.map(|p| p.process.root)
 }
 
 /// A process without a core that is to be killed.

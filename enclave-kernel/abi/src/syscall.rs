@@ -108,6 +108,19 @@ pub const XEMEM_WAIT: u64 = BASE + 25;
 /// ring here.
 pub const XEMEM_AWAIT: u64 = BASE + 28;
 
+/// `(src, dst, start, extent) → 0`: shows the first 512 GiB of the sibling `src` to the
+/// caller `dst` at `start`, 512 GiB times 1 to 12; `extent` is 512 GiB (SMARTMAP).
+/// EPERM, EINVAL, ESRCH, EBUSY where another shows, EEXIST where it shows already.
+pub const ASPACE_SMARTMAP: u64 = BASE + 29;
+/// `(src, dst) → 0`: takes that back; ENOENT.
+pub const ASPACE_UNSMARTMAP: u64 = BASE + 30;
+/// `(id, rank) → 0`: the caller's place among its siblings; EPERM, EEXIST.
+pub const ASPACE_SET_RANK: u64 = BASE + 31;
+/// `(id) → rank`; ESRCH, ENOENT where it has none.
+pub const ASPACE_GET_RANK: u64 = BASE + 32;
+/// `(rank) → id`; ENOENT.
+pub const ASPACE_OF_RANK: u64 = BASE + 33;
+
 /// The id is an access.
 pub const XEMEM_BY_APID: u64 = 0;
 /// The id is a segment.

@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 
 use super::{Outcome, answer, import, misc, segment};
 use crate::arenas::{self, ArenaError, Policy, Rules};
-use crate::{arch, clock, cores, host, memory, phys, process, threads, user};
+use crate::{arch, clock, cores, host, memory, phys, process, threads, user, windows};
 
 impl From<ArenaError> for Errno {
     fn from(error: ArenaError) -> Self {
@@ -51,6 +51,11 @@ pub(super) fn serve(nr: u64, a: [u64; 6]) -> Outcome {
         ours::ARENA_WAIT_READERS => wait_readers(a[0], a[1], a[2]),
         ours::ARENA_PREFER => prefer(a[0], a[1], a[2], a[3]),
         ours::ARENA_COPIED => copied(a[0], a[1], a[2], a[3]),
+        ours::ASPACE_SMARTMAP => windows::attach(a[0], a[1], a[2], a[3]).map(|()| 0),
+        ours::ASPACE_UNSMARTMAP => windows::detach(a[0], a[1]).map(|()| 0),
+        ours::ASPACE_SET_RANK => windows::set_rank(a[0], a[1]).map(|()| 0),
+        ours::ASPACE_GET_RANK => windows::rank_of(a[0]),
+        ours::ASPACE_OF_RANK => windows::of_rank(a[0]),
         _ => import::serve(nr, a),
     }
 }

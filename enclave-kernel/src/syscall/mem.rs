@@ -13,7 +13,7 @@ use enclave_core::errno::Errno;
 
 use super::{Outcome, file};
 use crate::arch::{self, paging};
-use crate::{memory, process, user};
+use crate::{memory, process, user, windows};
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
@@ -83,7 +83,7 @@ fn reserve(place: Place, hint: u64, len: u64) -> Outcome {
             if !is_aligned(addr, PAGE_SIZE) {
                 return Err(Errno::EINVAL);
             }
-            if addr < USER_MIN || end > LIMIT {
+            if addr < USER_MIN || end > LIMIT || windows::touches(addr, end) {
                 return Err(Errno::ENOMEM);
             }
             let taken = overlaps(addr, end);
@@ -97,8 +97,9 @@ fn reserve(place: Place, hint: u64, len: u64) -> Outcome {
         }
         Place::Anywhere => {
             let fits = |at: u64| {
-                at.checked_add(len)
-                    .is_some_and(|end| end <= LIMIT && !overlaps(at, end))
+                at.checked_add(len).is_some_and(|end| {
+                    end <= LIMIT && !overlaps(at, end) && !windows::touches(at, end)
+                })
             };
             if hint >= USER_MIN && is_aligned(hint, PAGE_SIZE) && fits(hint) {
                 return Ok(hint);

@@ -580,6 +580,32 @@ int arena_map_backed_region_anywhere(uint32_t id, void **start, uint64_t extent,
 int aspace_copy(uint32_t src, uint32_t *dst, int flags);
 
 /*
+ * SMARTMAP, as Kitten's: shows the memory of `src`, another process of the enclave, to
+ * the caller `dst` at `start`, which is 1 to 12 times SMARTMAP_ALIGN; `extent` is
+ * SMARTMAP_ALIGN. Its address `a` is then at `start + a`, to be read and written as it
+ * is there: image, heap, stack and mmap. Arenas and attachments do not show, and
+ * buffers of system calls may not lie there. When `src` ends its memory is gone: who
+ * touches it then has SIGSEGV.
+ *
+ * 0; -EPERM another `dst`; -EINVAL no such place, or `src` is the caller; -ESRCH no such
+ * process; -EBUSY another one shows there; -EEXIST it shows already; -ENOSYS on Linux.
+ */
+#define SMARTMAP_SHIFT 39
+#define SMARTMAP_ALIGN (1ull << SMARTMAP_SHIFT)
+int aspace_smartmap(uint32_t src, uint32_t dst, uint64_t start, uint64_t extent);
+
+/* Takes that back. 0; -EPERM; -ENOENT it does not show; -ENOSYS. */
+int aspace_unsmartmap(uint32_t src, uint32_t dst);
+
+/*
+ * The caller's rank among its siblings (-EPERM, -EEXIST a sibling has it), the rank of a
+ * process (-ESRCH, -ENOENT it has none), and the process that has a rank (-ENOENT).
+ */
+int aspace_set_rank(uint32_t id, uint32_t rank);
+int aspace_get_rank(uint32_t id, uint32_t *rank);
+int aspace_of_rank(uint32_t rank, uint32_t *id);
+
+/*
  * Gives the arena, or the plain segment of xasm_segment_make(), that is mapped at
  * `region`, `size` bytes long, a (further) name. One name serves all of an
  * arena's snapshots. Returns the segment id.

@@ -24,6 +24,7 @@
 //! |------------|----------------------------------------------------------|
 //! | [`arena`]  | [`Arena`], [`Options`]: create, publish, statistics      |
 //! | [`mod@array`] | [`Array`]: a typed place inside an arena                 |
+//! | [`aspace`] | SMARTMAP: the memory of sibling processes              |
 //! | [`mod@backend`] | what is below the program: an enclave, Linux, nothing   |
 //! | [`bump`]   | placement of arrays by a program itself                  |
 //! | [`calls`]  | the calls by arena slot, for other language forms        |
@@ -47,6 +48,7 @@
 
 pub mod arena;
 pub mod array;
+pub mod aspace;
 pub mod backend;
 pub mod bump;
 pub mod calls;

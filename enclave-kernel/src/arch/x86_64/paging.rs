@@ -206,6 +206,18 @@ pub(crate) fn unmap_direct(pa: u64, len: u64) {
     let _ = change(enclave_abi::layout::DIRECT_MAP + pa, len, None);
 }
 
+/// Shows the first top-level entry of the table `of` as entry `entry` of the table
+/// `root`, where nothing was, and without execution.
+pub(crate) fn show(root: u64, entry: u64, of: u64) {
+    let first = phys::read(of);
+    phys::write(root + (entry & 511) * 8, first | NX);
+}
+
+/// Takes it away; translations stay until they are flushed.
+pub(crate) fn hide(root: u64, entry: u64) {
+    phys::write(root + (entry & 511) * 8, 0);
+}
+
 /// A fresh top-level table that shares the kernel half of the one in use.
 pub(crate) fn new_space() -> Result<u64, OutOfTables> {
     let space = memory::alloc(PAGE_SIZE, PAGE_SIZE).ok_or(OutOfTables)?;

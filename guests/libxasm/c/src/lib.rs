@@ -18,6 +18,7 @@
 
 #![cfg_attr(all(panic = "abort", not(test)), no_std)]
 
+pub mod aspace;
 #[cfg(test)]
 mod header;
 pub mod import;
