@@ -16,7 +16,7 @@ use enclave_core::signal::bit;
 use spin::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::{orders, phys};
+use crate::{clock, orders, phys, threads};
 
 const TO_HOST: u64 = QUEUE + offset_of!(QueuePage, to_host) as u64;
 const TO_GUEST: u64 = QUEUE + offset_of!(QueuePage, to_guest) as u64;
@@ -294,5 +294,8 @@ pub(crate) fn bounce_text(text: &[u8]) -> u64 {
 pub(crate) fn forward(nr: u64, args: [u64; 5], bytes: u64) -> i64 {
     FORWARDED.fetch_add(1, Ordering::Relaxed);
     let [a0, a1, a2, a3, a4] = args;
-    call(Call::Forward, [nr, a0, a1, a2, a3, a4, bytes])[0] as i64
+    let since = clock::monotonic_ns();
+    let [answer, ..] = call(Call::Forward, [nr, a0, a1, a2, a3, a4, bytes]);
+    threads::note_waited(since);
+    answer as i64
 }

@@ -79,9 +79,8 @@ pub(crate) struct Process {
     pub(crate) signals: signals::Program,
     /// Its timers.
     pub(crate) timers: Timers,
-    /// Monotonic nanoseconds at start.
-    pub(crate) started_ns: u64,
-    /// The same when its image was loaded, and when it was entered first; 0 = not yet.
+    /// Monotonic nanoseconds when its image was loaded, and when it was entered first;
+    /// 0 = not yet.
     pub(crate) loaded_ns: u64,
     pub(crate) entered_ns: u64,
     /// Unknown calls already logged, one bit per number below 512.
@@ -364,7 +363,6 @@ fn load(request: &Request) -> Result<(), String> {
         first_code: None,
         signals: signals::Program::default(),
         timers: Timers::default(),
-        started_ns: clock::monotonic_ns(),
         loaded_ns: 0,
         entered_ns: 0,
         logged: [0; 8],

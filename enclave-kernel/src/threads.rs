@@ -291,13 +291,36 @@ fn next(frame: &TrapFrame, before: &mut Option<Tid>) -> (Tid, u64) {
         let other = take_turn(frame, before, now);
         match process::with(|p| p.threads.next(arch::core(), now)) {
             Next::Run(tid, answer) => return (tid, answer),
-            Next::Idle(deadline) => idle(deadline.unwrap_or(u64::MAX).min(other), now),
+            Next::Idle(deadline) => {
+                idle(deadline.unwrap_or(u64::MAX).min(other), now);
+                if let Some(tid) = *before {
+                    process::with(|p| excuse(&mut p.threads, tid, now));
+                }
+            }
             // Callers leave at least one.
             Next::Ended => panic!("a program without threads goes on"),
         }
         if host::poll_attention() {
             signals::attend_idle();
         }
+    }
+}
+
+/// The running thread has waited in the host since then: not its processor time.
+pub(crate) fn note_waited(since: u64) {
+    process::if_any(|p| {
+        if let Some(tid) = p.threads.running(arch::core()) {
+            excuse(&mut p.threads, tid, since);
+        }
+    });
+}
+
+/// Does not count the time since then as what thread `tid`, whose state the core
+/// holds, has run.
+fn excuse(threads: &mut Threads<Context>, tid: Tid, since: u64) {
+    if let Some(context) = threads.context(tid) {
+        let waited = clock::monotonic_ns().saturating_sub(since);
+        context.since_ns = context.since_ns.saturating_add(waited);
     }
 }
 

@@ -49,8 +49,11 @@ pub(super) fn now(clock_id: u64) -> Result<u64, Errno> {
     match clock_id {
         0 | 5 | 11 => Ok(clock::unix_ns()),
         1 | 4 | 6 | 7 => Ok(clock::monotonic_ns()),
-        // Processor time: the program has its core to itself.
-        2 => Ok(clock::monotonic_ns() - process::with(|p| p.started_ns)),
+        // Processor time: what its threads ran, waiting in the host aside.
+        2 => {
+            let now = clock::monotonic_ns();
+            Ok(process::with(|p| p.ran_ns(now)))
+        }
         3 => {
             let now = clock::monotonic_ns();
             Ok(threads::with(|t| t.ran_ns(now)))

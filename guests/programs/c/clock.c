@@ -42,6 +42,21 @@ int main(int argc, char **argv)
     int result = nanosleep(&nap, NULL);
     last = now_ns(CLOCK_MONOTONIC);
     printf("nanosleep: %d, long enough %d\n", result, last - first >= 20000000);
+    /* Processor time: none of it passes asleep, and all of it while computing. */
+    static const clockid_t of[] = {CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID};
+    for (int i = 0; i < 2; i++) {
+        struct timespec sleep = {0, 100000000};
+        long long before = now_ns(of[i]);
+        nanosleep(&sleep, NULL);
+        long long asleep = now_ns(of[i]) - before;
+        first = now_ns(CLOCK_MONOTONIC);
+        before = now_ns(of[i]);
+        do
+            last = now_ns(CLOCK_MONOTONIC);
+        while (now_ns(of[i]) - before < 20000000 && last - first < 20000000000LL);
+        printf("processor time %d: none asleep %d, computing %d\n", i, asleep < 50000000,
+               last - first >= 19000000 && last - first < 20000000000LL);
+    }
     struct timespec resolution;
     printf("getres: %d\n", clock_getres(CLOCK_MONOTONIC, &resolution));
     printf("bad clock: %d\n", clock_gettime((clockid_t)999, &nap));
