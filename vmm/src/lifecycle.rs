@@ -314,7 +314,8 @@ fn stop(control: Arc<dyn Control>) {
         // Nobody listens when the time was over.
         let _ = done.send(());
     };
-    let spawned = confine::spawn(Role::Helper, "stop", body);
+    // It closes the machine's connections, which helpers may not.
+    let spawned = confine::spawn(Role::Vcpu, "stop", body);
     if spawned.is_ok() && wait.recv_timeout(STOP_TIMEOUT).is_err() {
         note(format_args!("the machine did not stop in {STOP_TIMEOUT:?}"));
     }

@@ -251,6 +251,9 @@ impl Control for Renewable {
         }
     }
     fn stop(&self) {
-        self.now().stop();
+        let machine = self.now();
+        machine.stop();
+        // Here and not by whoever drops it last, who may not.
+        machine.disconnect();
     }
 }

@@ -446,6 +446,14 @@ impl Machine {
         self.shared.ended(MachineState::Stopped);
     }
 
+    /// Closes its connections to the broker; it runs no more.
+    pub(super) fn disconnect(&self) {
+        let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        service.forget_programs();
+        service.imports.end_all();
+        drop(service.arenas.leave());
+    }
+
     /// Ends it for another one, which gets what it leaves.
     pub(super) fn retire(&self) -> Kept {
         self.shared.ends_by("the enclave was reset");
