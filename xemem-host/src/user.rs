@@ -4,7 +4,8 @@
 //! has what takes root: lock, socket and porter ([`crate::keeper`]). Everything
 //! that these start is that user from its first instruction on. What holds is
 //! read back from the host kernel. It does nothing when another user than root
-//! starts a broker. Users are looked up in `/etc/passwd` alone.
+//! starts a broker. Users are looked up in `/etc/passwd` alone; a host without
+//! one, such as a small image of a compute node, has the kernel's nobody.
 
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -18,6 +19,12 @@ use rustix::thread::{
 const PASSWD: &str = "/etc/passwd";
 /// Users that a broker of root becomes, the first that there is.
 const PREFERRED: [&str; 2] = ["xemem", "nobody"];
+/// Who it becomes where neither is listed: whom Linux itself shows for users that
+/// have no number here, `overflowuid` of proc_sys_kernel(5).
+const OVERFLOW: User = User {
+    uid: 65534,
+    gid: 65534,
+};
 
 /// A user to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +69,10 @@ impl User {
         if !is_root && asked.is_none() {
             return Ok(None);
         }
-        let list = std::fs::read_to_string(PASSWD)?;
+        let list = match std::fs::read_to_string(PASSWD) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            list => list?,
+        };
         let user = choose_from(&list, asked)?;
         match user {
             _ if is_root => Ok(Some(user).filter(|user| user.uid != 0)),
@@ -138,8 +148,7 @@ fn choose_from(list: &str, asked: Option<&str>) -> Result<User, UserError> {
         return find(list, asked).ok_or_else(|| UserError::Unknown(asked.to_owned()));
     }
     let mut preferred = PREFERRED.iter().filter_map(|name| find(list, name));
-    let unknown = || UserError::Unknown(PREFERRED.join(" or "));
-    preferred.next().ok_or_else(unknown)
+    Ok(preferred.next().unwrap_or(OVERFLOW))
 }
 
 /// A user by name or number; a number needs no entry.
@@ -179,10 +188,14 @@ mod tests {
         let list = format!("{LIST}xemem:x:900:901::/:/bin/false");
         let chosen = choose_from(&list, None).expect("xemem");
         assert_eq!(chosen, user(900, 901));
-        assert!(matches!(
-            choose_from("rubbish", None),
-            Err(UserError::Unknown(_))
-        ));
+    }
+
+    #[test]
+    fn without_a_list_of_users_it_is_the_kernels_nobody() {
+        for list in ["", "rubbish", "root:x:0:0:root:/root:/bin/sh"] {
+            let chosen = choose_from(list, None).expect("the kernel's");
+            assert_eq!(chosen, user(65534, 65534), "{list:?}");
+        }
     }
 
     #[test]
