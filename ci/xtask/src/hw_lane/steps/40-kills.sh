@@ -4,7 +4,7 @@ simulate t snap/flux longer
 begin "the broker is killed, another one takes over"
 await seen t 2
 broker() {
-    ./enclavectl broker status | sed -n 's/^broker: pid \([0-9]*\),.*/\1/p'
+    ./enclavectl broker status | sed -n 's/^broker: pid \([0-9]*\)[ ,].*/\1/p'
 }
 killed=$(broker)
 kill -KILL "$killed"
