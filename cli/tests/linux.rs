@@ -84,7 +84,10 @@ fn without_a_broker_the_program_goes_on_and_says_so() {
     kill_broker(&producer);
     // Nobody can listen where a directory is.
     let socket = producer.run_dir.join("xemem.sock");
-    fs::remove_file(&socket).unwrap();
+    if let Err(error) = fs::remove_file(&socket) {
+        // Root's broker had a porter, which does that.
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    }
     fs::create_dir(&socket).unwrap();
     for _ in 0..3 {
         let refused = producer.ask("step q");
