@@ -38,7 +38,8 @@ const FILES: [&str; 7] = [
 ];
 /// Longest record or crash note that is read.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
-/// Tries and pause while somebody probes the lock (which takes microseconds).
+/// Tries and pause while somebody probes the lock or writes the record (which takes
+/// microseconds).
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(4);
 
@@ -327,16 +328,26 @@ pub(super) fn write_record(lock: &mut File, record: &Record) -> std::io::Result<
     lock.write_all(text.as_bytes())
 }
 
-/// The record in a lock file; an empty one when it is being written.
+/// The record in a lock file that somebody holds. While it is being written, which
+/// takes microseconds, there is less than one: then it looks again. An empty one if
+/// there is none.
 fn read_record(lock: &mut File) -> Record {
+    for attempt in 0..LOCK_TRIES {
+        if let Some(record) = read_whole_record(lock) {
+            return record;
+        }
+        if attempt + 1 < LOCK_TRIES {
+            std::thread::sleep(LOCK_PAUSE);
+        }
+    }
+    Record::default()
+}
+
+fn read_whole_record(lock: &mut File) -> Option<Record> {
     let mut text = String::new();
-    if lock.seek(SeekFrom::Start(0)).is_err() {
-        return Record::default();
-    }
-    match lock.take(MAX_NOTE_BYTES).read_to_string(&mut text) {
-        Ok(_) => serde_json::from_str(&text).unwrap_or_default(),
-        Err(_) => Record::default(),
-    }
+    lock.seek(SeekFrom::Start(0)).ok()?;
+    lock.take(MAX_NOTE_BYTES).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 /// Takes an exclusive lock; `false` when another process keeps it. A prober's

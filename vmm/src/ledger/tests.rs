@@ -240,6 +240,32 @@ fn memory_that_is_promised_elsewhere_is_not_promised_again() {
 }
 
 #[test]
+fn a_record_that_is_being_replaced_is_read_whole() {
+    let scratch = Scratch::new("ledger");
+    let path = scratch.path().join("r");
+    let (mut reservation, _) = reserve(&path, &config("a1", "1")).unwrap();
+    let run = RunDir::create(&path).unwrap();
+    let dir = run.enclave("a1", false).unwrap().unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Longer and shorter in turn.
+            for bytes in [7, 1 << 40].into_iter().cycle() {
+                reservation.hold(bytes, true);
+                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let seen: Vec<_> = (0..2_000).map(|_| dir.occupancy().unwrap()).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let is_whole = |now: &Occupancy| matches!(now, Occupancy::Live(r) if r.cores == [3]);
+        let broken = seen.iter().find(|now| !is_whole(now));
+        assert_eq!(broken, None);
+    });
+}
+
+#[test]
 fn missing_huge_pages_are_told_with_figures() {
     let mut huge = config("a1", "1");
     huge.backing = Backing::Huge2m;
