@@ -31,7 +31,9 @@ impl Server {
     ) {
         let mut unreachable = self.turn(served, decide);
         while let Some(peer) = unreachable.pop() {
-            unreachable.extend(self.turn(None, |broker, env| broker.disconnected(peer, env)));
+            // The request is in its socket still.
+            let decide = |broker: &mut Broker, env: Env<'_>| broker.disconnected(peer, env);
+            unreachable.extend(self.turn(served, decide));
             self.close(peer);
         }
     }
@@ -159,7 +161,10 @@ impl Server {
 
     fn record(&mut self, served: Option<(PeerId, u32)>, outbox: &[Effect]) -> bool {
         let changes = self.broker.changes();
-        if changes.is_empty() || !self.objects.custody.is_wanted() {
+        // Also what changed nothing is served once: a second time it may well
+        // change something, and its reply be ignored for the first one.
+        let is_nothing = changes.is_empty() && served.is_none();
+        if is_nothing || !self.objects.custody.is_wanted() {
             return false;
         }
         let record = Record {

@@ -316,14 +316,21 @@ impl Server {
     /// Serves one request, which stays in the socket until what follows from
     /// it is recorded and said: should we die before, our successor finds it.
     fn receive(&mut self, peer: PeerId) {
+        self.answer(peer);
+        if let Some(connected) = self.connections.get(&peer) {
+            // What can be peeked at can be taken; if not, it shows next time.
+            let _ = discard(&connected.socket);
+        }
+    }
+
+    /// Does what the request in a socket asks for, if there is one, and leaves it
+    /// there.
+    fn answer(&mut self, peer: PeerId) {
         let Some(connected) = self.connections.get(&peer) else {
             return;
         };
         match peek(&connected.socket) {
-            Ok(packet) if packet.bytes.is_empty() && packet.fds.is_empty() => {
-                self.hang_up(peer);
-                return;
-            }
+            Ok(packet) if packet.bytes.is_empty() && packet.fds.is_empty() => self.hang_up(peer),
             Ok(packet) => match request(&packet) {
                 Ok((seq, request)) => {
                     let served = Some((peer, seq));
@@ -338,15 +345,8 @@ impl Server {
                     });
                 }
             },
-            Err(Errno::AGAIN) => return,
-            Err(_) => {
-                self.hang_up(peer);
-                return;
-            }
-        }
-        if let Some(connected) = self.connections.get(&peer) {
-            // What can be peeked at can be taken; if not, it shows next time.
-            let _ = discard(&connected.socket);
+            Err(Errno::AGAIN) => {}
+            Err(_) => self.hang_up(peer),
         }
     }
 

@@ -275,3 +275,88 @@ fn effect_of(redo: Redo) -> Option<Effect> {
         Redo::Disconnect(peer) => Effect::Disconnect(peer),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Retention;
+    use crate::wire::socket::{receive, send};
+    use crate::wire::{Request, Role, seq_of};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::time::Duration;
+
+    /// A broker for a keeper that has `kept`, and the keeper's end.
+    fn broker(kept: &Left) -> (Server, Channel) {
+        let (theirs, ours) = Channel::pair().expect("a channel");
+        for (key, fd) in kept {
+            theirs.put(*key, fd).expect("taken");
+        }
+        theirs.tell(&Message::End).expect("heard");
+        let options = Options {
+            linger: Duration::from_secs(60),
+            rings_per_second: 1,
+            retention: Retention {
+                for_ms: 0,
+                bytes_per_user: 0,
+            },
+            owner_uid: None,
+        };
+        let command = Command {
+            socket: "/nowhere".into(),
+            options,
+            deaths_per_minute: 1,
+            user: None,
+        };
+        let server = Server::for_keeper(ours, options, command).expect("a broker");
+        (server, theirs)
+    }
+
+    /// What the keeper has after the death of `server`.
+    fn kept_of(mut kept: Left, server: Server, channel: &Channel) -> Left {
+        drop(server);
+        while let Ok(Some(message)) = channel.hear() {
+            match message {
+                Message::Put(key, fd) => drop(kept.insert(key, fd)),
+                Message::Drop(key) => drop(kept.remove(&key)),
+                _ => {}
+            }
+        }
+        kept
+    }
+
+    fn sockets() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let kind = SocketType::SEQPACKET;
+        socketpair(AddressFamily::UNIX, kind, flags, None).expect("two ends")
+    }
+
+    #[test]
+    fn a_request_that_changed_nothing_is_served_once_too() {
+        let (listener, _) = sockets();
+        let lock = rustix::io::dup(&listener).expect("a descriptor");
+        let kept = Left::from([(Key::Listener, listener), (Key::Lock, lock)]);
+        let (mut first, channel) = broker(&kept);
+        let (client, socket) = sockets();
+        let peer = PeerId(1);
+        first.objects.custody.put(Key::Connection(peer), &socket);
+        first.welcome(peer, socket, None);
+        let hello = Request::Hello {
+            role: Role::Consumer,
+            abi_version: enclave_abi::ABI_VERSION,
+        };
+        send(&client, &hello.encode(1), &[]).expect("sent");
+        first.receive(peer);
+        // It dies when it has answered this and not taken it out of the socket.
+        send(&client, &Request::Status.encode(2), &[]).expect("sent");
+        first.answer(peer);
+        let kept = kept_of(kept, first, &channel);
+        let (second, _channel) = broker(&kept);
+        let socket = &second.connections.get(&peer).expect("goes on").socket;
+        assert_eq!(peek(socket).map(|_| ()), Err(Errno::AGAIN));
+        let mut seqs = Vec::new();
+        while let Ok(reply) = receive(&client) {
+            seqs.push(seq_of(&reply.bytes));
+        }
+        assert_eq!(seqs, [1, 2]);
+    }
+}
