@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use enclave_abi::addr::{LARGE_PAGE_SIZE, is_aligned};
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, is_aligned};
 use enclave_abi::arena::NAME_BYTES;
 use enclave_abi::boot::MAX_CORES;
 use enclave_abi::layout;
@@ -112,6 +112,9 @@ pub enum ConfigError {
     /// A memory size out of range or not in 2 MiB steps.
     #[error("{0} bytes of memory: wanted a multiple of 2 MiB from 32 MiB to 63 GiB")]
     Memory(u64),
+    /// Not in whole pages of 1 GiB.
+    #[error("{0} bytes of memory: pages of 1 GiB make a multiple of that, as 1G or 2G")]
+    Gibibytes(u64),
     /// A core list that cannot be read.
     #[error("cores \"{0}\" is neither a count nor a list such as 2,4-5 (one core by number: 2-2)")]
     Cores(String),
@@ -152,6 +155,7 @@ impl ConfigError {
     pub fn into_failure(self, what: impl Into<String>) -> Failure {
         let hint = match self {
             Self::TooManyCores(_) => "--cores 32",
+            Self::Gibibytes(_) => "--backing huge",
             _ => "enclavectl create --help",
         };
         Failure::new(Class::Usage, what, self).with_hint(hint)
@@ -166,6 +170,9 @@ impl EnclaveConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_name(&self.name)?;
         check_memory(self.mem_bytes)?;
+        if self.backing == Backing::Huge1g && !is_aligned(self.mem_bytes, GIB) {
+            return Err(ConfigError::Gibibytes(self.mem_bytes));
+        }
         if let Some(node) = self.node.filter(|node| *node > MAX_NODE) {
             return Err(ConfigError::Node(node.to_string()));
         }
@@ -542,6 +549,24 @@ mod tests {
         ] {
             assert_eq!(with(bytes), Err(ConfigError::Memory(bytes)));
         }
+    }
+
+    #[test]
+    fn pages_of_1_gib_are_whole() {
+        let with = |mem_bytes, backing| {
+            let changed = EnclaveConfig {
+                mem_bytes,
+                backing,
+                ..config()
+            };
+            changed.check()
+        };
+        for bytes in [512 << 20, (1 << 30) + (2 << 20)] {
+            let refused = Err(ConfigError::Gibibytes(bytes));
+            assert_eq!(with(bytes, Backing::Huge1g), refused);
+            assert_eq!(with(bytes, Backing::Huge2m), Ok(()));
+        }
+        assert_eq!(with(5 << 30, Backing::Huge1g), Ok(()));
     }
 
     #[test]

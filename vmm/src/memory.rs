@@ -14,7 +14,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use enclave_abi::addr::LARGE_PAGE_SIZE;
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE, PAGE_SIZE, is_aligned};
 use enclave_abi::layout::{HIGH_RAM, LOW_RAM_END};
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionError;
@@ -34,7 +34,7 @@ pub type Ram = GuestMemoryMmap<()>;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The size cannot be.
-    #[error("{0} bytes of RAM: must be a multiple of 2 MiB and at least 32 MiB")]
+    #[error("{0} bytes of RAM: wanted whole pages of 2 MiB (or 1 GiB), and 32 MiB at least")]
     Size(u64),
     /// A system call failed.
     #[error("{operation} for {bytes} bytes of RAM")]
@@ -85,6 +85,33 @@ pub struct PrivateRam {
     pub page_bytes: u64,
     /// What the user should know, such as the cost of small pages.
     pub warnings: Vec<String>,
+}
+
+/// The size of host pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    Small,
+    Huge2m,
+    Huge1g,
+}
+
+impl Pages {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Small => PAGE_SIZE,
+            Self::Huge2m => LARGE_PAGE_SIZE,
+            Self::Huge1g => GIB,
+        }
+    }
+
+    /// For memfd_create(2).
+    fn flags(self) -> MemfdFlags {
+        match self {
+            Self::Small => MemfdFlags::empty(),
+            Self::Huge2m => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+            Self::Huge1g => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
+        }
+    }
 }
 
 /// What can be had now.
@@ -202,25 +229,31 @@ impl Wanted {
     fn backed(self, backing: Backing) -> Result<PrivateRam, MemoryError> {
         let bytes = self.bytes();
         match backing {
-            Backing::Huge2m => self.with_pages(true),
-            Backing::Small => self.with_pages(false),
+            Backing::Huge1g => self.with_pages(Pages::Huge1g),
+            Backing::Huge2m => self.with_pages(Pages::Huge2m),
+            Backing::Small => self.with_pages(Pages::Small),
             Backing::Auto => {
                 let free = Supply::read(self.node).huge_pages;
                 let enough = free >= bytes / LARGE_PAGE_SIZE;
                 // Free pages may be promised to somebody else already: only the
                 // attempt tells.
-                if enough && let Ok(this) = self.with_pages(true) {
+                if enough && let Ok(this) = self.with_pages(Pages::Huge2m) {
                     return Ok(this);
                 }
-                let mut this = self.with_pages(false)?;
+                let mut this = self.with_pages(Pages::Small)?;
                 this.warnings.push(small_page_warning(bytes, free));
                 Ok(this)
             }
         }
     }
 
-    fn with_pages(&self, huge: bool) -> Result<PrivateRam, MemoryError> {
-        let file = memfd(self.bytes(), huge)?;
+    fn with_pages(&self, pages: Pages) -> Result<PrivateRam, MemoryError> {
+        let is_whole = |place: u64| is_aligned(place, pages.bytes());
+        let mut extents = self.extents.iter();
+        if !extents.all(|&(start, bytes)| is_whole(start) && is_whole(bytes)) {
+            return Err(MemoryError::Size(self.bytes()));
+        }
+        let file = memfd(self.bytes(), pages)?;
         let extents = self.extents.clone();
         let mut regions = Vec::new();
         let mut warnings = Vec::new();
@@ -236,12 +269,12 @@ impl Wanted {
         let this = PrivateRam {
             ram,
             extents,
-            page_bytes: if huge { LARGE_PAGE_SIZE } else { 4096 },
+            page_bytes: pages.bytes(),
             warnings,
         };
         // The reservation of huge pages counts the host's, not the node's: only
         // touching them makes sure of these.
-        let must_touch = huge && matches!(self.node, MemoryNode::Bind(_));
+        let must_touch = pages != Pages::Small && matches!(self.node, MemoryNode::Bind(_));
         if self.prefault || must_touch {
             this.prefault(self.node)?;
         }
@@ -370,7 +403,7 @@ fn small_page_warning(mem_bytes: u64, free: u64) -> String {
     )
 }
 
-fn memfd(bytes: u64, huge: bool) -> Result<File, MemoryError> {
+fn memfd(bytes: u64, pages: Pages) -> Result<File, MemoryError> {
     let system = |operation| {
         move |errno: rustix::io::Errno| MemoryError::System {
             operation,
@@ -378,10 +411,7 @@ fn memfd(bytes: u64, huge: bool) -> Result<File, MemoryError> {
             source: errno.into(),
         }
     };
-    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    if huge {
-        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | pages.flags();
     let fd: OwnedFd =
         rustix::fs::memfd_create("xasm-ram", flags).map_err(system("memfd_create"))?;
     rustix::fs::ftruncate(&fd, bytes).map_err(system("ftruncate"))?;
@@ -425,11 +455,15 @@ mod tests {
 
     #[test]
     fn odd_and_tiny_sizes_are_refused() {
+        let refused = |bytes, backing| {
+            let made = PrivateRam::new(bytes, backing, false);
+            matches!(made, Err(MemoryError::Size(_)))
+        };
         for bytes in [0, 2 << 20, (64 << 20) + 4096, u64::MAX] {
-            assert!(matches!(
-                PrivateRam::new(bytes, Backing::Small, false),
-                Err(MemoryError::Size(_))
-            ));
+            assert!(refused(bytes, Backing::Small), "{bytes}");
+        }
+        for bytes in [512 << 20, (1 << 30) + LARGE_PAGE_SIZE] {
+            assert!(refused(bytes, Backing::Huge1g), "{bytes}");
         }
     }
 }

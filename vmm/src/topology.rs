@@ -12,6 +12,8 @@ use crate::config::parse_cpu_list;
 
 /// Folder of the 2 MiB pages, of the host and of each node.
 const HUGE: &str = "hugepages-2048kB";
+/// Folder of the 1 GiB pages.
+const GIANT: &str = "hugepages-1048576kB";
 
 /// One NUMA node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub struct Node {
     /// 2 MiB huge pages not in use here. Reservations have no node: some of
     /// these may be promised.
     pub huge_free: u64,
+    /// 1 GiB huge pages set aside here.
+    pub giant_total: u64,
+    /// 1 GiB huge pages not in use here, of which some may be promised.
+    pub giant_free: u64,
     /// May this process take memory here (its cpuset)?
     pub is_allowed: bool,
 }
@@ -51,6 +57,10 @@ pub struct Topology {
     pub huge_total: u64,
     /// 2 MiB huge pages nobody has reserved.
     pub huge_free: u64,
+    /// 1 GiB huge pages set aside.
+    pub giant_total: u64,
+    /// 1 GiB huge pages nobody has reserved.
+    pub giant_free: u64,
     /// NUMA nodes by number.
     pub nodes: BTreeMap<usize, Node>,
     /// Does the kernel know of nodes (and of memory policies)?
@@ -101,9 +111,9 @@ impl Topology {
         let field = |name: &str| {
             meminfo_bytes(&meminfo, name).ok_or_else(|| content(&meminfo_path, &meminfo))
         };
-        let huge = root.join("sys/kernel/mm/hugepages").join(HUGE);
-        let free = read_number(&huge.join("free_hugepages"));
-        let reserved = read_number(&huge.join("resv_hugepages"));
+        let pools = root.join("sys/kernel/mm/hugepages");
+        let (huge_total, huge_free) = read_pool(&pools.join(HUGE));
+        let (giant_total, giant_free) = read_pool(&pools.join(GIANT));
         let mut this = Self {
             present,
             online,
@@ -112,8 +122,10 @@ impl Topology {
             slow: read_cpus(&root.join("sys/devices/cpu_atom/cpus")).unwrap_or_default(),
             mem_total_bytes: field("MemTotal")?,
             mem_available_bytes: field("MemAvailable")?,
-            huge_total: read_number(&huge.join("nr_hugepages")),
-            huge_free: free.saturating_sub(reserved),
+            huge_total,
+            huge_free,
+            giant_total,
+            giant_free,
             nodes: BTreeMap::new(),
             has_numa: false,
         };
@@ -141,6 +153,8 @@ impl Topology {
                     mem_available_bytes: self.mem_available_bytes,
                     huge_total: self.huge_total,
                     huge_free: self.huge_free,
+                    giant_total: self.giant_total,
+                    giant_free: self.giant_free,
                     is_allowed: true,
                 },
             )),
@@ -149,6 +163,7 @@ impl Topology {
                 for node in self.nodes.values_mut() {
                     node.mem_available_bytes = self.mem_available_bytes;
                     node.huge_free = self.huge_free;
+                    node.giant_free = self.giant_free;
                 }
             }
             _ => {}
@@ -237,13 +252,18 @@ fn read_node(folder: &Path, online: &BTreeSet<usize>) -> Result<Node, TopologyEr
     };
     let cache = field("Active(file)")?.saturating_add(field("Inactive(file)")?);
     let cores = read_cpus(&folder.join("cpulist"))?;
-    let huge = folder.join("hugepages").join(HUGE);
+    // Nodes have no file of what is reserved.
+    let pools = folder.join("hugepages");
+    let (huge_total, huge_free) = read_pool(&pools.join(HUGE));
+    let (giant_total, giant_free) = read_pool(&pools.join(GIANT));
     Ok(Node {
         cores: cores.intersection(online).copied().collect(),
         mem_total_bytes: field("MemTotal")?,
         mem_available_bytes: field("MemFree")?.saturating_add(cache / 2),
-        huge_total: read_number(&huge.join("nr_hugepages")),
-        huge_free: read_number(&huge.join("free_hugepages")),
+        huge_total,
+        huge_free,
+        giant_total,
+        giant_free,
         is_allowed: true,
     })
 }
@@ -265,6 +285,13 @@ fn content(path: &Path, text: &str) -> TopologyError {
 fn read_cpus(path: &Path) -> Result<BTreeSet<usize>, TopologyError> {
     let text = read(path)?;
     parse_cpu_list(&text).ok_or_else(|| content(path, &text))
+}
+
+/// Pages of a pool of huge pages: set aside, and promised to nobody.
+fn read_pool(folder: &Path) -> (u64, u64) {
+    let number = |name: &str| read_number(&folder.join(name));
+    let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
+    (number("nr_hugepages"), free)
 }
 
 fn read_number(path: &Path) -> u64 {
@@ -300,6 +327,7 @@ impl Topology {
                 huge_total: 16,
                 huge_free: 16,
                 is_allowed: true,
+                ..Node::default()
             };
             this.mem_total_bytes += node.mem_total_bytes;
             this.mem_available_bytes += node.mem_available_bytes;
@@ -351,6 +379,14 @@ mod tests {
                 "sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages",
                 "3\n",
             ),
+            (
+                "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
+                "3\n",
+            ),
+            (
+                "sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages",
+                "2\n",
+            ),
             ("proc/meminfo", MEMINFO),
         ]);
         let topology = Topology::read(scratch.path()).unwrap();
@@ -360,6 +396,7 @@ mod tests {
         assert_eq!(topology.mem_total_bytes, 100 * 1024);
         assert_eq!(topology.mem_available_bytes, 60 * 1024);
         assert_eq!((topology.huge_total, topology.huge_free), (9, 5));
+        assert_eq!((topology.giant_total, topology.giant_free), (3, 2));
     }
 
     /// Two fast cores of two threads and two slow ones, as hybrid processors are

@@ -64,8 +64,8 @@ pub(crate) struct Create {
     /// Leave processor features off, to find out what one of them does.
     #[arg(long, value_name = "FEATURE,…", value_delimiter = ',', value_parser = parse_without)]
     without: Vec<Features>,
-    /// Pages behind the memory: 2 MiB (huge), 4 KiB (small), or what there is
-    /// (auto, the default).
+    /// Pages behind the memory: 2 MiB (huge), 1 GiB (huge1g), 4 KiB (small), or
+    /// 2 MiB while there are some (auto, the default).
     #[arg(long, value_enum, env = "ENCLAVE_BACKING")]
     backing: Option<BackingChoice>,
     /// Do not touch all memory at create.
@@ -99,6 +99,7 @@ enum RingChoice {
 enum BackingChoice {
     Auto,
     Huge,
+    Huge1g,
     Small,
 }
 
@@ -252,6 +253,7 @@ impl From<BackingChoice> for Backing {
         match choice {
             BackingChoice::Auto => Self::Auto,
             BackingChoice::Huge => Self::Huge2m,
+            BackingChoice::Huge1g => Self::Huge1g,
             BackingChoice::Small => Self::Small,
         }
     }
@@ -282,6 +284,10 @@ fn lacking(
     backing: Backing,
     wanted: u64,
 ) -> Option<(u64, bool)> {
+    // The broker keeps nothing on pages of 1 GiB.
+    if backing == Backing::Huge1g {
+        return None;
+    }
     let node = node.and_then(|node| host.nodes.get(&node));
     let huge = backing != Backing::Small && host.huge_total > 0;
     let (free, total) = match (huge, node) {

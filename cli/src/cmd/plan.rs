@@ -82,6 +82,7 @@ fn memory(config: &EnclaveConfig, host: &Topology, from: MemoryNode) -> String {
     };
     let pages = match config.backing {
         Backing::Huge2m => "2 MiB pages",
+        Backing::Huge1g => "1 GiB pages",
         Backing::Small => "4 KiB pages",
         Backing::Auto if config.mem_bytes >> 21 <= huge_free(host, config.node) => "2 MiB pages",
         Backing::Auto => "4 KiB pages, for want of huge ones",

@@ -68,7 +68,8 @@ cores = 1
 # Private memory, in steps of 2 MiB: a number and K, M, G or T (binary).
 mem = \"{}\"
 
-# Pages behind it: \"huge\" (2 MiB), \"small\" (4 KiB), or \"auto\", what there is.
+# Pages behind it: \"huge\" (2 MiB), \"huge1g\" (1 GiB), \"small\" (4 KiB), or
+# \"auto\", 2 MiB while there are some.
 backing = \"{}\"
 
 # Touch all memory at create, so that none can lack later [true].
@@ -125,6 +126,7 @@ mod tests {
             huge_total: 512,
             huge_free,
             is_allowed: true,
+            ..Node::default()
         };
         Topology {
             mem_available_bytes: available,

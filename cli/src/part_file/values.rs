@@ -163,6 +163,7 @@ pub(super) fn backing(value: &DeValue<'_>) -> Result<Backing, Wrong> {
     let words = [
         ("auto", Backing::Auto),
         ("huge", Backing::Huge2m),
+        ("huge1g", Backing::Huge1g),
         ("small", Backing::Small),
     ];
     word(value, &words)

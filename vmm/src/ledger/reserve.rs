@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::time::{Duration, Instant};
 
+use enclave_abi::addr::{GIB, LARGE_PAGE_SIZE};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -27,8 +28,6 @@ const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 const ADMISSION_PAUSE: Duration = Duration::from_millis(5);
 /// Tries to make a directory that its last owner is just removing.
 const DIRECTORY_TRIES: u32 = 20;
-/// Bytes of a huge page.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// What was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,12 +146,13 @@ impl Reservation {
         })?;
         let wanted = EnclaveConfig {
             mem_bytes: bytes,
+            backing: config.backing.of_blocks(),
             ..config.clone()
         };
         // Its own promise counts, too.
         let all = live(&self.run)?;
         check_memory(&wanted, topology, &all).map_err(|failure| {
-            let is_about_pages = config.backing == Backing::Huge2m;
+            let is_about_pages = wanted.backing == Backing::Huge2m;
             let hint = if is_about_pages {
                 failure.hint
             } else {
@@ -448,36 +448,90 @@ struct Supply {
     /// " on node 1", or nothing for the whole host.
     place: String,
     available_bytes: u64,
-    huge_free: u64,
-    huge_total: u64,
-    /// The file that sets the number of huge pages.
-    huge_file: String,
+    /// Pages of 2 MiB.
+    huge: Pool,
+    /// Pages of 1 GiB.
+    giant: Pool,
+}
+
+/// A pool of huge pages.
+struct Pool {
+    free: u64,
+    total: u64,
+    page_bytes: u64,
+    /// The file that sets the number of its pages.
+    file: String,
+}
+
+impl Pool {
+    /// `pages` are those free and all, below `folder`.
+    fn new((free, total): (u64, u64), page_bytes: u64, folder: &str) -> Self {
+        let kib = page_bytes >> 10;
+        Self {
+            free,
+            total,
+            page_bytes,
+            file: format!("{folder}/hugepages/hugepages-{kib}kB/nr_hugepages"),
+        }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.free.saturating_mul(self.page_bytes)
+    }
+
+    /// Why an enclave cannot have all its memory from here, and what to do.
+    fn lacks(&self, config: &EnclaveConfig, place: &str) -> Option<(String, String)> {
+        if config.mem_bytes <= self.free_bytes() {
+            return None;
+        }
+        let pages = config.mem_bytes / self.page_bytes;
+        let size = match self.page_bytes {
+            GIB => "1 GiB",
+            _ => "2 MiB",
+        };
+        let Self { free, total, .. } = self;
+        let why = format!("{pages} huge pages of {size} wanted{place}, {free} of {total} are free");
+        let more = total.saturating_sub(*free).saturating_add(pages);
+        Some((why, format!("echo {more} > {}", self.file)))
+    }
 }
 
 /// The supply of the host, or of the node asked for ([`choose`] has seen that
 /// it exists).
 fn supply(config: &EnclaveConfig, topology: &Topology) -> Supply {
-    let file = |folder: &str| format!("{folder}/hugepages/hugepages-2048kB/nr_hugepages");
-    let of_host = Supply {
-        place: String::new(),
-        available_bytes: topology.mem_available_bytes,
-        huge_free: topology.huge_free,
-        huge_total: topology.huge_total,
-        huge_file: file("/sys/kernel/mm"),
+    let pools = |huge: (u64, u64), giant: (u64, u64), folder: &str| {
+        let huge = Pool::new(huge, LARGE_PAGE_SIZE, folder);
+        (huge, Pool::new(giant, GIB, folder))
+    };
+    let of_host = || {
+        let huge = (topology.huge_free, topology.huge_total);
+        let giant = (topology.giant_free, topology.giant_total);
+        let (huge, giant) = pools(huge, giant, "/sys/kernel/mm");
+        Supply {
+            place: String::new(),
+            available_bytes: topology.mem_available_bytes,
+            huge,
+            giant,
+        }
     };
     match config
         .node
         .map(|number| (number, topology.nodes.get(&number)))
     {
-        Some((number, Some(node))) if topology.has_numa => Supply {
-            place: format!(" on node {number}"),
-            available_bytes: node.mem_available_bytes,
+        Some((number, Some(node))) if topology.has_numa => {
             // What the host has promised to others may be of any node.
-            huge_free: node.huge_free.min(topology.huge_free),
-            huge_total: node.huge_total,
-            huge_file: file(&format!("/sys/devices/system/node/node{number}")),
-        },
-        _ => of_host,
+            let huge = (node.huge_free.min(topology.huge_free), node.huge_total);
+            let giant = (node.giant_free.min(topology.giant_free), node.giant_total);
+            let folder = format!("/sys/devices/system/node/node{number}");
+            let (huge, giant) = pools(huge, giant, &folder);
+            Supply {
+                place: format!(" on node {number}"),
+                available_bytes: node.mem_available_bytes,
+                huge,
+                giant,
+            }
+        }
+        _ => of_host(),
     }
 }
 
@@ -490,18 +544,17 @@ fn check_memory(
     let what = || format!("create enclave {}", config.name);
     let supply = supply(config, topology);
     let place = &supply.place;
-    let huge_bytes = supply.huge_free.saturating_mul(HUGE_PAGE_BYTES);
-    if config.backing == Backing::Huge2m && config.mem_bytes > huge_bytes {
-        let pages = config.mem_bytes / HUGE_PAGE_BYTES;
-        let why = format!(
-            "{pages} huge pages of 2 MiB wanted{place}, {} of {} are free",
-            supply.huge_free, supply.huge_total
-        );
-        let more = supply.huge_total - supply.huge_free.min(supply.huge_total) + pages;
-        return Err(Failure::new(Class::Resources, what(), why)
-            .with_hint(format!("echo {more} > {}", supply.huge_file)));
+    let pool = match config.backing {
+        Backing::Huge2m => Some(&supply.huge),
+        Backing::Huge1g => Some(&supply.giant),
+        Backing::Auto | Backing::Small => None,
+    };
+    if let Some(pool) = pool {
+        return pool.lacks(config, place).map_or(Ok(()), |(why, hint)| {
+            Err(Failure::new(Class::Resources, what(), why).with_hint(hint))
+        });
     }
-    if config.backing != Backing::Small && config.mem_bytes <= huge_bytes {
+    if config.backing == Backing::Auto && config.mem_bytes <= supply.huge.free_bytes() {
         return Ok(());
     }
     // An enclave without a node may get its memory from this one.

@@ -327,6 +327,29 @@ fn huge_pages_are_counted_on_the_node_asked_for() {
 }
 
 #[test]
+fn pages_of_1_gib_are_counted_apart() {
+    let mut host = two_nodes();
+    let wanted = |node| on_node(node, 2 << 30, Backing::Huge1g);
+    let node = host.nodes.get_mut(&1).unwrap();
+    (node.giant_total, node.giant_free) = (3, 2);
+    (host.giant_total, host.giant_free) = (3, 2);
+    assert!(check_memory(&wanted(1), &host, &[]).is_ok());
+    let failure = check_memory(&wanted(0), &host, &[]).unwrap_err();
+    assert_eq!(failure.class, Class::Resources);
+    assert_eq!(
+        failure.why,
+        "2 huge pages of 1 GiB wanted on node 0, 0 of 0 are free"
+    );
+    assert_eq!(
+        failure.hint,
+        "echo 2 > /sys/devices/system/node/node0/hugepages/hugepages-1048576kB/nr_hugepages"
+    );
+    // One of them is promised to somebody.
+    host.giant_free = 1;
+    assert!(check_memory(&wanted(1), &host, &[]).is_err());
+}
+
+#[test]
 fn memory_is_counted_on_the_node_asked_for() {
     let host = two_nodes();
     let small = |bytes| on_node(1, bytes, Backing::Small);

@@ -195,7 +195,7 @@ impl Blocks {
         let end = ends.map(|(start, len)| start.saturating_add(len)).max();
         let start = end.unwrap_or(0).max(HIGH_RAM);
         Self {
-            backing: config.backing,
+            backing: config.backing.of_blocks(),
             prefault: config.prefault,
             node: config.memory_node,
             start: start

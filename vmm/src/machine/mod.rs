@@ -101,8 +101,22 @@ pub enum Backing {
     Auto,
     /// hugetlb 2 MiB or fail.
     Huge2m,
+    /// Private RAM on hugetlb 1 GiB or fail; all else as [`Backing::Auto`], which
+    /// comes in smaller pieces.
+    Huge1g,
     /// 4 KiB pages.
     Small,
+}
+
+impl Backing {
+    /// Of memory that is added to a running enclave, in blocks of any size.
+    #[must_use]
+    pub fn of_blocks(self) -> Self {
+        match self {
+            Self::Huge1g => Self::Auto,
+            Self::Auto | Self::Huge2m | Self::Small => self,
+        }
+    }
 }
 
 /// Privilege mode asked for.

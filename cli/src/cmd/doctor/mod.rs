@@ -296,8 +296,12 @@ fn memory(topology: &Topology) -> Check {
 }
 
 fn huge_pages(topology: &Topology) -> Check {
+    let giant = match topology.giant_total {
+        0 => String::new(),
+        total => format!(", {} of {total} of 1 GiB", topology.giant_free),
+    };
     let text = format!(
-        "{} of {} huge pages of 2 MiB free",
+        "{} of {} huge pages of 2 MiB free{giant}",
         topology.huge_free, topology.huge_total
     );
     if topology.huge_free == 0 {
