@@ -180,7 +180,8 @@ fn of_two_who_want_the_last_core_one_gets_it() {
 /// The VMM that makes `name`, as soon as its lock file says who it is.
 fn vmm(host: &Host, name: &str) -> Option<Pid> {
     let lock = host.run_dir.join("enclaves").join(name).join("lock");
-    let record: Value = serde_json::from_str(&fs::read_to_string(lock).ok()?).ok()?;
+    let text = fs::read_to_string(lock).ok()?;
+    let record: Value = serde_json::from_str(text.lines().next()?).ok()?;
     Pid::from_raw(i32::try_from(record["pid"].as_i64()?).ok()?)
 }
 

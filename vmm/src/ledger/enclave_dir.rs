@@ -212,7 +212,7 @@ impl EnclaveDir {
             return Ok(None);
         }
         // From now on the holder can be told, and what a dead one had is free.
-        write_record(&mut lock, &Record::of_this_process()).map_err(|e| Failure::io(what(), e))?;
+        write_record(&lock, &Record::of_this_process()).map_err(|e| Failure::io(what(), e))?;
         self.remove_files()?;
         Ok(Some(lock))
     }
@@ -319,18 +319,19 @@ impl EnclaveDir {
     }
 }
 
-/// Replaces the record in a lock file this process holds.
-pub(super) fn write_record(lock: &mut File, record: &Record) -> std::io::Result<()> {
-    let mut text = serde_json::to_string(record)?;
-    text.push('\n');
-    lock.set_len(0)?;
+/// Replaces the record in a lock file this process holds. It is there twice, over what
+/// was there: who reads meanwhile finds two that differ.
+pub(super) fn write_record(mut lock: &File, record: &Record) -> std::io::Result<()> {
+    let line = serde_json::to_string(record)?;
+    let text = format!("{line}\n{line}\n");
     lock.seek(SeekFrom::Start(0))?;
-    lock.write_all(text.as_bytes())
+    lock.write_all(text.as_bytes())?;
+    // The rest of a longer one.
+    lock.set_len(text.len() as u64)
 }
 
 /// The record in a lock file that somebody holds. While it is being written, which
-/// takes microseconds, there is less than one: then it looks again. An empty one if
-/// there is none.
+/// takes microseconds, it looks again. An empty one if there is none.
 fn read_record(lock: &mut File) -> Record {
     for attempt in 0..LOCK_TRIES {
         if let Some(record) = read_whole_record(lock) {
@@ -347,7 +348,9 @@ fn read_whole_record(lock: &mut File) -> Option<Record> {
     let mut text = String::new();
     lock.seek(SeekFrom::Start(0)).ok()?;
     lock.take(MAX_NOTE_BYTES).read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
+    let mut lines = text.lines();
+    let (line, again) = (lines.next()?, lines.next()?);
+    serde_json::from_str(line).ok().filter(|_| line == again)
 }
 
 /// Takes an exclusive lock; `false` when another process keeps it. A prober's

@@ -115,7 +115,7 @@ impl Reservation {
             node: config.node,
             ..Record::of_this_process()
         };
-        write_record(&mut self.lock, &self.record)
+        write_record(&self.lock, &self.record)
             .map_err(|e| Failure::io(format!("record enclave {}", config.name), e))?;
         Ok(grant)
     }
@@ -125,7 +125,7 @@ impl Reservation {
     pub fn settle(&mut self) {
         self.record.settled = true;
         // Unsettled only makes later admissions more careful: no error to tell.
-        drop(write_record(&mut self.lock, &self.record));
+        drop(write_record(&self.lock, &self.record));
     }
 
     /// Admits `bytes` more memory of the kind `config` asks for. The record says
@@ -174,7 +174,7 @@ impl Reservation {
         self.record.settled = is_settled;
         // A record that says too much makes others more careful, and one that says
         // too little is made up for by the host's figures.
-        drop(write_record(&mut self.lock, &self.record));
+        drop(write_record(&self.lock, &self.record));
     }
 
     /// Decides over more cores for the enclave and takes them. The record says that
@@ -243,7 +243,7 @@ impl Reservation {
         }
         (self.record.cores, self.record.idle) = (cores, idle);
         // One that says too much keeps others off; the locks have the last word.
-        drop(write_record(&mut self.lock, &self.record));
+        drop(write_record(&self.lock, &self.record));
         let taken: BTreeSet<usize> = self.record.taken().collect();
         self.core_locks.retain(|core, _| taken.contains(core));
     }
