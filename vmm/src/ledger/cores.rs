@@ -37,6 +37,9 @@ pub struct CoreQuery<'a> {
     pub shares: bool,
     /// The node they have to be of, if one is asked for.
     pub node: Option<usize>,
+    /// Cores that the enclave has already: more of a count come from their nodes
+    /// while that is no worse.
+    pub beside: &'a BTreeSet<usize>,
     /// What the host has.
     pub topology: &'a Topology,
     /// Cores this process may run on.
@@ -243,7 +246,8 @@ impl CoreQuery<'_> {
     }
 
     /// One thread each of the best physical cores: free ones first, then the
-    /// least shared; of a hybrid host the fast ones; the highest numbers.
+    /// least shared; of a hybrid host the fast ones; near those that the enclave
+    /// has; the highest numbers.
     fn pick(&self, count: usize) -> Result<Vec<usize>, Failure> {
         let usable: Vec<usize> = self
             .usable()
@@ -255,7 +259,10 @@ impl CoreQuery<'_> {
             self.unit(core).into_iter().all(is_fit)
         });
         // Stable: among equals the higher number stays first.
-        order.sort_by_key(|&core| (self.load(core), self.topology.slow.contains(&core)));
+        let nodes = self.nodes_beside();
+        let is_far = |core| !nodes.contains(&self.topology.node_of(core));
+        let is_slow = |core| self.topology.slow.contains(&core);
+        order.sort_by_key(|&core| (self.load(core), is_slow(core), is_far(core)));
         if order.len() < count {
             return Err(self.too_few(count, order.len(), usable.len()));
         }
@@ -331,6 +338,12 @@ impl CoreQuery<'_> {
             })
             .find(|cores| cores.len() == count && shared(cores) == shared(&anywhere))
             .unwrap_or(anywhere)
+    }
+
+    /// The nodes of the cores that the enclave has.
+    fn nodes_beside(&self) -> BTreeSet<Option<usize>> {
+        let cores = self.beside.iter();
+        cores.map(|&core| self.topology.node_of(core)).collect()
     }
 
     fn warnings(&self, cores: &[usize], taken: &[usize]) -> Vec<String> {

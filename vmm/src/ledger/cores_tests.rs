@@ -37,6 +37,7 @@ fn decide_on(
         request,
         shares,
         node,
+        beside: &BTreeSet::new(),
         topology,
         allowed: &(0..6).chain(8..16).collect(),
         held: &map,
@@ -225,6 +226,7 @@ fn choose_on(
         request,
         shares,
         node: None,
+        beside: &BTreeSet::new(),
         topology: host,
         allowed: &host.online,
         held,
@@ -291,6 +293,38 @@ fn a_list_takes_the_other_threads_along() {
 }
 
 #[test]
+fn more_cores_come_from_where_the_enclave_has_some() {
+    let host = three_nodes();
+    let more = |own: &[usize], count, held: &[usize]| {
+        let held = held.iter().chain(own).map(|&core| {
+            let holder = Holder {
+                enclave: "a1".into(),
+                pid: 7,
+                shares: false,
+            };
+            (core, vec![holder])
+        });
+        let query = CoreQuery {
+            enclave: "new",
+            request: &CoreRequest::Count(count),
+            shares: false,
+            node: None,
+            beside: &own.iter().copied().collect(),
+            topology: &host,
+            allowed: &host.online,
+            held: &held.collect(),
+        };
+        choose(&query).map(|choice| choice.cores)
+    };
+    assert_eq!(more(&[0], 1, &[]).unwrap(), [1]);
+    assert_eq!(more(&[3], 1, &[]).unwrap(), [2]);
+    assert_eq!(more(&[], 1, &[]).unwrap(), [9]);
+    // Not all at the price of two nodes, and not at any price.
+    assert_eq!(more(&[0], 2, &[]).unwrap(), [8, 9]);
+    assert_eq!(more(&[0], 1, &[1]).unwrap(), [9]);
+}
+
+#[test]
 fn half_a_physical_core_in_the_cpuset_can_only_be_shared() {
     let host = smt(8, 2);
     let allowed = BTreeSet::from([0, 1, 2, 4]);
@@ -300,6 +334,7 @@ fn half_a_physical_core_in_the_cpuset_can_only_be_shared() {
             request: &request,
             shares,
             node: None,
+            beside: &BTreeSet::new(),
             topology: &host,
             allowed: &allowed,
             held: &BTreeMap::new(),

@@ -206,11 +206,13 @@ impl Reservation {
             let hint = format!("enclavectl inspect {}", config.name);
             return Err(Failure::new(Class::Usage, what, why).with_hint(hint));
         }
+        let own = self.record.cores.iter().copied().collect();
         let choice = choose(&CoreQuery {
             enclave: &config.name,
             request,
             shares: config.share_cores,
             node: config.node,
+            beside: &own,
             topology,
             allowed: &open,
             held: &held,
@@ -376,6 +378,7 @@ fn decide(
         request: &config.cores,
         shares: config.share_cores,
         node: config.node,
+        beside: &BTreeSet::new(),
         topology,
         allowed,
         held: &held,
