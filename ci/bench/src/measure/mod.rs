@@ -16,6 +16,7 @@ mod stuck;
 mod syscall;
 mod transport;
 mod triad;
+mod update;
 
 use crate::figures::{Bound, Figure, Figures};
 use crate::guest::Guest;
@@ -66,6 +67,8 @@ pub(crate) enum Name {
     Triad,
     /// From create to the first byte.
     Create,
+    /// Cores and memory that come and go.
+    Update,
 }
 
 /// How much is measured.
@@ -114,6 +117,10 @@ pub(crate) fn all(plan: &Plan, session: &Session, figures: &mut Figures) -> anyh
     if plan.includes(Name::Create) {
         eprintln!("==> bench: create");
         create::measure(plan, session, figures)?;
+    }
+    if plan.includes(Name::Update) {
+        eprintln!("==> bench: update");
+        update::measure(plan, session, figures)?;
     }
     Ok(())
 }
