@@ -203,9 +203,16 @@ mod tests {
         let mut child = Command::new("cat")
             .env(session::RUN_DIR_VARIABLE, &run_dir)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // Its environment is there when it runs, not when it is spawned.
+        let (to, from) = (
+            child.stdin.as_mut().unwrap(),
+            child.stdout.as_mut().unwrap(),
+        );
+        to.write_all(b"x").unwrap();
+        from.read_exact(&mut [0]).unwrap();
         let found: Vec<Pid> = of_run(&run_dir).into_iter().map(|(pid, _)| pid).collect();
         drop(child.stdin.take());
         child.wait().unwrap();
