@@ -219,7 +219,8 @@ impl Holder {
             "{{\"pid\":{},\"cores\":[1],\"share_cores\":false,\"mem_bytes\":67108864,\"settled\":true}}",
             child.id()
         );
-        fs::write(dir.join("lock"), record).unwrap();
+        // Twice: one alone is one that is being written.
+        fs::write(dir.join("lock"), format!("{record}\n{record}\n")).unwrap();
         Self(child)
     }
 
