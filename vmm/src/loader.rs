@@ -205,7 +205,7 @@ pub fn prepare(
 
     let smap = facts.features.has(cpu::SMAP);
     for core in 0..facts.nr_cores {
-        write_gdt_tss(ram, &header, core)?;
+        write_gdt_tss(ram, &header, facts.mode, core)?;
         write_idt(ram, &header, facts.mode, smap, (core, facts.nr_cores))?;
     }
     write_queue(ram)?;

@@ -163,11 +163,16 @@ fn slot(table: u64, va: u64, level: u32) -> GuestAddress {
     GuestAddress(table + ((va >> (12 + 9 * (level - 1))) & 511) * 8)
 }
 
-/// Writes GDT and TSS of a core into its [`gdt_tss`] page.
+/// Writes GDT and TSS of a core for `mode` into its [`gdt_tss`] page.
 ///
 /// # Errors
 /// [`TableError::Memory`] when RAM is too small.
-pub fn write_gdt_tss(ram: &Ram, header: &KernelHeader, core: usize) -> Result<(), TableError> {
+pub fn write_gdt_tss(
+    ram: &Ram,
+    header: &KernelHeader,
+    mode: Mode,
+    core: usize,
+) -> Result<(), TableError> {
     let page = gdt_tss(core);
     let stacks = core as u64 * header.shared.stack_stride;
     let tss_va = DIRECT_MAP + page + TSS_OFFSET;
@@ -189,8 +194,12 @@ pub fn write_gdt_tss(ram: &Ram, header: &KernelHeader, core: usize) -> Result<()
         ram.write_obj(entry, GuestAddress(page + index * 8))?;
     }
     let tss = page + TSS_OFFSET;
-    ram.write_obj(header.rsp0.wrapping_add(stacks), GuestAddress(tss + 4))?;
-    for (index, top) in (0u64..).zip(header.ist.into_iter().chain([header.shared.ist4])) {
+    let rsp0 = match mode {
+        Mode::Ring0 => header.rsp0,
+        Mode::Ring3 => header.shared.ist4,
+    };
+    ram.write_obj(rsp0.wrapping_add(stacks), GuestAddress(tss + 4))?;
+    for (index, top) in (0u64..).zip(header.ist) {
         ram.write_obj(top.wrapping_add(stacks), GuestAddress(tss + 36 + index * 8))?;
     }
     // An I/O bitmap base beyond the limit: no port is open to ring 3.

@@ -54,7 +54,7 @@ pub struct KernelHeader {
     pub entry: u64,
     /// Stack the first instruction runs on (top).
     pub boot_stack: u64,
-    /// Ring-0 stack of the TSS (RSP0, top).
+    /// Ring-0 stack of the TSS (RSP0, top) in ring-0 mode.
     pub rsp0: u64,
     /// Interrupt stack tables 1..=3 (tops): #PF, interrupts, fatal.
     pub ist: [u64; 3],
@@ -94,7 +94,8 @@ pub struct KernelHeader {
 pub struct SharedEntries {
     /// First instruction of the cores from 1 on; RDI = 0.
     pub entry: u64,
-    /// Interrupt stack table 4: interrupts of other cores (ring-3 mode).
+    /// In ring-3 mode the ring-0 stack of the TSS (RSP0, top), which interrupts of
+    /// other cores use, and nothing else.
     pub ist4: u64,
     /// Bytes from a core's stacks to those of the next. The first core's are the
     /// end of the image; the VMM puts the others behind it.

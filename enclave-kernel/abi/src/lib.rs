@@ -30,4 +30,4 @@ pub mod queue;
 pub mod syscall;
 
 /// Version of every structure in this crate; bumped on any layout change.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;

@@ -34,7 +34,7 @@
     .section .boot_header, "ax"
 __header_start:
     .quad 0x4c4e524b4d534158            # "XASMKRNL"
-    .long 12                            # ABI_VERSION, asserted in boot.rs
+    .long 13                            # ABI_VERSION, asserted in boot.rs
     .long __header_end - __header_start
     .quad kernel_entry
     .quad boot_stack_top
@@ -89,7 +89,7 @@ __header_start:
 
     # Ring-3 mode: entries run in ring 3 on their IST stack; #PF and int3 pass
     # through a ring-0 stub that does what ring 3 cannot.
-    .macro gates_ring3 kind, stride, ipi_ist
+    .macro gates_ring3 kind, stride
     .irp n, 0,1,2
     gate vector\kind\()_\n, 3, 3
     .endr
@@ -107,16 +107,17 @@ __header_start:
     .quad 0, 0
     .endr
     gate vector_64_ring3\kind, 2, 3
-    gate vector_65_ring3\kind, \ipi_ist, 3
     .endm
 
     gates_ring0
-    gates_ring3 , 0, 2
+    gates_ring3 , 0
+    gate vector_65_ring3, 2, 3
     .quad __user_text
     .quad __ring0_text
 
     # Of several cores. A core takes no interrupt of the VMM and one of another
-    # core on the same stack: they would nest (docs/platforms.md).
+    # core on the same stack: they would nest. Those of other cores, of which there
+    # are many, pass through ring 0 (docs/platforms.md for both).
     .quad core_entry
     .quad core_blocks + IST4_TOP
     .quad CORE_STRIDE
@@ -125,7 +126,8 @@ __header_start:
     .quad ring0_syscall_shared
     .quad STUB_BYTES
     gates_ring0 _shared
-    gates_ring3 _shared, STUB_BYTES, 4
+    gates_ring3 _shared, STUB_BYTES
+    gate ring0_ipi, 0
 __header_end:
 
 # ----------------------------------------------------------------- start ----
@@ -338,7 +340,7 @@ vector_\vector\()_ring3:
 
 # The same with several cores. One that interrupted the kernel is told to it at
 # once: another core may wait for this one to forget translations.
-    .macro interrupt_ring3_shared vector
+    .macro interrupt_ring3_shared vector, mover
 vector_\vector\()_ring3_shared:
     push %rax
     push %rbx
@@ -349,7 +351,7 @@ vector_\vector\()_ring3_shared:
 1:  mov %rsp, %rbx
     and $-CORE_STRIDE, %rbx
     lea TRAP_TOP(%rbx), %rsp
-    call move_frame
+    call \mover
     push $0
     push $0
     push $\vector
@@ -363,23 +365,16 @@ vector_\vector\()_ring3_shared:
     lea TRAP_TOP(%rbx), %rsp
     jmp 4f
 3:  mov 40(%rsp), %rsp                  # the kernel's stack
-4:  call move_frame
-    push_volatile
-    mov $USER_SS, %eax                  # may be null: see trap_common
-    mov %eax, %ss
-    cld
-    mov $\vector, %edi
-    call interrupt_in_kernel
-    pop_volatile
-    iretq
+4:  call \mover
+    jmp interrupted_kernel_\vector
     .endm
-    interrupt_ring3_shared 64
-    interrupt_ring3_shared 65
+    interrupt_ring3_shared 64, move_frame
+    interrupt_ring3_shared 65, move_ipi_frame
 
 # Copies the interrupt frame above RAX (saved RBX, RAX, then RIP … SS) to the
 # stack RSP is on, and restores RAX and RBX. Its own return address is taken
-# off first.
-move_frame:
+# off first. That of vector 65 stands behind its entry: see ring0_ipi.
+    .macro frame_mover
     pop %rbx                            # return address
     push $USER_SS                       # may be null: see trap_common
     push 40(%rax)                       # rsp
@@ -390,6 +385,26 @@ move_frame:
     mov (%rax), %rbx
     mov 8(%rax), %rax
     ret
+    .endm
+move_ipi_frame:
+    frame_mover
+ipi_frame_moved:
+move_frame:
+    frame_mover
+
+    .macro interrupted_kernel vector
+interrupted_kernel_\vector:
+    push_volatile
+    mov $USER_SS, %eax                  # may be null: see trap_common
+    mov %eax, %ss
+    cld
+    mov $\vector, %edi
+    call interrupt_in_kernel
+    pop_volatile
+    iretq
+    .endm
+    interrupted_kernel 64
+    interrupted_kernel 65
 
 # int3 of a program in ring-3 mode, passed on by ring0_privileged.
     .macro breakpoint_path kind
@@ -702,6 +717,29 @@ ring0_privileged:
     iretq
 1:  lea bounce_breakpoint(%rip), %rsp
     iretq
+
+# Interrupts of other cores, on the stack of TSS.RSP0, where a second one is written
+# over the frame of the first. So ring 3 gets a copy below it; and one that comes
+# before that has been moved on is the same one once more (QEMU delivers some twice,
+# docs/platforms.md), which is dropped, as is one that comes in here: the interrupt
+# controller holds a real one until the end of the first.
+ring0_ipi:
+    testb $3, 8(%rsp)
+    jz 2f
+    cmpq $vector_65_ring3_shared, (%rsp)
+    jb 1f
+    cmpq $ipi_frame_moved, (%rsp)
+    jb 2f
+1:  .rept 5
+    push 32(%rsp)                       # ss, rsp, rflags, cs, rip
+    .endr
+    push $USER_SS
+    push %rsp
+    addq $8, (%rsp)                     # of the copy
+    push $0x202
+    push $USER_CS
+    push $vector_65_ring3_shared
+2:  iretq
 
 # The same for each of several cores, whose stacks the frames behind name.
     .macro ring0_page_fault_stub core

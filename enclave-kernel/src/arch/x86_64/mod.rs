@@ -29,7 +29,7 @@ use crate::{cores, memory};
 
 core::arch::global_asm!(include_str!("entry.S"), options(att_syntax));
 const _: () = assert!(
-    enclave_abi::ABI_VERSION == 12,
+    enclave_abi::ABI_VERSION == 13,
     "entry.S repeats the version"
 );
 const _: () = assert!(CLAC_BYTES == 3, "entry.S puts one CLAC before an entry");
