@@ -3,6 +3,7 @@
 use crate::broker_process::{BROKER, BrokerProcess, Fresh};
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use xemem_host::{Broker, ClientError};
@@ -73,16 +74,12 @@ fn a_second_broker_leaves_quietly() {
 
 #[test]
 fn a_stale_socket_is_replaced() {
-    let mut first = BrokerProcess::start();
-    first.kill();
-    assert!(is_socket(&first.socket()));
-    let second = Command::new(BROKER)
-        .args(["--linger-ms", "0", "--socket"])
-        .arg(first.socket())
-        .output()
-        .expect("it runs");
-    assert_eq!(second.status.code(), Some(0), "{second:?}");
-    assert!(!first.socket().exists());
+    let dir = Fresh::new();
+    drop(UnixListener::bind(dir.socket()).expect("a socket"));
+    assert!(is_socket(&dir.socket()));
+    let broker = run(&dir.socket());
+    assert_eq!(broker.status.code(), Some(0), "{broker:?}");
+    assert!(!dir.socket().exists());
 }
 
 #[test]
